@@ -1,0 +1,1 @@
+"""Adapters that make trajectories: torch, JAX and plain loops."""

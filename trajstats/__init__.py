@@ -1,0 +1,52 @@
+"""trajstats: the statistical physics of saved neural-network training trajectories.
+
+Every public name is here and is imported on first use, so that ``import trajstats`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "trajstats.errors": [
+        "ArgumentError",
+        "FitError",
+        "NonFiniteError",
+        "SchemaError",
+        "StoreError",
+        "StoreNotFoundError",
+        "TooFewReplicasError",
+        "TrajstatsError",
+        "UnsafeInputError",
+        "UnsupportedError",
+    ],
+    "trajstats.network": ["Network"],
+    "trajstats.data.schema": ["check_trajectory", "trajectory_dataset"],
+    "trajstats.data.schedules": ["aging_schedule", "log_schedule", "time_pairs"],
+    "trajstats.data.store": ["TrajectoryWriter", "open_trajectory"],
+    "trajstats.estimators.two_time": ["all_pairs", "msd"],
+    "trajstats.estimators.hessian": ["hessian_spectrum"],
+    "trajstats.inference.aging": ["fit_subaging"],
+    "trajstats.inference.results": ["FitResult"],
+    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd"],
+    "trajstats.report.html": ["write_report"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    msg = f"module 'trajstats' has no attribute {name!r}; public names: {', '.join(__all__)}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

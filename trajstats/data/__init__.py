@@ -1,0 +1,1 @@
+"""What a trajectory is, how it gets in, how it is kept."""

@@ -1,0 +1,203 @@
+"""When to record, and which of the recorded pairs to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.schema import LAG, PAIR, STEP, WAITING_TIME, check_trajectory, clock_values
+from trajstats.errors import ArgumentError
+
+
+def log_schedule(start: int, stop: int, n: int) -> np.ndarray:
+    r"""Space integer steps evenly in the logarithm.
+
+    The `n` points of :math:`s_k=s_0(s_1/s_0)^{k/(n-1)}`, rounded to whole steps; those that round to the
+    same step appear once.
+
+    Parameters
+    ----------
+    start, stop : int
+        First and last step, in optimiser steps; ``1 <= start <= stop``.
+    n : int
+        Points before duplicates are dropped.
+
+    Returns
+    -------
+    ndarray of int64, (m,) with m <= n
+        Strictly increasing, the ends included.
+
+    Raises
+    ------
+    ArgumentError
+        If the ends are out of order or below 1, or `n` is below 2.
+
+    Examples
+    --------
+    >>> log_schedule(1, 1000, 4).tolist()
+    [1, 10, 100, 1000]
+    """
+    if not 1 <= start <= stop:
+        msg = f"start={start}, stop={stop}: logarithmic times need 1 <= start <= stop"
+        raise ArgumentError(msg)
+    if n < 2:
+        msg = f"n={n}: a schedule needs at least 2 points"
+        raise ArgumentError(msg)
+    return np.unique(np.rint(np.geomspace(start, stop, n)).astype(np.int64))
+
+
+def aging_schedule(waiting_times: Sequence[int] | np.ndarray, lags: Sequence[int] | np.ndarray) -> np.ndarray:
+    r"""List every step that a set of waiting times and lags needs.
+
+    The set :math:`\{0\}\cup\{t_w\}\cup\{t_w+t\}` over all waiting times :math:`t_w` and lags :math:`t`.
+
+    Parameters
+    ----------
+    waiting_times : sequence of int, (a,)
+        Waiting times in optimiser steps, >= 0.
+    lags : sequence of int, (b,)
+        Lags in optimiser steps, >= 1.
+
+    Returns
+    -------
+    ndarray of int64, (m,) with m <= a * b + a + 1
+        Strictly increasing steps at which to save the weights, step 0 (the start) included.
+
+    Raises
+    ------
+    ArgumentError
+        If either list is empty or holds a value out of range.
+
+    Examples
+    --------
+    >>> aging_schedule([10, 100], [1, 10]).tolist()
+    [0, 10, 11, 20, 100, 101, 110]
+    """
+    waiting = np.asarray(waiting_times, dtype=np.int64)
+    lag = np.asarray(lags, dtype=np.int64)
+    if waiting.size == 0 or lag.size == 0:
+        msg = f"{waiting.size} waiting times and {lag.size} lags: give at least one of each"
+        raise ArgumentError(msg)
+    if waiting.min() < 0 or lag.min() < 1:
+        msg = f"smallest waiting time {waiting.min()}, smallest lag {lag.min()}: waiting times must be >= 0, lags >= 1"
+        raise ArgumentError(msg)
+    return np.unique(np.concatenate([[0], waiting, (waiting[:, None] + lag).ravel()]))
+
+
+def time_pairs(
+    trajectory: xr.Dataset,
+    /,
+    *,
+    waiting_time: Sequence[float] | np.ndarray | None = None,
+    lag: Sequence[float] | np.ndarray | None = None,
+    lags_per_decade: int | None = None,
+    clock: str = "step",
+    tolerance: float = 0.0,
+) -> xr.Dataset:
+    r"""Pick saved pairs of times (t_w, t_w + t).
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A trajectory.
+    waiting_time : sequence of float, optional
+        Waiting times on `clock`; all saved ones if not given. Each must have been saved, to within `tolerance`.
+    lag : sequence of float, optional
+        Lags on `clock`. A pair is kept when ``waiting_time + lag`` was saved to within `tolerance` of the lag; a
+        lag that no waiting time has is an error. Not together with `lags_per_decade`.
+    lags_per_decade : int, optional
+        Thin the saved lags of each waiting time to those nearest to a log grid with this many points a decade. With
+        neither, every later saved time is used.
+    clock : str
+        Coordinate along `step` in which times are given: ``"step"``, ``"epoch"`` or ``"proper_time"``.
+    tolerance : float
+        Relative distance at which a saved time still counts as the one asked for.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dim `pair`; coords ``waiting_time`` and ``lag`` (the saved ones, on `clock`); variables ``first`` and
+        ``second``, the optimiser steps of the two ends; attr ``clock``.
+
+    Raises
+    ------
+    ArgumentError
+        If a waiting time was not saved (the nearest is named), no pair is left, or both kinds of lags are asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> run = trajectory_dataset(np.zeros((4, 2)), step=[0, 10, 20, 110])
+    >>> pairs = time_pairs(run, waiting_time=[10], lag=[10, 100])
+    >>> pairs.lag.values.tolist(), pairs.second.values.tolist()
+    ([10, 100], [20, 110])
+    """
+    trajectory = check_trajectory(trajectory)
+    if lag is not None and lags_per_decade is not None:
+        msg = "give lag=[...] or lags_per_decade=n, not both"
+        raise ArgumentError(msg)
+    if lags_per_decade is not None and lags_per_decade < 1:
+        msg = f"lags_per_decade={lags_per_decade}: it must be at least 1"
+        raise ArgumentError(msg)
+    times = clock_values(trajectory, clock)
+    if waiting_time is None:
+        rows = list(range(times.size))
+    else:
+        rows = [_saved_row(times, t, clock, tolerance) for t in waiting_time]
+    found: list[tuple[int, int]] = []
+    matched: set[float] = set()
+    for row in rows:
+        later = np.arange(row + 1, times.size)
+        lags = times[later] - times[row]
+        if lag is not None:
+            for wanted in lag:
+                near = int(np.argmin(np.abs(lags - wanted))) if lags.size else -1
+                if near >= 0 and abs(lags[near] - wanted) <= tolerance * abs(wanted):
+                    found.append((row, int(later[near])))
+                    matched.add(float(wanted))
+        elif lags_per_decade is not None:
+            found.extend((row, int(later[k])) for k in _thin(lags, lags_per_decade))
+        else:
+            found.extend((row, int(k)) for k in later)
+    if lag is not None and (never := [float(t) for t in lag if float(t) not in matched]):
+        msg = (
+            f"no saved pair has a lag of {never[:5]} {clock}s from these waiting times; saved lags can be listed with "
+            "time_pairs(run, waiting_time=...). Allow a relative tolerance with tolerance=0.02."
+        )
+        raise ArgumentError(msg)
+    if not found:
+        msg = "no pair of saved times is left; the trajectory needs a later checkpoint than the waiting times asked for"
+        raise ArgumentError(msg)
+    first, second = np.array(sorted(set(found)), dtype=np.int64).T
+    steps = trajectory[STEP].values
+    return xr.Dataset(
+        {"first": (PAIR, steps[first]), "second": (PAIR, steps[second])},
+        coords={WAITING_TIME: (PAIR, times[first]), LAG: (PAIR, times[second] - times[first])},
+        attrs={"clock": clock},
+    )
+
+
+def _saved_row(times: np.ndarray, wanted: float, clock: str, tolerance: float) -> int:
+    row = int(np.argmin(np.abs(times - wanted)))
+    if abs(times[row] - wanted) > tolerance * abs(wanted):
+        msg = (
+            f"waiting time {wanted:g} ({clock}) was not saved; the nearest saved one is {times[row]:g} "
+            f"(saved: {times.size} times from {times[0]:g} to {times[-1]:g}). Ask for that one, or allow tolerance=0.02."
+        )
+        raise ArgumentError(msg)
+    return row
+
+
+def _thin(lags: np.ndarray, per_decade: int) -> list[int]:
+    # A point of the log grid keeps at most one lag, the nearest to it within half a spacing.
+    if lags.size == 0:
+        return []
+    position = np.log10(lags) * per_decade
+    cell = np.rint(position).astype(int)
+    best = {}
+    for k in np.argsort(np.abs(position - cell), kind="stable")[::-1]:
+        best[int(cell[k])] = int(k)
+    return sorted(best.values())

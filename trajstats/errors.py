@@ -1,0 +1,78 @@
+"""The errors trajstats raises: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrajstatsError(Exception):
+    """Base of every error raised on purpose by trajstats."""
+
+
+class ArgumentError(TrajstatsError, ValueError):
+    """An argument of a public function is not among what it allows."""
+
+
+class SchemaError(TrajstatsError, ValueError):
+    """A dataset is not a trajectory: a name, dimension, type or schema version is wrong."""
+
+
+class NonFiniteError(TrajstatsError, ValueError):
+    """Weights, losses or results hold NaN or infinity where a finite number is needed."""
+
+
+class StoreError(TrajstatsError, OSError):
+    """A store on disk cannot be read or written as asked."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """A path holds no store."""
+
+
+class UnsafeInputError(TrajstatsError, ValueError):
+    """A file from elsewhere could execute code, escape its folder or exhaust memory; it was not read."""
+
+
+class UnsupportedError(TrajstatsError, NotImplementedError):
+    """A network or store cannot give what was asked; the message names what can be used instead."""
+
+
+class FitError(TrajstatsError, ValueError):
+    """The data given cannot support the fit that was asked for."""
+
+
+class TooFewReplicasError(FitError):
+    """An estimate over replicas was asked of fewer replicas than it needs."""
+
+
+def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = "") -> str:
+    """Word an error about a name that is not known.
+
+    Parameters
+    ----------
+    kind : str
+        What the name stands for, such as ``"layer"``.
+    given : object
+        What was given.
+    allowed : iterable
+        What is allowed; the nearest match is named first.
+    do : str, optional
+        What to do, as a sentence.
+
+    Returns
+    -------
+    str
+        One message: what was given, what is allowed, what to do.
+
+    Examples
+    --------
+    >>> unknown("layer", "0.wieght", ["0.weight", "0.bias"])
+    "unknown layer '0.wieght'; allowed: '0.weight', '0.bias'; did you mean '0.weight'?"
+    """
+    names = [str(name) for name in allowed]
+    shown = ", ".join(repr(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    tail = f" {do}" if do else ""
+    return f"unknown {kind} {given!r}; allowed: {shown}{hint}{tail}"

@@ -1,0 +1,1 @@
+"""Trajectory or network in, one labelled result out."""

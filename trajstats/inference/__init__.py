@@ -1,0 +1,1 @@
+"""The eager boundary: fits with honest intervals."""

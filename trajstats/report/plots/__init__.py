@@ -1,0 +1,1 @@
+"""One plot per result; each takes and returns matplotlib Axes."""

@@ -1,0 +1,73 @@
+"""Colours and axis helpers shared by all plots: colour-blind-safe, labelled with units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trajstats.data.schema import CLOCK_UNITS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito's eight colours, told apart with any common colour vision.
+CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def axes(ax: Axes | None, *, size: tuple[float, float] = (5.2, 3.8)) -> Axes:
+    """Give the Axes to draw on, a new figure's if none was given.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    size : (float, float)
+        Inches of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def ordered_colours(values: Any) -> list[tuple[float, ...]]:
+    """Give one viridis colour per value, by rank (the lightest yellow is left out: it vanishes on white).
+
+    Parameters
+    ----------
+    values : array, (n,)
+        Ordered values, such as waiting times.
+
+    Returns
+    -------
+    list of RGBA, (n,)
+    """
+    import matplotlib as mpl
+
+    rank = np.argsort(np.argsort(np.asarray(values)))
+    scale = max(len(rank) - 1, 1)
+    return [tuple(mpl.colormaps["viridis"](0.9 * r / scale)) for r in rank]
+
+
+def clock_label(symbol: str, clock: str) -> str:
+    """Word an axis of time with its unit.
+
+    Parameters
+    ----------
+    symbol : str
+        What the time is, such as ``"lag $t$"``.
+    clock : str
+        Name of the clock.
+
+    Returns
+    -------
+    str
+        For example ``"lag $t$ (optimiser steps)"``.
+    """
+    return f"{symbol} ({CLOCK_UNITS.get(clock, clock)})"
