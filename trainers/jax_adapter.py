@@ -1,0 +1,378 @@
+"""JaxNetwork: the Network protocol for any JAX model; and a small SGD loop that records while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
+from trajstats.network import CURVATURE_KINDS, CurvatureKind
+
+VECTORS_PER_CALL = 16
+
+
+class JaxNetwork:
+    r"""A JAX model, its loss and its data as a function of the flat weight vector.
+
+    :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`.
+
+    Parameters
+    ----------
+    apply_fn : callable (params, inputs) -> outputs (b, n_outputs)
+        The model. If it has methods ``features(params, inputs)`` and ``jacobian_factors(params, inputs)``, they are
+        used.
+    params : pytree of arrays
+        Gives names, shapes and order of the weights: depth first, mappings in their own order.
+    loss_fn : callable (outputs, targets) -> scalar
+        Mean (or sum, see `reduction`) over the batch.
+    data : (inputs, targets)
+        Arrays whose first axis is the example.
+    l2 : float
+        The factor :math:`\lambda` of the L2 term.
+    reduction : str
+        ``"mean"`` or ``"sum"``: what `loss_fn` does over the batch.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    batch_size : int
+        Examples evaluated at once.
+
+    Raises
+    ------
+    ArgumentError
+        If `reduction` or `dtype` is not known, or inputs and targets differ in length.
+
+    Examples
+    --------
+    >>> def apply_fn(params, x):
+    ...     return x @ params["w"]
+    >>> def loss_fn(outputs, targets):
+    ...     return ((outputs - targets) ** 2).mean()
+    >>> data = (np.eye(2, dtype="float32"), np.ones((2, 1), "float32"))
+    >>> network = JaxNetwork(apply_fn, {"w": np.zeros((2, 1), "float32")}, loss_fn, data)
+    >>> network.loss(np.zeros(2)), network.gradient(np.zeros(2)).tolist()
+    (1.0, [-1.0, -1.0])
+    """
+
+    def __init__(
+        self,
+        apply_fn: Callable[[Any, Any], Any],
+        params: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        data: tuple[Any, Any],
+        *,
+        l2: float = 0.0,
+        reduction: str = "mean",
+        dtype: str = "float32",
+        batch_size: int = 5_000,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
+        if np.dtype(dtype).name not in ("float32", "float64"):
+            raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
+        if len(data[0]) != len(data[1]) or len(data[0]) == 0:
+            msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
+            raise ArgumentError(msg)
+        self.apply_fn = apply_fn
+        self.loss_fn = loss_fn
+        self.l2 = float(l2)
+        self.reduction = reduction
+        self.dtype = np.dtype(dtype)
+        self.batch_size = int(batch_size)
+        self._inputs = self._cast(data[0])
+        self._targets = self._cast(data[1])
+        names, leaves, self._order, self._treedef = flat_order(params)
+        self._layers = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
+        self._compiled: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape, in the order of the flat vector."""
+        return self._layers
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the flat vector."""
+        return sum(math.prod(shape) for shape in self._layers.values())
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self._inputs)
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of one example."""
+        return math.prod(self._inputs.shape[1:])
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of one example."""
+        if "n_outputs" not in self._compiled:
+            with self._precision():
+                flat = jax.ShapeDtypeStruct((self.n_parameters,), self.dtype)
+                one = jax.ShapeDtypeStruct((1, *self._inputs.shape[1:]), self._inputs.dtype)
+                self._compiled["n_outputs"] = math.prod(jax.eval_shape(self._outputs, flat, one).shape[1:])
+        return self._compiled["n_outputs"]
+
+    def loss(self, weights: np.ndarray) -> float:
+        """Evaluate the loss over the data set, in batches."""
+        with self._precision():
+            run = self._jit("loss", lambda w, x, y: self.loss_fn(self._outputs(w, x), y))
+            w = self._flat(weights)
+            total = sum(share * float(run(w, x, y)) for share, x, y in self._batches())
+            return total + self.l2 * float(jnp.sum(w * w))
+
+    def gradient(self, weights: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
+        """Differentiate the loss over all examples, or over those at `indices`: (n_parameters,)."""
+        with self._precision():
+            run = self._jit("gradient", jax.grad(lambda w, x, y: self.loss_fn(self._outputs(w, x), y)))
+            w = self._flat(weights)
+            total = sum(share * run(w, x, y) for share, x, y in self._batches(indices))
+            return np.asarray(total + 2 * self.l2 * w)
+
+    def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
+        with self._precision():
+            one = jax.grad(lambda w, x, y: self.loss_fn(self._outputs(w, x[None]), y[None]))
+            run = self._jit("example_gradients", jax.vmap(one, in_axes=(None, 0, 0)))
+            x, y = self._examples(np.asarray(indices))
+            return np.asarray(run(self._flat(weights), x, y))
+
+    def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Evaluate the network: (b, n_outputs)."""
+        with self._precision():
+            out = self._jit("outputs", self._outputs)(self._flat(weights), self._cast(inputs))
+            return np.asarray(out).reshape(len(inputs), -1)
+
+    def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
+        """Evaluate the activations of a named layer: (b, width)."""
+        found = getattr(self.apply_fn, "features", None)
+        if found is None:
+            msg = "this apply_fn has no features(params, inputs) -> {name: activations}; give it one (see JaxMLP)"
+            raise UnsupportedError(msg)
+        with self._precision():
+            run = self._jit("features", lambda w, x: found(self._params(w), x))
+            named = run(self._flat(weights), self._cast(inputs))
+            if layer not in named:
+                raise ArgumentError(unknown("layer", layer, named))
+            return np.asarray(named[layer]).reshape(len(inputs), -1)
+
+    def input_jacobian(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Differentiate outputs with respect to inputs: (b, n_outputs, n_inputs)."""
+        derive = jax.jacrev if self.n_outputs <= self.n_inputs else jax.jacfwd
+        with self._precision():
+            one = derive(lambda x, w: self._outputs(w, x[None])[0].reshape(-1))
+            run = self._jit("input_jacobian", jax.vmap(one, in_axes=(0, None)))
+            return np.asarray(run(self._cast(inputs), self._flat(weights))).reshape(
+                len(inputs), self.n_outputs, self.n_inputs
+            )
+
+    def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs D_l (b, width), W_l, first layer first."""
+        found = getattr(self.apply_fn, "jacobian_factors", None)
+        if found is None:
+            msg = (
+                "this apply_fn has no jacobian_factors(params, inputs); use input_jacobian, or give it one (see JaxMLP)"
+            )
+            raise UnsupportedError(msg)
+        with self._precision():
+            run = self._jit("jacobian_factors", lambda w, x: found(self._params(w), x))
+            pairs = run(self._flat(weights), self._cast(inputs))
+            return [(np.asarray(d), np.asarray(matrix)) for d, matrix in pairs]
+
+    def curvature(self, weights: np.ndarray, kind: CurvatureKind = "hessian") -> LinearOperator:
+        """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
+
+        ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
+        the example gradients of the data's loss (the empirical Fisher).
+        """
+        if kind not in CURVATURE_KINDS:
+            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
+        return _JaxCurvature(self, weights, kind)
+
+    def _products(self, kind: CurvatureKind) -> Any:
+        # The weights are an argument of the compiled function, so that one compilation serves every checkpoint; under
+        # vmap over the vectors alone, XLA evaluates the primal once for all of them.
+        def data_loss(w: Any, x: Any, y: Any) -> Any:
+            return self.loss_fn(self._outputs(w, x), y)
+
+        def hessian(w: Any, v: Any, x: Any, y: Any) -> Any:
+            return jax.jvp(lambda u: jax.grad(data_loss)(u, x, y), (w,), (v,))[1]
+
+        def gauss_newton(w: Any, v: Any, x: Any, y: Any) -> Any:
+            out, out_dot = jax.jvp(lambda u: self._outputs(u, x), (w,), (v,))
+            curved = jax.jvp(jax.grad(lambda z: self.loss_fn(z, y)), (out,), (out_dot,))[1]
+            return jax.vjp(lambda u: self._outputs(u, x), w)[1](curved)[0]
+
+        def fisher(w: Any, v: Any, x: Any, y: Any) -> Any:
+            def losses(u: Any) -> Any:
+                return jax.vmap(lambda a, b: self.loss_fn(self._outputs(u, a[None]), b[None]))(x, y)
+
+            along = jax.jvp(losses, (w,), (v,))[1]
+            scale = 1.0 / x.shape[0] if self.reduction == "mean" else 1.0
+            return scale * jax.vjp(losses, w)[1](along)[0]
+
+        product = {"hessian": hessian, "gauss_newton": gauss_newton, "fisher": fisher}[kind]
+        return self._jit(("curvature", kind), jax.vmap(product, in_axes=(None, 0, None, None)))
+
+    def _cast(self, array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        return array.astype(self.dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with jax.enable_x64(self.dtype == np.float64):
+            yield
+
+    def _jit(self, name: Any, function: Callable[..., Any]) -> Any:
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(function)
+        return self._compiled[name]
+
+    def _flat(self, weights: Any) -> Any:
+        weights = np.asarray(weights)
+        if weights.shape != (self.n_parameters,):
+            msg = (
+                f"weights have shape {weights.shape}; this network has ({self.n_parameters},). Is it the run's network?"
+            )
+            raise SchemaError(msg)
+        return jnp.asarray(weights.astype(self.dtype))
+
+    def _params(self, w: Any) -> Any:
+        return unravel(w, list(self._layers.values()), self._order, self._treedef)
+
+    def _outputs(self, w: Any, x: Any) -> Any:
+        return self.apply_fn(self._params(w), x)
+
+    def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
+        return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])
+
+    def _batches(self, indices: np.ndarray | None = None) -> Iterator[tuple[float, Any, Any]]:
+        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
+        for start in range(0, len(chosen), self.batch_size):
+            part = chosen[start : start + self.batch_size]
+            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
+            yield share, *self._examples(part)
+
+
+class _JaxCurvature(LinearOperator):
+    def __init__(self, network: JaxNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+        n = network.n_parameters
+        super().__init__(network.dtype, (n, n))
+        self._network = network
+        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
+        with network._precision():
+            self._weights = network._flat(weights)
+            self._product = network._products(kind)
+            self._batches = list(network._batches())
+
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matvec(v)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        with self._network._precision():
+            rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)
+            done = []
+            for start in range(0, len(rows), VECTORS_PER_CALL):
+                chunk = jnp.asarray(rows[start : start + VECTORS_PER_CALL])
+                total = sum(share * self._product(self._weights, chunk, x, y) for share, x, y in self._batches)
+                done.append(np.asarray(total + self._shift * chunk))
+            return np.concatenate(done).T
+
+
+def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:
+    """Name the leaves of a pytree in the order of the flat vector.
+
+    JAX sorts the keys of mappings; checkpoints and torch keep their own order. Here mappings keep theirs, so that the
+    same network has the same flat vector in both frameworks.
+
+    Parameters
+    ----------
+    params : pytree of arrays
+        The weights.
+
+    Returns
+    -------
+    names : list of str
+        Keys joined by dots, in flat order.
+    leaves : list of array
+        In flat order.
+    order : list of int
+        ``order[k]`` is the position in flat order of JAX's k-th leaf.
+    treedef : PyTreeDef
+        To rebuild the pytree from JAX's order.
+    """
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    keys = []
+    for position, (path, _) in enumerate(with_paths):
+        node, key = params, []
+        for entry in path:
+            if isinstance(node, Mapping):
+                key.append(list(node).index(entry.key))
+                node = node[entry.key]
+            elif isinstance(node, Sequence):
+                key.append(entry.idx)
+                node = node[entry.idx]
+            else:
+                # Below a node of a registered class JAX's own order is the only one there is.
+                key.append(position)
+                break
+        keys.append(key)
+    flat = sorted(range(len(with_paths)), key=lambda k: keys[k])
+    order = [0] * len(flat)
+    for place, k in enumerate(flat):
+        order[k] = place
+    names = [jax.tree_util.keystr(with_paths[k][0], simple=True, separator=".") for k in flat]
+    return names, [with_paths[k][1] for k in flat], order, treedef
+
+
+def unravel(w: Any, shapes: Sequence[tuple[int, ...]], order: Sequence[int], treedef: Any) -> Any:
+    """Cut a flat vector into the pytree of `flat_order` (works under jit).
+
+    Parameters
+    ----------
+    w : array, (n_parameters,)
+        The flat vector.
+    shapes : sequence of tuple
+        Shapes in flat order.
+    order, treedef
+        As `flat_order` gives them.
+
+    Returns
+    -------
+    pytree of arrays
+    """
+    stops = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    parts = [w[start:stop].reshape(shape) for start, stop, shape in zip([0, *stops[:-1]], stops, shapes, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, [parts[place] for place in order])
+
+
+def cross_entropy(outputs: Any, targets: Any) -> Any:
+    """Mean cross-entropy of logits (b, n_classes) against class labels (b,), in nats.
+
+    Parameters
+    ----------
+    outputs : array, (b, n_classes)
+        Logits.
+    targets : array of int, (b,)
+        Class labels.
+
+    Returns
+    -------
+    scalar array
+    """
+    logp = jax.nn.log_softmax(outputs)
+    return -jnp.mean(jnp.take_along_axis(logp, targets[:, None], axis=1))

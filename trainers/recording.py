@@ -1,0 +1,189 @@
+"""From a training loop to a trajectory store: flatten named arrays, record at the steps of a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from trajstats.data.store import TrajectoryWriter
+from trajstats.errors import ArgumentError, SchemaError
+
+
+def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """List name -> shape of named arrays, the `layers` of a trajectory store.
+
+    Parameters
+    ----------
+    arrays : mapping name -> array
+        In the order the flat vector shall have.
+
+    Returns
+    -------
+    dict name -> tuple of int
+
+    Examples
+    --------
+    >>> layer_shapes({"w": np.zeros((2, 3)), "b": np.zeros(2)})
+    {'w': (2, 3), 'b': (2,)}
+    """
+    return {str(name): tuple(int(n) for n in np.shape(array)) for name, array in arrays.items()}
+
+
+def flatten(arrays: Mapping[str, Any], dtype: Any = None) -> np.ndarray:
+    """Lay named arrays end to end, each in C order.
+
+    Parameters
+    ----------
+    arrays : mapping name -> array
+        Anything `numpy.asarray` reads.
+    dtype : dtype, optional
+        Type of the result; the arrays' common type if not given.
+
+    Returns
+    -------
+    ndarray, (n_parameters,)
+
+    Examples
+    --------
+    >>> flatten({"w": np.arange(4.0).reshape(2, 2), "b": np.array([9.0])}).tolist()
+    [0.0, 1.0, 2.0, 3.0, 9.0]
+    """
+    parts = [np.asarray(array).reshape(-1) for array in arrays.values()]
+    flat = np.concatenate(parts) if parts else np.zeros(0)
+    return flat if dtype is None else flat.astype(dtype, copy=False)
+
+
+def unflatten(flat: np.ndarray, layers: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Cut a flat vector back into named arrays (views).
+
+    Parameters
+    ----------
+    flat : ndarray, (n_parameters,)
+        A row of `weights`.
+    layers : mapping name -> shape
+        The layers of the store.
+
+    Returns
+    -------
+    dict name -> ndarray
+
+    Raises
+    ------
+    SchemaError
+        If the vector's length is not the sum of the layers' sizes.
+
+    Examples
+    --------
+    >>> unflatten(np.arange(3.0), {"w": (1, 2), "b": (1,)})["b"]
+    array([2.])
+    """
+    sizes = [math.prod(shape) for shape in layers.values()]
+    if flat.shape != (sum(sizes),):
+        msg = (
+            f"flat vector has shape {flat.shape}; these layers need ({sum(sizes)},). Check that run and network agree."
+        )
+        raise SchemaError(msg)
+    stops = np.cumsum(sizes)
+    return {
+        name: flat[stop - size : stop].reshape(tuple(shape))
+        for (name, shape), size, stop in zip(layers.items(), sizes, stops, strict=True)
+    }
+
+
+class Recorder:
+    """Record the weights of a training loop at the steps of a schedule.
+
+    Parameters
+    ----------
+    path : str or path
+        The trajectory store to write; opened again after a kill, it resumes.
+    layers : mapping name -> shape
+        As `layer_shapes` gives them.
+    schedule : iterable of int
+        Optimiser steps at which to record, such as `trajstats.aging_schedule` gives.
+    replica : int
+        Label of this run among runs of the same settings, usually the seed.
+    attrs : mapping, optional
+        Task and optimiser settings; kept with the store as JSON.
+    **writer_options
+        Passed to `trajstats.TrajectoryWriter`.
+
+    Raises
+    ------
+    ArgumentError
+        If the schedule is empty, negative or has duplicates.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.zarr"
+    >>> weights = {"w": np.zeros(3, "float32")}
+    >>> with Recorder(path, layer_shapes(weights), schedule=[0, 2, 4]) as recorder:
+    ...     for step in range(5):
+    ...         if recorder.due(step):
+    ...             recorder.record(step, weights, loss=1.0 / (1 + step))
+    >>> recorder.committed
+    [0, 2, 4]
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        layers: Mapping[str, Sequence[int]],
+        schedule: Iterable[int],
+        *,
+        replica: int = 0,
+        attrs: Mapping[str, Any] | None = None,
+        **writer_options: Any,
+    ) -> None:
+        steps = np.asarray(list(schedule), dtype=np.int64)
+        if steps.size == 0 or steps.min() < 0 or np.unique(steps).size != steps.size:
+            msg = f"schedule of {steps.size} steps must be non-empty, >= 0 and without duplicates"
+            raise ArgumentError(msg)
+        self.schedule = np.sort(steps)
+        self._due = frozenset(self.schedule.tolist())
+        self._writer = TrajectoryWriter(path, layers, replica=replica, attrs=dict(attrs or {}), **writer_options)
+        self._done = set(self.committed)
+
+    def __enter__(self) -> Recorder:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    @property
+    def committed(self) -> list[int]:
+        """Steps safely in the store."""
+        return [int(step) for step in self._writer.committed]
+
+    def due(self, step: int) -> bool:
+        """Tell whether the schedule asks for this step and the store does not have it yet."""
+        return step in self._due and step not in self._done
+
+    def record(self, step: int, weights: Mapping[str, Any] | np.ndarray, **series: float) -> None:
+        """Append one checkpoint.
+
+        Parameters
+        ----------
+        step : int
+            The optimiser step.
+        weights : mapping name -> array, or ndarray (n_parameters,)
+            The weights now; torch tensors are detached and copied to the CPU.
+        **series : float
+            Scalars such as ``loss``, and clocks (``epoch``, ``proper_time``).
+        """
+        if isinstance(weights, Mapping):
+            weights = {name: _to_numpy(array) for name, array in weights.items()}
+        self._writer.append(step, weights, **series)
+        self._done.add(step)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)

@@ -1,0 +1,323 @@
+"""TorchNetwork: the Network protocol for any torch module; and a small SGD loop that records while it trains."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, vjp, vmap
+
+from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
+from trajstats.network import CURVATURE_KINDS, CurvatureKind
+
+VECTORS_PER_CALL = 16
+ELEMENTWISE = (
+    torch.nn.Tanh,
+    torch.nn.ReLU,
+    torch.nn.Sigmoid,
+    torch.nn.Identity,
+    torch.nn.GELU,
+    torch.nn.SiLU,
+    torch.nn.Softplus,
+    torch.nn.LeakyReLU,
+    torch.nn.ELU,
+    torch.nn.Hardtanh,
+)
+
+with warnings.catch_warnings():
+    # The first forward-mode derivative loads decompositions through torch.jit.script, which warns that it is deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+class TorchNetwork:
+    r"""A torch module, its loss and its data as a function of the flat weight vector.
+
+    :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`. The flat vector is the module's parameters in the
+    order of ``named_parameters``, each in C order; tied parameters appear once; buffers stay as they are. The module is
+    copied and put in evaluation mode: dropout is off and batch norms use their running statistics.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model: inputs (b, ...) to outputs (b, n_outputs).
+    loss_fn : callable (outputs, targets) -> scalar tensor
+        Mean (or sum, see `reduction`) over the batch.
+    data : (inputs, targets)
+        Arrays or tensors whose first axis is the example.
+    l2 : float
+        The factor :math:`\lambda` of the L2 term.
+    reduction : str
+        ``"mean"`` or ``"sum"``: what `loss_fn` does over the batch.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    batch_size : int
+        Examples evaluated at once.
+    threads : int, optional
+        Torch threads during a call; the process's setting is restored after it. None leaves it alone.
+
+    Raises
+    ------
+    ArgumentError
+        If `reduction` or `dtype` is not known, or inputs and targets differ in length.
+
+    Examples
+    --------
+    >>> module = torch.nn.Linear(2, 1, bias=False)
+    >>> network = TorchNetwork(module, torch.nn.functional.mse_loss, (torch.eye(2), torch.ones(2, 1)))
+    >>> network.loss(np.zeros(2)), network.gradient(np.zeros(2)).tolist()
+    (1.0, [-1.0, -1.0])
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        loss_fn: Callable[[Any, Any], Any],
+        data: tuple[Any, Any],
+        *,
+        l2: float = 0.0,
+        reduction: str = "mean",
+        dtype: str = "float32",
+        batch_size: int = 5_000,
+        threads: int | None = 1,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
+        if np.dtype(dtype).name not in ("float32", "float64"):
+            raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
+        if len(data[0]) != len(data[1]) or len(data[0]) == 0:
+            msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
+            raise ArgumentError(msg)
+        self.dtype = np.dtype(dtype)
+        self._torch_dtype = getattr(torch, self.dtype.name)
+        self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
+        self.loss_fn = loss_fn
+        self.l2 = float(l2)
+        self.reduction = reduction
+        self.batch_size = int(batch_size)
+        self.threads = threads
+        self._inputs = self._cast(data[0])
+        self._targets = _targets(self._cast(data[1]))
+        self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape, in the order of the flat vector."""
+        return self._layers
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the flat vector."""
+        return sum(math.prod(shape) for shape in self._layers.values())
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self._inputs)
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of one example."""
+        return math.prod(self._inputs.shape[1:])
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of one example."""
+        with self._threads():
+            return math.prod(self.module(self._inputs[:1]).shape[1:])
+
+    def loss(self, weights: np.ndarray) -> float:
+        """Evaluate the loss over the data set, in batches."""
+        with self._threads(), torch.no_grad():
+            w = self._flat(weights)
+            total = sum(share * float(self._data_loss(w, x, y)) for share, x, y in self._batches())
+            return total + self.l2 * float(w @ w)
+
+    def gradient(self, weights: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
+        """Differentiate the loss over all examples, or over those at `indices`: (n_parameters,)."""
+        with self._threads():
+            w = self._flat(weights)
+            total = 2 * self.l2 * w
+            for share, x, y in self._batches(indices):
+                total = total + share * grad(self._data_loss)(w, x, y)
+            return total.numpy()
+
+    def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
+        with self._threads():
+            w = self._flat(weights)
+            x, y = self._examples(np.asarray(indices))
+            one = grad(lambda u, a, b: self._data_loss(u, a[None], b[None]))
+            return vmap(one, in_dims=(None, 0, 0))(w, x, y).numpy()
+
+    def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Evaluate the network: (b, n_outputs)."""
+        with self._threads(), torch.no_grad():
+            return self._outputs(self._flat(weights), self._cast(inputs)).reshape(len(inputs), -1).numpy()
+
+    def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
+        """Evaluate what the submodule called `layer` gives out: (b, width)."""
+        modules = dict(self.module.named_modules())
+        if layer not in modules:
+            raise ArgumentError(unknown("layer", layer, [name for name in modules if name]))
+        caught: list[torch.Tensor] = []
+        handle = modules[layer].register_forward_hook(lambda _module, _args, out: caught.append(out.detach()))
+        try:
+            with self._threads(), torch.no_grad():
+                self._outputs(self._flat(weights), self._cast(inputs))
+        finally:
+            handle.remove()
+        return caught[-1].reshape(len(inputs), -1).numpy()
+
+    def input_jacobian(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Differentiate outputs with respect to inputs: (b, n_outputs, n_inputs)."""
+        derive = jacrev if self.n_outputs <= self.n_inputs else jacfwd
+        with self._threads():
+            w = self._flat(weights)
+            jacobian = vmap(derive(lambda x: self._outputs(w, x[None])[0].reshape(-1)))(self._cast(inputs))
+            return jacobian.reshape(len(inputs), self.n_outputs, self.n_inputs).numpy()
+
+    def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs D_l (b, width), W_l, first layer first, for a Sequential of Linear and elementwise modules."""
+        blocks = list(self.module.named_children()) if isinstance(self.module, torch.nn.Sequential) else []
+        if not any(isinstance(block, torch.nn.Linear) for _, block in blocks):
+            msg = "jacobian_factors needs a torch.nn.Sequential of Linear and elementwise modules; use input_jacobian"
+            raise UnsupportedError(msg)
+        with self._threads():
+            named = self._named(self._flat(weights))
+            x = self._cast(inputs).reshape(len(inputs), -1)
+            factors: list[list[torch.Tensor]] = []
+            for name, block in blocks:
+                if isinstance(block, torch.nn.Linear):
+                    x = functional_call(block, _below(named, name), (x,))
+                    factors.append([torch.ones_like(x), named[f"{name}.weight"]])
+                elif isinstance(block, ELEMENTWISE) and factors:
+                    x, slope = jvp(block, (x,), (torch.ones_like(x),))
+                    factors[-1][0] = factors[-1][0] * slope
+                elif not isinstance(block, torch.nn.Flatten | torch.nn.Identity | torch.nn.Dropout):
+                    msg = f"jacobian_factors cannot pass through {name}: {type(block).__name__}; use input_jacobian"
+                    raise UnsupportedError(msg)
+            return [(d.numpy(), matrix.numpy()) for d, matrix in factors]
+
+    def curvature(self, weights: np.ndarray, kind: CurvatureKind = "hessian") -> LinearOperator:
+        """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
+
+        ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
+        the example gradients of the data's loss (the empirical Fisher).
+        """
+        if kind not in CURVATURE_KINDS:
+            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
+        return _TorchCurvature(self, weights, kind)
+
+    def _product(self, kind: CurvatureKind, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Callable[..., Any]:
+        if kind == "hessian":
+            return _linearize(lambda u: grad(self._data_loss)(u, x, y), w)[1]
+        if kind == "gauss_newton":
+            out, forward = _linearize(lambda u: self._outputs(u, x), w)
+            curve = _linearize(grad(lambda z: self.loss_fn(z, y)), out)[1]
+            backward = vjp(lambda u: self._outputs(u, x), w)[1]
+            return lambda v: backward(curve(forward(v)))[0]
+
+        def losses(u: torch.Tensor) -> torch.Tensor:
+            return vmap(lambda a, b: self._data_loss(u, a[None], b[None]))(x, y)
+
+        forward = _linearize(losses, w)[1]
+        backward = vjp(losses, w)[1]
+        scale = 1.0 / len(x) if self.reduction == "mean" else 1.0
+        return lambda v: scale * backward(forward(v))[0]
+
+    def _cast(self, array: Any) -> torch.Tensor:
+        tensor = torch.as_tensor(array)
+        return tensor.to(self._torch_dtype) if tensor.is_floating_point() else tensor
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _flat(self, weights: Any) -> torch.Tensor:
+        weights = np.asarray(weights)
+        if weights.shape != (self.n_parameters,):
+            msg = (
+                f"weights have shape {weights.shape}; this network has ({self.n_parameters},). Is it the run's network?"
+            )
+            raise SchemaError(msg)
+        return torch.from_numpy(np.array(weights, dtype=self.dtype))
+
+    def _named(self, w: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes = [math.prod(shape) for shape in self._layers.values()]
+        parts = torch.split(w, sizes)
+        return {n: part.reshape(shape) for (n, shape), part in zip(self._layers.items(), parts, strict=True)}
+
+    def _outputs(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return functional_call(self.module, self._named(w), (x,))
+
+    def _data_loss(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.loss_fn(self._outputs(w, x), y)
+
+    def _examples(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return self._inputs[rows], self._targets[rows]
+
+    def _batches(self, indices: np.ndarray | None = None) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
+        for start in range(0, len(chosen), self.batch_size):
+            part = chosen[start : start + self.batch_size]
+            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
+            yield share, *self._examples(part)
+
+
+class _TorchCurvature(LinearOperator):
+    def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+        n = network.n_parameters
+        super().__init__(network.dtype, (n, n))
+        self._network = network
+        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
+        with network._threads():
+            w = network._flat(weights)
+            self._parts = [(share, network._product(kind, w, x, y)) for share, x, y in network._batches()]
+
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matvec(v)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
+        done = []
+        with self._network._threads(), torch.no_grad():
+            for chunk in torch.split(rows, VECTORS_PER_CALL):
+                total = self._shift * chunk
+                for share, product in self._parts:
+                    total = total + share * vmap(product)(chunk)
+                done.append(total)
+        return torch.cat(done).numpy().T
+
+
+def _linearize(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Callable[..., Any]]:
+    with warnings.catch_warnings():
+        # torch's constant folding warns about a graph node of its own making.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
+        return linearize(function, at)
+
+
+def _targets(targets: torch.Tensor) -> torch.Tensor:
+    # torch's losses on class labels want int64; other frameworks store int32.
+    return targets.long() if targets.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else targets
+
+
+def _below(named: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in named.items() if name.startswith(f"{prefix}.")}
