@@ -1,1 +1,3 @@
 """One plot per result; each takes and returns matplotlib Axes."""
+
+from trajstats.report.plots.fits import plot_collapse as plot_collapse

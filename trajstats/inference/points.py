@@ -1,0 +1,232 @@
+"""The door of inference: a labelled two-time MSD is checked here, computed once and thinned to the points that are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, WAITING_TIME
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+
+MAX_POINTS = 144
+MAX_WAITING_TIMES = 12
+MIN_POINTS = 6
+
+
+@dataclass(frozen=True)
+class Points:
+    """Checked points of a two-time MSD.
+
+    Attributes
+    ----------
+    waiting_time, lag : ndarray, (n,)
+        On the clock of the data; positive.
+    msd : ndarray, (replica, n)
+        Positive and finite.
+    replica : ndarray, (replica,)
+        Labels.
+    over : str
+        Which weights: ``"total"`` or the name of a layer.
+    clock : str
+        Clock of the times.
+    flags : list of str
+        What was left out.
+    """
+
+    waiting_time: np.ndarray
+    lag: np.ndarray
+    msd: np.ndarray
+    replica: np.ndarray
+    over: str
+    clock: str
+    source: str
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def pivot(self) -> float:
+        """Unit of time of the fit: the geometric mean of the waiting times."""
+        return float(np.exp(np.log(np.unique(self.waiting_time)).mean()))
+
+    @property
+    def scaled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waiting times and lags in units of the pivot."""
+        return self.waiting_time / self.pivot, self.lag / self.pivot
+
+    def subset(self, keep: np.ndarray) -> Points:
+        """Keep some points.
+
+        Parameters
+        ----------
+        keep : array of bool or int
+            Which.
+
+        Returns
+        -------
+        Points
+        """
+        return Points(
+            self.waiting_time[keep], self.lag[keep], self.msd[:, keep], self.replica, self.over, self.clock,
+            self.source, self.flags,
+        )  # fmt: skip
+
+
+def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int = MAX_POINTS) -> Points:
+    """Check a two-time MSD, compute it and thin it.
+
+    Parameters
+    ----------
+    delta : xarray.DataArray
+        Dim `pair` with coords ``waiting_time`` and ``lag``; dims `replica` and `layer` where there are several.
+    over : str
+        ``"total"`` (layers weighted by ``n_parameters``) or the name of one layer.
+    max_points : int
+        Points kept, on a log grid of about 12 waiting times.
+
+    Returns
+    -------
+    Points
+
+    Raises
+    ------
+    ArgumentError
+        If labels are missing or `over` is not known.
+    NonFiniteError
+        If a value is NaN or infinite.
+    FitError
+        If a value is not positive, the weights do not move, or there are too few points or waiting times.
+    """
+    if not isinstance(delta, xr.DataArray) or PAIR not in delta.dims:
+        msg = "delta must be a DataArray with dim 'pair' and coords waiting_time and lag; use trajstats.msd(run, pairs)"
+        raise ArgumentError(msg)
+    missing = [name for name in (WAITING_TIME, LAG) if name not in delta.coords]
+    extra = [str(d) for d in delta.dims if d not in (PAIR, REPLICA, LAYER)]
+    if missing or extra:
+        msg = (
+            f"delta lacks the coordinates {missing}"
+            if missing
+            else f"delta has dims {extra} besides replica, pair, layer"
+        )
+        raise ArgumentError(f"{msg}; use trajstats.msd(run, pairs) or select one value of the others")
+    one, chosen = _over(delta, over)
+    if REPLICA not in one.dims:
+        one = one.expand_dims(REPLICA)
+    one = one.transpose(REPLICA, PAIR)
+    values = np.asarray(one.values, dtype=np.float64)
+    waiting, lag = one[WAITING_TIME].values.astype(float), one[LAG].values.astype(float)
+    _check_values(values, waiting, lag)
+    keep, flags = (waiting > 0) & (lag > 0), []
+    if not keep.all():
+        flags.append(f"{int((~keep).sum())} points at waiting time 0 left out: the scaling variable needs t_w > 0")
+    labels = one[REPLICA].values if REPLICA in one.coords else np.arange(values.shape[0])
+    points = Points(
+        waiting[keep],
+        lag[keep],
+        values[:, keep],
+        labels,
+        chosen,
+        _clock(delta),
+        str(delta.attrs.get("source", "")),
+        flags,
+    )
+    _check_size(points)
+    return points.subset(thin(points.waiting_time, points.lag, max_points))
+
+
+def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
+    if LAYER not in delta.dims:
+        return delta, str(delta[LAYER].values) if LAYER in delta.coords else "total"
+    names = [str(name) for name in delta[LAYER].values] if LAYER in delta.coords else ["total"]
+    if over != "total":
+        if over not in names:
+            raise ArgumentError(unknown("over", over, ["total", *names]))
+        return delta.isel({LAYER: names.index(over)}), over
+    if len(names) == 1:
+        return delta.isel({LAYER: 0}), "total" if names[0] in ("all", "total") else names[0]
+    if "n_parameters" not in delta.coords:
+        msg = "several layers without the coordinate n_parameters cannot be combined; choose one with over='name'"
+        raise ArgumentError(msg)
+    share = delta["n_parameters"] / delta["n_parameters"].sum()
+    return (delta * share).sum(LAYER, skipna=False), "total"
+
+
+def _clock(delta: xr.DataArray) -> str:
+    import json
+
+    try:
+        given = json.loads(str(delta.attrs.get("arguments", "{}")))
+    except ValueError:
+        given = {}
+    return str(delta.attrs.get("clock", given.get("clock", "step") if isinstance(given, dict) else "step"))
+
+
+def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> None:
+    for bad, word in ((~np.isfinite(values), "not finite"), (values < 0, "negative"), (values == 0, "zero")):
+        if bad.any():
+            r, k = np.argwhere(bad)[0]
+            msg = (
+                f"{int(bad.sum())} of {bad.size} MSD values are {word} (first: replica {r}, waiting time {waiting[k]:g}, "
+                f"lag {lag[k]:g}, value {values[r, k]}). "
+            )
+            if word == "not finite":
+                raise NonFiniteError(
+                    msg + "Look for the checkpoint with trajstats.check_finite, or leave those pairs out."
+                )
+            hint = (
+                "The weights did not move: leave those pairs out."
+                if word == "zero"
+                else "A mean square cannot be: check its source."
+            )
+            raise FitError(msg + hint)
+
+
+def _check_size(points: Points) -> None:
+    n, waits = points.lag.size, np.unique(points.waiting_time)
+    if waits.size < 2:
+        msg = (
+            f"{waits.size} waiting time(s): mu compares waiting times and is not identifiable from one. "
+            "Give time_pairs(run, waiting_time=[...]) at least two, better ten."
+        )
+        raise FitError(msg)
+    if n < MIN_POINTS:
+        msg = f"{n} points: a master curve and an exponent need at least {MIN_POINTS}. Ask for more lags."
+        raise FitError(msg)
+    if (np.ptp(np.log(points.msd), axis=1) < 1e-12).any():
+        msg = "the MSD is the same at every pair (zero variance): there is no curve to collapse"
+        raise FitError(msg)
+
+
+def thin(waiting: np.ndarray, lag: np.ndarray, max_points: int) -> np.ndarray:
+    """Choose points near a log grid of waiting times and lags.
+
+    Parameters
+    ----------
+    waiting, lag : ndarray, (n,)
+        Positive.
+    max_points : int
+        How many at most.
+
+    Returns
+    -------
+    ndarray of int
+        Indices, increasing; all of them when there are no more than `max_points`.
+    """
+    if waiting.size <= max_points:
+        return np.arange(waiting.size)
+    levels = np.unique(waiting)
+    chosen = levels[_spread(np.log(levels), MAX_WAITING_TIMES)]
+    each = max(max_points // chosen.size, 2)
+    rows = []
+    for level in chosen:
+        members = np.flatnonzero(waiting == level)
+        members = members[np.argsort(lag[members], kind="stable")]
+        rows.append(members[_spread(np.log(lag[members]), each)])
+    return np.sort(np.concatenate(rows))
+
+
+def _spread(position: np.ndarray, n: int) -> np.ndarray:
+    if position.size <= n:
+        return np.arange(position.size)
+    grid = np.linspace(position[0], position[-1], n)
+    return np.unique(np.abs(position[None, :] - grid[:, None]).argmin(axis=1))

@@ -1,0 +1,217 @@
+"""What every fit returns: posterior, summary, diagnostics, prediction and a file to keep it in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.errors import StoreError, StoreNotFoundError
+
+LEVELS = (0.68, 0.90, 0.95)
+BOUNDS = ("lower", "upper")
+
+# Who predicts for which kind of fit: a name, so that a loaded result needs no pickled code.
+_PREDICTORS = {
+    "fit_subaging": "trajstats.inference.aging:predict",
+    "fit_divergence": "trajstats.inference.transition:predict",
+    "fit_decay": "trajstats.inference.decay:predict",
+}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fit: draws from the posterior and everything needed to judge them.
+
+    Attributes
+    ----------
+    kind : str
+        Public name of the fit that made it.
+    posterior : xarray.Dataset
+        Draws of each coefficient, dims (chain, draw); a chain is an independent ensemble of walkers.
+    data : xarray.Dataset
+        The points that were fitted, with prediction and residual.
+    diagnostics : xarray.Dataset
+        ``r_hat``, ``ess``, ``tau`` along `coefficient`; ``acceptance`` along `chain`; scalars ``stuck_walkers``,
+        ``converged`` (bool) and ``reason`` (text, empty when converged).
+    tables : mapping name -> xarray.Dataset
+        What else the fit reports: estimators side by side, scans, model comparison, predictive check.
+    flags : tuple of str
+        What the error bars rest on and what the data could not tell, as sentences.
+    status : str
+        ``"ok"``, ``"not converged"``, ``"not identified"`` or ``"structured residuals"``.
+    attrs : mapping
+        How the fit was made: arguments, likelihood, priors, source.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> draws = xr.Dataset({"mu": (("chain", "draw"), np.linspace(0, 1, 8).reshape(2, 4))})
+    >>> fit = FitResult("fit_subaging", draws, xr.Dataset(), xr.Dataset())
+    >>> float(fit.summary()["value"].sel(coefficient="mu"))
+    0.5
+    """
+
+    kind: str
+    posterior: xr.Dataset
+    data: xr.Dataset
+    diagnostics: xr.Dataset
+    tables: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    status: str = "ok"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the sampler met its stated rule; `diagnostics.reason` says why not."""
+        return bool(self.diagnostics["converged"]) if "converged" in self.diagnostics else False
+
+    def summary(self, *, levels: Sequence[float] = LEVELS) -> xr.Dataset:
+        """Summarise the posterior of each scalar coefficient.
+
+        Parameters
+        ----------
+        levels : sequence of float
+            Probabilities of the central intervals.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dim `coefficient`: ``value`` (posterior median), ``stderr`` (posterior standard deviation) and ``interval``
+            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles.
+        """
+        names = [str(k) for k, v in self.posterior.data_vars.items() if v.dims == ("chain", "draw")]
+        draws = [np.ravel(self.posterior[name].values) for name in names]
+        chosen = np.asarray(levels, dtype=float)
+        tails = np.stack([(1 - chosen) / 2, (1 + chosen) / 2], axis=-1)
+        result = xr.Dataset(
+            {
+                "value": ("coefficient", [float(np.median(d)) for d in draws]),
+                "stderr": ("coefficient", [float(np.std(d, ddof=1)) for d in draws]),
+                "interval": (("coefficient", "level", "bound"), np.array([np.quantile(d, tails) for d in draws])),
+            },
+            coords={"coefficient": names, "level": chosen, "bound": list(BOUNDS)},
+        )
+        result.attrs = {"kind": self.kind, "status": self.status, "flags": "; ".join(self.flags)}
+        return result
+
+    def predict(self, **where: Any) -> xr.DataArray:
+        """Predict from the posterior.
+
+        Parameters
+        ----------
+        **where
+            Where to predict, in the words of the fit: ``waiting_time=`` and ``lag=`` (fit_subaging), ``width=``
+            (fit_divergence), ``time=`` (fit_decay). At the fitted points if nothing is given.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (chain, draw, ...): one predicted curve per draw.
+        """
+        module, name = _PREDICTORS[self.kind].split(":")
+        return getattr(importlib.import_module(module), name)(self, **where)
+
+    def to_datatree(self) -> xr.DataTree:
+        """Give the groups that ArviZ reads.
+
+        Returns
+        -------
+        xarray.DataTree
+            ``posterior``, ``observed_data``, ``sample_stats``, ``log_likelihood`` where it is known, and one group per table.
+        """
+        stats = self.diagnostics
+        groups: dict[str, xr.Dataset] = {"posterior": self.posterior, "sample_diagnostics": stats}
+        if self.data.data_vars:
+            groups["observed_data"] = self.data
+        groups |= {f"tables/{name}": table for name, table in self.tables.items()}
+        tree = xr.DataTree.from_dict(groups)
+        tree.attrs = {
+            "kind": self.kind,
+            "status": self.status,
+            "flags": json.dumps(list(self.flags)),
+            "fit": json.dumps(dict(self.attrs), default=str),
+        }
+        return tree
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a zarr folder; nothing is left there if writing fails.
+
+        Parameters
+        ----------
+        path : path
+            A folder that does not exist yet.
+
+        Raises
+        ------
+        StoreError
+            If something is there already.
+        """
+        target = Path(path)
+        if target.exists():
+            msg = f"{target} exists; a fit is never overwritten. Choose another name or remove it."
+            raise StoreError(msg)
+        partial = target.with_name(target.name + ".partial")
+        tree = self.to_datatree().map_over_datasets(_storable)
+        tree.attrs = self.to_datatree().attrs
+        tree.to_zarr(partial, mode="w", consolidated=False)
+        partial.rename(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FitResult:
+        """Read a result written by `save`.
+
+        Parameters
+        ----------
+        path : path
+            The folder.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is no such folder.
+        StoreError
+            If it holds no fit.
+        """
+        source = Path(path)
+        if not source.exists():
+            msg = f"no fit at {source}"
+            raise StoreNotFoundError(msg)
+        try:
+            tree = xr.open_datatree(source, engine="zarr", consolidated=False).load()
+            kind, groups = tree.attrs["kind"], tree.children
+        except (KeyError, ValueError, OSError) as error:
+            msg = f"{source} holds no fit written by FitResult.save: {error}"
+            raise StoreError(msg) from error
+        empty = xr.Dataset()
+        named = {name: node.to_dataset(inherit=False) for name, node in groups.items()}
+        tables = groups["tables"].children if "tables" in groups else {}
+        return cls(
+            kind,
+            named["posterior"],
+            named.get("observed_data", empty),
+            named["sample_diagnostics"],
+            {name: node.to_dataset(inherit=False) for name, node in tables.items()},
+            tuple(json.loads(tree.attrs["flags"])),
+            tree.attrs["status"],
+            json.loads(tree.attrs["fit"]),
+        )
+
+
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    # zarr 3 has no stable spec for fixed-width text: variable-length text is written instead.
+    text = {str(k): v.astype(object) for k, v in dataset.variables.items() if v.dtype.kind == "U"}
+    return dataset.assign_coords({k: v for k, v in text.items() if k in dataset.coords}).assign(
+        {k: v for k, v in text.items() if k not in dataset.coords}
+    )

@@ -1,0 +1,341 @@
+"""Posteriors by ensembles of walkers (emcee), run until their autocorrelation time is resolved, and their diagnostics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.errors import ArgumentError, FitError, unknown
+
+TAU_FACTOR = 50
+TAU_STABLE = 0.05
+R_HAT_LIMIT = 1.01
+MOVES = ("de", "stretch")
+
+LogProb = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a posterior and what is known about them.
+
+    Attributes
+    ----------
+    values : ndarray, (chain, draw, coefficient)
+        Burn-in dropped and thinned by half the autocorrelation time.
+    diagnostics : xarray.Dataset
+        As in `FitResult.diagnostics`.
+    """
+
+    values: np.ndarray
+    diagnostics: xr.Dataset
+
+
+def sample_posterior(
+    log_prob: LogProb,
+    start: np.ndarray,
+    covariance: np.ndarray,
+    /,
+    *,
+    names: Sequence[str],
+    rng: int | np.random.Generator | None,
+    chains: int = 4,
+    walkers: int | None = None,
+    moves: str = "de",
+    max_steps: int = 20_000,
+    check_every: int = 250,
+    progress: bool = False,
+    store: str | os.PathLike[str] | None = None,
+) -> Draws:
+    """Sample a posterior with independent ensembles.
+
+    Each chain is an ensemble of its own (walkers of one ensemble are not independent). A chain ends when it is longer than
+    50 autocorrelation times and their estimate moved by less than 5 %, or at `max_steps`.
+
+    Parameters
+    ----------
+    log_prob : callable (w, coefficient) -> (w,)
+        Log posterior density of many points at once; -inf outside the prior.
+    start : ndarray, (coefficient,)
+        Maximum of the posterior.
+    covariance : ndarray, (coefficient, coefficient)
+        Spread from which walkers start.
+    names : sequence of str
+        Names of the coefficients.
+    rng : int or numpy.random.Generator
+        Seed. The same seed gives the same draws.
+    chains : int
+        Independent ensembles, at least 2.
+    walkers : int, optional
+        Walkers of each ensemble; ``max(4 * coefficients, 16)`` if not given.
+    moves : str
+        ``"de"`` (differential evolution 0.8 + snooker 0.2) or ``"stretch"``.
+    max_steps : int
+        Steps after which a chain that is not converged is given up and labelled so.
+    check_every : int
+        Steps between looks at the autocorrelation time, and between writes to `store`.
+    progress : bool
+        Show a progress bar.
+    store : path, optional
+        Folder (zarr) where chains are kept; a run that was interrupted goes on from there, with the same draws.
+
+    Returns
+    -------
+    Draws
+
+    Raises
+    ------
+    ArgumentError
+        If `moves` is unknown or there are fewer than 2 chains.
+    FitError
+        If no finite starting point is found.
+    """
+    if moves not in MOVES:
+        raise ArgumentError(unknown("moves", moves, MOVES))
+    if chains < 2:
+        msg = f"chains={chains}: R-hat compares independent ensembles, give at least 2"
+        raise ArgumentError(msg)
+    n_walkers = walkers if walkers is not None else max(4 * len(names), 16)
+    streams = np.random.default_rng(rng).spawn(chains)
+    runs = [
+        _Ensemble(
+            log_prob, start, covariance, n_walkers, moves, stream, None if store is None else Path(store) / f"chain{c}"
+        )
+        for c, stream in enumerate(streams)
+    ]
+    from tqdm import tqdm
+
+    with tqdm(total=max_steps * chains, disable=not progress, desc="sampling", unit="step") as bar:
+        for run in runs:
+            run.advance_until_resolved(max_steps, check_every, bar)
+    return _collect(runs, names, max_steps)
+
+
+class _Ensemble:
+    """One emcee ensemble with its own random stream and, if asked, a zarr folder to resume from."""
+
+    def __init__(
+        self,
+        log_prob: LogProb,
+        start: np.ndarray,
+        covariance: np.ndarray,
+        n_walkers: int,
+        moves: str,
+        stream: np.random.Generator,
+        store: Path | None,
+    ) -> None:
+        import emcee
+
+        chosen = [(emcee.moves.DEMove(), 0.8), (emcee.moves.DESnookerMove(), 0.2)] if moves == "de" else None
+        self.store = store
+        self.sampler = emcee.EnsembleSampler(n_walkers, start.size, log_prob, moves=chosen, vectorize=True)
+        # emcee ignores a numpy Generator silently: hand it a legacy state made from ours
+        self.random_state = np.random.RandomState(stream.integers(2**32, size=4, dtype=np.uint32)).get_state()
+        self.state: Any = None
+        self.taus: list[np.ndarray] = []
+        if store is not None and (store / "zarr.json").exists():
+            self._resume(store)
+        else:
+            self.state = emcee.State(_scatter(log_prob, start, covariance, n_walkers, stream))
+            self.state.random_state = self.random_state
+
+    def advance_until_resolved(self, max_steps: int, check_every: int, bar: Any) -> None:
+        while not self.resolved() and self.sampler.iteration < max_steps:
+            n = min(check_every, max_steps - self.sampler.iteration)
+            self.state = self.sampler.run_mcmc(self.state, n, skip_initial_state_check=True)
+            self.taus.append(_tau(self.sampler.get_chain()))
+            bar.update(n)
+            if self.store is not None:
+                self._save(self.store)
+
+    def resolved(self) -> bool:
+        if len(self.taus) < 2:
+            return False
+        new, old = self.taus[-1], self.taus[-2]
+        long_enough = self.sampler.iteration > TAU_FACTOR * new.max()
+        return bool(long_enough and np.all(np.abs(new - old) < TAU_STABLE * new))
+
+    def _save(self, store: Path) -> None:
+        _, keys, position, has_gauss, cached = self.state.random_state
+        backend = self.sampler.backend
+        kept = xr.Dataset(
+            {
+                "chain": (("step", "walker", "coefficient"), self.sampler.get_chain()),
+                "log_prob": (("step", "walker"), self.sampler.get_log_prob()),
+                "accepted": ("walker", backend.accepted),
+                "taus": (("check", "coefficient"), np.array(self.taus)),
+                "keys": ("word", keys),
+            },
+            attrs={"position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
+        )
+        partial = store.with_name(store.name + ".partial")
+        kept.to_zarr(partial, mode="w", consolidated=False)
+        if store.exists():
+            old = store.with_name(store.name + ".old")
+            store.rename(old)
+            partial.rename(store)
+            _remove(old)
+        else:
+            partial.rename(store)
+
+    def _resume(self, store: Path) -> None:
+        import emcee
+
+        kept = xr.open_zarr(store, consolidated=False).load()
+        backend = self.sampler.backend
+        backend.reset(kept.sizes["walker"], kept.sizes["coefficient"])
+        backend.grow(kept.sizes["step"], None)
+        backend.chain[:], backend.log_prob[:] = kept["chain"].values, kept["log_prob"].values
+        backend.accepted, backend.iteration = kept["accepted"].values, kept.sizes["step"]
+        self.taus = list(kept["taus"].values)
+        a = kept.attrs
+        random_state = ("MT19937", kept["keys"].values, a["position"], a["has_gauss"], a["cached"])
+        backend.random_state = random_state
+        self.state = emcee.State(
+            kept["chain"].values[-1], log_prob=kept["log_prob"].values[-1], random_state=random_state
+        )
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def _scatter(
+    log_prob: LogProb, start: np.ndarray, covariance: np.ndarray, n_walkers: int, stream: np.random.Generator
+) -> np.ndarray:
+    # emcee starts at -inf silently: points outside the prior are drawn again, closer to the maximum each time
+    factor = np.linalg.cholesky(covariance + 1e-12 * np.diag(np.maximum(np.diagonal(covariance), 1e-12)))
+    points = start + stream.standard_normal((n_walkers, start.size)) @ factor.T
+    for attempt in range(60):
+        bad = ~np.isfinite(log_prob(points))
+        if not bad.any():
+            return points
+        points[bad] = start + 0.9**attempt * stream.standard_normal((int(bad.sum()), start.size)) @ factor.T
+    msg = "no finite posterior density near the maximum; check the prior bounds against the start values"
+    raise FitError(msg)
+
+
+def _tau(chain: np.ndarray) -> np.ndarray:
+    import emcee
+
+    return emcee.autocorr.integrated_time(chain, c=5, tol=0, quiet=True)
+
+
+def _collect(runs: list[_Ensemble], names: Sequence[str], max_steps: int) -> Draws:
+    tau = np.max([run.taus[-1] for run in runs], axis=0)
+    longest = float(np.nanmax(tau)) if np.isfinite(tau).any() else float("inf")
+    length = min(run.sampler.iteration for run in runs)
+    burn = min(int(5 * longest), length // 2) if np.isfinite(longest) else length // 2
+    thin = max(int(longest / 2), 1) if np.isfinite(longest) else 1
+    kept = [run.sampler.get_chain()[burn:length] for run in runs]
+    whole = np.stack([k.reshape(-1, k.shape[-1]) for k in kept])
+    values = np.stack([k[::thin].reshape(-1, k.shape[-1]) for k in kept])
+    n_total = whole.shape[0] * whole.shape[1]
+    r_hats = r_hat(whole)
+    moving = np.concatenate([(np.ptp(k, axis=0) > 0).any(axis=-1) for k in kept])
+    stuck = int((~moving).sum())
+    reasons = []
+    if not all(run.resolved() for run in runs):
+        reasons.append(
+            f"after {max_steps} steps the chain is {length / longest:.0f} autocorrelation times long; 50 asked for"
+        )
+    if (r_hats > R_HAT_LIMIT).any():
+        worst = int(np.argmax(r_hats))
+        reasons.append(
+            f"R-hat of {names[worst]} over independent ensembles is {r_hats[worst]:.3f}, above {R_HAT_LIMIT}"
+        )
+    if stuck:
+        reasons.append(f"{stuck} walkers never moved")
+    diagnostics = diagnostics_dataset(
+        names,
+        r_hats=r_hats,
+        ess=n_total / tau,
+        tau=tau,
+        acceptance=np.array([float(np.mean(run.sampler.acceptance_fraction)) for run in runs]),
+        stuck=stuck,
+        reasons=reasons,
+        steps=length,
+    )
+    return Draws(values, diagnostics)
+
+
+def diagnostics_dataset(
+    names: Sequence[str],
+    *,
+    r_hats: np.ndarray,
+    ess: np.ndarray,
+    tau: np.ndarray,
+    acceptance: np.ndarray,
+    stuck: int,
+    reasons: Sequence[str],
+    steps: int,
+) -> xr.Dataset:
+    """Label the diagnostics of a sampler.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Coefficients.
+    r_hats, ess, tau : ndarray, (coefficient,)
+        Potential scale reduction, effective draws, autocorrelation time in steps.
+    acceptance : ndarray, (chain,)
+        Mean acceptance.
+    stuck : int
+        Walkers that never moved.
+    reasons : sequence of str
+        Why the sampler has not converged; empty when it has.
+    steps : int
+        Steps of each chain.
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    return xr.Dataset(
+        {
+            "r_hat": ("coefficient", r_hats),
+            "ess": ("coefficient", ess),
+            "tau": ("coefficient", tau),
+            "acceptance": ("chain", acceptance),
+            "stuck_walkers": stuck,
+            "steps": steps,
+            "converged": not reasons,
+            "reason": "; ".join(reasons),
+        },
+        coords={"coefficient": list(names), "chain": np.arange(acceptance.size)},
+    )
+
+
+def r_hat(draws: np.ndarray) -> np.ndarray:
+    r"""Split potential scale reduction over independent chains.
+
+    :math:`\sqrt{(\frac{n-1}nW+\frac1nB)/W}` over half chains.
+
+    Parameters
+    ----------
+    draws : ndarray, (chain, draw, coefficient)
+        In order of time.
+
+    Returns
+    -------
+    ndarray, (coefficient,)
+
+    Examples
+    --------
+    >>> bool(abs(r_hat(np.random.default_rng(0).normal(size=(4, 4000, 1)))[0] - 1) < 0.01)
+    True
+    """
+    half = draws.shape[1] // 2
+    split = np.concatenate([draws[:, :half], draws[:, half : 2 * half]])
+    within = split.var(axis=1, ddof=1).mean(axis=0)
+    between = split.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(within > 0, np.sqrt((half - 1) / half + between / within), np.inf)
