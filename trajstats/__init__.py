@@ -40,9 +40,10 @@ _MODULES = {
     ],
     "trajstats.estimators.two_time": ["all_pairs", "msd"],
     "trajstats.estimators.hessian": ["hessian_spectrum"],
+    "trajstats.estimators.spectrum": ["spectral_density"],
     "trajstats.inference.aging": ["fit_subaging"],
     "trajstats.inference.results": ["FitResult"],
-    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd"],
+    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd", "plot_spectrum"],
     "trajstats.report.html": ["write_report"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

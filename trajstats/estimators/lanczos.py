@@ -1,0 +1,260 @@
+"""Lanczos quadrature on plain arrays: batched probes, deflation, Gauss nodes and weights. No labels, no dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+# `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
+Apply = Callable[[np.ndarray], np.ndarray]
+
+# A second pass of Gram-Schmidt only where the first removed more than this share of the norm (Daniel et al. 1976).
+SECOND_PASS = 0.7
+# Below this many units of rounding, relative to the operator, a new direction is noise and the recurrence has ended.
+BREAKDOWN = 64.0
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Coefficients of k Lanczos runs of at most m steps, zero after the end of each.
+
+    ``beta[i, j]`` is the norm left after step j, so ``beta[i, length - 1]`` bounds every Ritz residual.
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    length: np.ndarray
+    basis: np.ndarray
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Converged eigenpairs, ascending: values (a,), vectors (a, n), residual norms (a,)."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    residuals: np.ndarray
+
+
+def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray | None = None) -> Recurrence:
+    """Run Lanczos from each row of `start`, with full reorthogonalisation.
+
+    Vectors keep the precision of `start`; coefficients are float64. The runs share nothing but the batched operator
+    call, so a run's numbers do not depend on the others'.
+
+    Parameters
+    ----------
+    apply : callable
+        The symmetric operator on rows.
+    start : ndarray, (k, n)
+        Unit start vectors; a zero row gives an empty run.
+    order : int
+        Most steps.
+    within : ndarray, (a, n), optional
+        Orthonormal vectors whose complement the runs stay in.
+
+    Returns
+    -------
+    Recurrence
+        With its orthonormal ``basis`` (k, order, n), rows beyond ``length`` unset.
+    """
+    k, n = start.shape
+    order = min(order, n if within is None else n - len(within))
+    eps = float(np.finfo(start.dtype).eps)
+    alpha, beta = np.zeros((k, order)), np.zeros((k, order))
+    basis = np.empty((k, order, n), start.dtype)
+    length, scale = np.zeros(k, int), np.zeros(k)
+    alive = np.einsum("ij,ij->i", start, start, dtype=np.float64) > 0
+    current = start.copy()
+    for j in range(order):
+        basis[:, j] = current
+        image = apply(current)
+        if within is not None:
+            image = _complement(image, within)
+        for i in np.flatnonzero(alive):
+            w = np.asarray(image[i], dtype=start.dtype).copy()
+            scale[i] = max(scale[i], _norm(w))
+            alpha[i, j], beta[i, j] = _extend(basis[i], w, j)
+            length[i] = j + 1
+            if beta[i, j] <= BREAKDOWN * eps * scale[i]:
+                alive[i] = False
+                w[:] = 0
+            else:
+                w *= start.dtype.type(1 / beta[i, j])
+            current[i] = w
+        if not alive.any():
+            break
+    return Recurrence(alpha, beta, length, basis)
+
+
+def _extend(basis: np.ndarray, w: np.ndarray, j: int) -> tuple[float, float]:
+    # Orthogonalises w in place against basis[:j + 1]; gives alpha_j and beta_j.
+    alpha = float(np.dot(basis[j].astype(np.float64), w.astype(np.float64)))
+    w -= w.dtype.type(alpha) * basis[j]
+    before = _norm(w)
+    known = basis[: j + 1]
+    for _ in range(2):
+        w -= (known @ w) @ known
+        after = _norm(w)
+        if after > SECOND_PASS * before:
+            break
+        before = after
+    return alpha, after
+
+
+def _norm(vector: np.ndarray) -> float:
+    double = vector.astype(np.float64)
+    return float(np.sqrt(np.dot(double, double)))
+
+
+def _complement(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
+    return rows - (rows @ within.T) @ within
+
+
+def ritz(alpha: np.ndarray, beta: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Diagonalise one run's tridiagonal matrix.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (m,)
+        Coefficients of one run.
+    length : int
+        Steps it took.
+
+    Returns
+    -------
+    values : ndarray, (length,)
+        Ritz values, ascending.
+    vectors : ndarray, (length, length)
+        Their coordinates in the Lanczos basis, one per column.
+    residuals : ndarray, (length,)
+        Norm of ``A y - theta y`` for each.
+    """
+    if length == 0:
+        return np.empty(0), np.empty((0, 0)), np.empty(0)
+    values, vectors = scipy.linalg.eigh_tridiagonal(alpha[:length], beta[: length - 1])
+    return values, vectors, np.abs(beta[length - 1] * vectors[-1])
+
+
+def unit_probes(keys: list[np.random.SeedSequence], n: int, dtype: np.dtype) -> np.ndarray:
+    """Draw one probe per key, uniform on the unit sphere.
+
+    Parameters
+    ----------
+    keys : list of SeedSequence
+        One per probe; a probe depends on nothing else.
+    n : int
+        Dimension.
+    dtype : numpy.dtype
+        Precision of the result; drawing is in float64.
+
+    Returns
+    -------
+    ndarray, (len(keys), n)
+        Unit rows.
+    """
+    probes = np.empty((len(keys), n), dtype)
+    for row, key in zip(probes, keys, strict=True):
+        draw = np.random.default_rng(key).standard_normal(n)
+        row[:] = draw / np.linalg.norm(draw)
+    return probes
+
+
+def project_out(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """Project rows on the complement of `within` and normalise them; twice, for rounding.
+
+    Parameters
+    ----------
+    rows : ndarray, (k, n)
+        Vectors; zero rows stay zero.
+    within : ndarray, (a, n)
+        Orthonormal vectors.
+
+    Returns
+    -------
+    ndarray, (k, n)
+        Unit rows (or zero), uniform on the complement's sphere if `rows` were uniform on the whole one.
+    """
+    for _ in range(2):
+        rows = _complement(rows, within)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))[:, None]
+        rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
+    return rows
+
+
+def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: float) -> Atoms:
+    """Run one longer Lanczos and keep the converged Ritz pairs.
+
+    Parameters
+    ----------
+    apply : callable
+        The symmetric operator on rows.
+    start : ndarray, (n,)
+        Unit start vector.
+    steps : int
+        Length of the run.
+    tolerance : float
+        Largest residual kept, relative to the largest Ritz value in modulus.
+
+    Returns
+    -------
+    Atoms
+        Orthonormal to rounding.
+    """
+    run = lanczos(apply, start[None], steps)
+    length = int(run.length[0])
+    values, vectors, residuals = ritz(run.alpha[0], run.beta[0], length)
+    keep = residuals <= tolerance * np.abs(values).max(initial=0.0)
+    found = vectors[:, keep].T.astype(start.dtype) @ run.basis[0, :length]
+    return Atoms(values[keep], found, residuals[keep])
+
+
+def gauss_rule(run: Recurrence, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give the Gauss quadrature of run `i`: its spectral measure seen from the start vector.
+
+    Parameters
+    ----------
+    run : Recurrence
+        Lanczos runs.
+    i : int
+        Which.
+
+    Returns
+    -------
+    nodes, weights, residuals : ndarray, (length,)
+        Weights sum to one; exact for polynomials up to degree ``2 length - 1``.
+    """
+    values, vectors, residuals = ritz(run.alpha[i], run.beta[i], int(run.length[i]))
+    weights = vectors[0] ** 2 if len(values) else np.empty(0)
+    return values, weights / weights.sum() if len(values) else weights, residuals
+
+
+def dense_matrix(apply: Apply, n: int, dtype: np.dtype, batch: int) -> np.ndarray:
+    """Form the operator by batches of unit vectors.
+
+    Parameters
+    ----------
+    apply : callable
+        The symmetric operator on rows.
+    n : int
+        Its size.
+    dtype : numpy.dtype
+        Precision of the unit vectors.
+    batch : int
+        Columns per call.
+
+    Returns
+    -------
+    ndarray, (n, n)
+        float64, symmetrised.
+    """
+    matrix = np.empty((n, n))
+    for first in range(0, n, batch):
+        units = np.zeros((batch, n), dtype)
+        width = min(batch, n - first)
+        units[np.arange(width), first + np.arange(width)] = 1
+        matrix[first : first + width] = apply(units)[:width]
+    return (matrix + matrix.T) / 2
