@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.store import TrajectoryWriter
-from trajstats.errors import ArgumentError, SchemaError
+from trajstats.errors import ArgumentError, SchemaError, unknown
 
 
 def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -187,3 +187,73 @@ class Recorder:
 
 def _to_numpy(array: Any) -> np.ndarray:
     return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
+
+
+ORDERS = ("shuffled", "cyclic", "replacement")
+
+
+def batch_order(kind: str, n_examples: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Order of the examples in one epoch, the same for every framework.
+
+    Parameters
+    ----------
+    kind : str
+        ``"shuffled"``: a new permutation each epoch; ``"cyclic"``: the data's own order, every epoch the same, which
+        leaves an echo in two-time observables at multiples of the epoch; ``"replacement"``: independent draws.
+    n_examples : int
+        Examples in the data set.
+    seed, epoch : int
+        Key of the draw: an order depends on nothing else, so that a resumed run continues as it would have.
+
+    Returns
+    -------
+    ndarray of int32, (n_examples,)
+
+    Raises
+    ------
+    ArgumentError
+        If `kind` is not known.
+
+    Examples
+    --------
+    >>> batch_order("cyclic", 4, seed=0, epoch=3).tolist()
+    [0, 1, 2, 3]
+    >>> sorted(batch_order("shuffled", 4, seed=0, epoch=3).tolist())
+    [0, 1, 2, 3]
+    """
+    if kind not in ORDERS:
+        raise ArgumentError(unknown("order", kind, ORDERS))
+    if kind == "cyclic":
+        return np.arange(n_examples, dtype=np.int32)
+    rng = np.random.default_rng([seed, epoch])
+    if kind == "shuffled":
+        return rng.permutation(n_examples).astype(np.int32)
+    return rng.integers(n_examples, size=n_examples, dtype=np.int32)
+
+
+def steps_per_epoch(n_examples: int, batch_size: int) -> int:
+    """Whole batches in one pass; the examples left over wait for another epoch's order.
+
+    Parameters
+    ----------
+    n_examples, batch_size : int
+        Sizes of the data set and of a batch.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ArgumentError
+        If the batch is empty or larger than the data set.
+
+    Examples
+    --------
+    >>> steps_per_epoch(5000, 50)
+    100
+    """
+    if not 1 <= batch_size <= n_examples:
+        msg = f"batch_size={batch_size}: it must be between 1 and the number of examples, {n_examples}"
+        raise ArgumentError(msg)
+    return n_examples // batch_size

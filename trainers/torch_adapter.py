@@ -32,7 +32,7 @@ ELEMENTWISE = (
 )
 
 with warnings.catch_warnings():
-    # The first forward-mode derivative loads decompositions through torch.jit.script, which warns that it is deprecated.
+    # The first forward-mode derivative loads decompositions through torch.jit.script, which warns.
     warnings.simplefilter("ignore", DeprecationWarning)
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 

@@ -1,0 +1,243 @@
+"""Plain SGD in JAX, compiled as one loop between two records, several seeds at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm.auto import tqdm
+
+from trainers.jax_adapter import flat_order, unravel
+from trainers.recording import Recorder, batch_order, steps_per_epoch
+from trajstats.data.store import open_trajectory
+from trajstats.errors import ArgumentError, NonFiniteError, StoreError, StoreNotFoundError
+
+EPOCHS_PER_CALL = 32
+
+
+def train_jax(
+    apply_fn: Callable[[Any, Any], Any],
+    params: Sequence[Any],
+    loss_fn: Callable[[Any, Any], Any],
+    data: tuple[np.ndarray, np.ndarray],
+    paths: Sequence[str | Path],
+    *,
+    seeds: Sequence[int],
+    schedule: Sequence[int] | np.ndarray,
+    learning_rate: float,
+    batch_size: int,
+    l2: float = 0.0,
+    order: str = "shuffled",
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    progress: str | None = "training",
+    position: int = 0,
+) -> list[Path]:
+    r"""Train replicas of one network and record each into its own trajectory store while it trains.
+
+    One step is :math:`w\leftarrow w-\eta\,\nabla[L_B(w)+\lambda\sum_iw_i^2]` with :math:`L_B` the loss over a batch; no
+    momentum. The batches of seed `s` in epoch `e` depend on (s, e) alone, so a killed run continues from its last
+    committed step as it would have gone on.
+
+    Parameters
+    ----------
+    apply_fn : callable (params, inputs) -> outputs
+        The model.
+    params : sequence of pytrees, one per seed
+        Initial weights.
+    loss_fn : callable (outputs, targets) -> scalar
+        Mean over the batch.
+    data : (inputs, targets)
+        Training set, held in memory.
+    paths : sequence of path, one per seed
+        Stores to write, or to resume.
+    seeds : sequence of int
+        Labels of the replicas and seeds of the batch order.
+    schedule : sequence of int
+        Steps at which to record; training ends at the last.
+    learning_rate, batch_size, l2 : float, int, float
+        :math:`\eta`, :math:`B`, :math:`\lambda`.
+    order : str
+        ``"shuffled"``, ``"cyclic"`` or ``"replacement"``, see `batch_order`; kept in the store's attributes.
+    metrics : mapping name -> callable (outputs, targets) -> scalar, optional
+        Recorded over the whole training set beside ``loss`` (which has no L2 term).
+    attrs : mapping, optional
+        More to keep with each store.
+    progress : str, optional
+        Label of the progress bar; None for no bar.
+    position : int
+        Line of the bar, for several processes.
+
+    Returns
+    -------
+    list of Path
+        The stores.
+
+    Raises
+    ------
+    ArgumentError
+        If params, paths and seeds differ in number, or the batch does not fit the data.
+    NonFiniteError
+        If the weights overflow: what was committed before stays.
+    StoreError
+        If a store to resume was written with other settings.
+    """
+    if not len(params) == len(paths) == len(seeds) > 0:
+        msg = (
+            f"{len(params)} params, {len(paths)} paths, {len(seeds)} seeds: give one of each per replica, at least one"
+        )
+        raise ArgumentError(msg)
+    per_epoch = steps_per_epoch(len(data[0]), batch_size)
+    names, leaves, *_ = flat_order(params[0])
+    layers = {name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    advance, measure = _compile(apply_fn, params[0], loss_fn, data, learning_rate, batch_size, l2, metrics or {})
+    settings = {
+        "optimiser": {
+            "kind": "sgd",
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "l2": l2,
+            "order": order,
+            "steps_per_epoch": per_epoch,
+            "framework": f"jax {jax.__version__}",
+        },
+        **(attrs or {}),
+    }
+    with ExitStack() as stack:
+        recorders = []
+        for path, seed in zip(paths, seeds, strict=True):
+            _check_same_settings(path, names, settings["optimiser"])
+            recorder = Recorder(path, layers, schedule, replica=int(seed), attrs={"seed": int(seed), **settings})
+            recorders.append(stack.enter_context(recorder))
+        step, weights = _start(recorders, paths, params)
+        bar = stack.enter_context(
+            tqdm(
+                total=int(recorders[0].schedule[-1]),
+                initial=step,
+                desc=progress,
+                unit="step",
+                unit_scale=True,
+                position=position,
+                disable=progress is None,
+                mininterval=0.5,
+            )
+        )
+        block, orders = -1, None
+        for stop in recorders[0].schedule[recorders[0].schedule >= step].tolist():
+            while step < stop:
+                if step // (per_epoch * EPOCHS_PER_CALL) != block:
+                    block = step // (per_epoch * EPOCHS_PER_CALL)
+                    orders = _orders(order, len(data[0]), seeds, block * EPOCHS_PER_CALL)
+                to = min(stop, (block + 1) * per_epoch * EPOCHS_PER_CALL)
+                weights = advance(weights, orders, block * EPOCHS_PER_CALL, step, to)
+                bar.update(to - step)
+                step = to
+            _record(recorders, step, np.asarray(weights), measure(weights), step / per_epoch, learning_rate * step)
+    return [Path(path) for path in paths]
+
+
+def _compile(
+    apply_fn: Callable[[Any, Any], Any],
+    like: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    data: tuple[np.ndarray, np.ndarray],
+    learning_rate: float,
+    batch_size: int,
+    l2: float,
+    metrics: Mapping[str, Callable[[Any, Any], Any]],
+) -> tuple[Any, Any]:
+    inputs, targets = jnp.asarray(data[0]), jnp.asarray(data[1])
+    per_epoch = steps_per_epoch(len(inputs), batch_size)
+    _, leaves, places, treedef = flat_order(like)
+    shapes = [tuple(np.shape(leaf)) for leaf in leaves]
+
+    def outputs(w: Any, x: Any) -> Any:
+        return apply_fn(unravel(w, shapes, places, treedef), x)
+
+    def batch_loss(w: Any, x: Any, y: Any) -> Any:
+        return loss_fn(outputs(w, x), y) + l2 * jnp.sum(w * w)
+
+    gradients = jax.vmap(jax.grad(batch_loss))
+
+    @jax.jit
+    def advance(weights: Any, orders: Any, first_epoch: Any, start: Any, stop: Any) -> Any:
+        def step(s: Any, w: Any) -> Any:
+            at = (0, s // per_epoch - first_epoch, (s % per_epoch) * batch_size)
+            rows = lax.dynamic_slice(orders, at, (w.shape[0], 1, batch_size))[:, 0]
+            return w - learning_rate * gradients(w, inputs[rows], targets[rows])
+
+        return lax.fori_loop(start, stop, step, weights)
+
+    @jax.jit
+    def measure(weights: Any) -> dict[str, Any]:
+        def one(w: Any) -> dict[str, Any]:
+            out = outputs(w, inputs)
+            return {"loss": loss_fn(out, targets), **{name: metric(out, targets) for name, metric in metrics.items()}}
+
+        # One replica after the other: a vmap over replicas would turn GEMMs into batched products, slower on a CPU.
+        return lax.map(one, weights)
+
+    return advance, measure
+
+
+def _orders(kind: str, n: int, seeds: Sequence[int], first_epoch: int) -> Any:
+    epochs = range(first_epoch, first_epoch + EPOCHS_PER_CALL)
+    return jnp.asarray(
+        np.stack([[batch_order(kind, n, seed=int(seed), epoch=epoch) for epoch in epochs] for seed in seeds])
+    )
+
+
+def _check_same_settings(path: str | Path, names: Sequence[str], optimiser: Mapping[str, Any]) -> None:
+    try:
+        run = open_trajectory(str(path))
+    except StoreNotFoundError:
+        return
+    stored = json.loads(run.attrs.get("optimiser", "{}"))
+    different = [key for key, value in optimiser.items() if key != "framework" and stored.get(key) != value]
+    if different or [str(name) for name in run["layer"].values] != list(names):
+        then = {key: stored.get(key) for key in different} or "other layers"
+        msg = (
+            f"{path} was recorded with other settings ({then}; now { ({key: optimiser[key] for key in different}) }); "
+            "give another path, or delete that store to start again"
+        )
+        raise StoreError(msg)
+
+
+def _start(recorders: Sequence[Recorder], paths: Sequence[str | Path], params: Sequence[Any]) -> tuple[int, Any]:
+    # Start from the last step that every replica has committed, or from the initial weights.
+    common = set.intersection(*(set(recorder.committed) for recorder in recorders))
+    if not common:
+        leaves = [flat_order(tree)[1] for tree in params]
+        return 0, jnp.asarray(np.stack([np.concatenate([np.ravel(leaf) for leaf in tree]) for tree in leaves]))
+    step = max(common)
+    rows = [open_trajectory(str(path))["weights"].sel(step=step).values[0] for path in paths]
+    return step, jnp.asarray(np.stack(rows))
+
+
+def _record(
+    recorders: Sequence[Recorder],
+    step: int,
+    weights: np.ndarray,
+    measured: Mapping[str, Any],
+    epoch: float,
+    proper_time: float,
+) -> None:
+    series = {name: np.asarray(values, dtype=np.float64) for name, values in measured.items()}
+    for k, recorder in enumerate(recorders):
+        if not (np.isfinite(weights[k]).all() and np.isfinite(series["loss"][k])):
+            msg = (
+                f"the weights are not finite at step {step} (replica {k}); lower the learning rate. "
+                f"Steps up to {max(recorder.committed, default=None)} are in the store."
+            )
+            raise NonFiniteError(msg)
+    for k, recorder in enumerate(recorders):
+        if recorder.due(step):
+            values = {name: float(value[k]) for name, value in series.items()}
+            recorder.record(step, weights[k], epoch=epoch, proper_time=proper_time, **values)
