@@ -376,3 +376,20 @@ def cross_entropy(outputs: Any, targets: Any) -> Any:
     """
     logp = jax.nn.log_softmax(outputs)
     return -jnp.mean(jnp.take_along_axis(logp, targets[:, None], axis=1))
+
+
+def accuracy(outputs: Any, targets: Any) -> Any:
+    """Share of examples whose largest logit is the label's.
+
+    Parameters
+    ----------
+    outputs : array, (b, n_classes)
+        Logits.
+    targets : array of int, (b,)
+        Class labels.
+
+    Returns
+    -------
+    scalar array
+    """
+    return jnp.mean(jnp.argmax(outputs, axis=1) == targets)

@@ -43,7 +43,7 @@ _MODULES = {
     "trajstats.estimators.spectrum": ["spectral_density"],
     "trajstats.inference.aging": ["fit_subaging"],
     "trajstats.inference.results": ["FitResult"],
-    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd", "plot_spectrum"],
+    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd", "plot_posterior", "plot_spectrum"],
     "trajstats.report.html": ["write_report"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
