@@ -121,8 +121,8 @@ def _what(results: dict[str, dict[str, Any]]) -> Section:
     return Section(
         "In numbers",
         text=[
-            "The exponent µ says how the time to forget grows with age: it is 0 in a steady state, 1 for full aging, and "
-            "in between for subaging. What each interval rests on:",
+            "The exponent µ says how the time to forget grows with age: it is 0 in a steady state, 1 for full aging, "
+            "and in between for subaging. What each interval rests on:",
             *(flags or ["No flag was raised."]),
         ],
         tables=[Table(header, rows)],
@@ -143,8 +143,8 @@ def _displacements(results: dict[str, dict[str, Any]]) -> Section:
         ax = plot_msd(found["delta"], ax=axes(None))
         figures.append((ax.figure, f"Mean square displacement of the {label} network against lag, by waiting time."))
     text = [
-        "Displacement over all weights between the waiting time and the waiting time plus the lag. Curves that shift to "
-        "the right as the waiting time grows show aging; curves that lie on each other show a steady state."
+        "Displacement over all weights between the waiting time and the waiting time plus the lag. Curves that shift "
+        "to the right as the waiting time grows show aging; curves that lie on each other show a steady state."
     ]
     return Section("Two-time displacement", text=text, figures=figures)
 

@@ -34,20 +34,6 @@ PACKAGES = (
     "torch",
 )
 
-    "trajstats",
-    "numpy",
-    "scipy",
-    "xarray",
-    "dask",
-    "zarr",
-    "numba",
-    "lmfit",
-    "emcee",
-    "matplotlib",
-    "jax",
-    "torch",
-)
-
 
 @dataclass(frozen=True)
 class Table:
