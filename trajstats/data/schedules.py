@@ -135,7 +135,7 @@ def time_pairs(
     >>> pairs.lag.values.tolist(), pairs.second.values.tolist()
     ([10, 100], [20, 110])
     """
-    trajectory = check_trajectory(trajectory)
+    trajectory = check_trajectory(trajectory, sketched=True)
     if lag is not None and lags_per_decade is not None:
         msg = "give lag=[...] or lags_per_decade=n, not both"
         raise ArgumentError(msg)

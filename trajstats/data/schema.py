@@ -26,6 +26,8 @@ STEP_PRIME = "step_prime"
 
 WEIGHTS = "weights"
 WEIGHT_DIMS = (REPLICA, STEP, PARAMETER)
+SKETCH = "sketch"
+SKETCH_DIMS = (REPLICA, STEP, "hash", "bucket")
 CLOCKS = ("step", "epoch", "proper_time")
 CLOCK_UNITS = {"step": "optimiser steps", "epoch": "epochs", "proper_time": "sum of learning rates"}
 LAYER_KINDS = ("weight", "bias", "norm", "other")
@@ -183,7 +185,7 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
-def check_trajectory(trajectory: Any) -> xr.Dataset:
+def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
     """Check from metadata alone that a dataset is a trajectory.
 
     No weight is read. Layer bounds and steps, if still lazy, are loaded: they are small and every estimator needs them.
@@ -192,6 +194,8 @@ def check_trajectory(trajectory: Any) -> xr.Dataset:
     ----------
     trajectory : xarray.Dataset
         What should hold ``weights`` (replica, step, parameter) and the coordinates of the data model.
+    sketched : bool
+        Whether a sketched trajectory, with ``sketch`` (replica, step, hash, bucket) in place of ``weights``, will do.
 
     Returns
     -------
@@ -215,13 +219,18 @@ def check_trajectory(trajectory: Any) -> xr.Dataset:
             "Open the store with the trajstats that wrote it, or ingest the checkpoints again."
         )
         raise SchemaError(msg)
-    if WEIGHTS not in trajectory:
+    is_sketch = SKETCH in trajectory and WEIGHTS not in trajectory
+    if is_sketch and not sketched:
+        msg = "this trajectory holds sketches, which only msd and two_time read; for all else record the weights"
+        raise SchemaError(msg)
+    if WEIGHTS not in trajectory and not is_sketch:
         names = sorted(map(str, trajectory.variables))
         msg = f"no variable 'weights'; the dataset has {names}. Rename yours to 'weights'."
         raise SchemaError(msg)
-    weights = trajectory[WEIGHTS]
-    if weights.dims != WEIGHT_DIMS:
-        msg = f"weights have dims {weights.dims}; they must be {WEIGHT_DIMS}. Use .transpose or .expand_dims."
+    dims = SKETCH_DIMS if is_sketch else WEIGHT_DIMS
+    weights = trajectory[SKETCH if is_sketch else WEIGHTS]
+    if weights.dims != dims:
+        msg = f"{weights.name} have dims {weights.dims}; they must be {dims}. Use .transpose or .expand_dims."
         raise SchemaError(msg)
     if weights.dtype.name not in STORED_DTYPES:
         msg = (
@@ -243,9 +252,13 @@ def check_trajectory(trajectory: Any) -> xr.Dataset:
             f"{step[bad : bad + 2].tolist()}. Sort the checkpoints and drop duplicates."
         )
         raise SchemaError(msg)
-    stops = trajectory["layer_stop"].values
-    if (np.diff(stops, prepend=0) < 0).any() or (stops.size and int(stops[-1]) != weights.sizes[PARAMETER]):
-        msg = f"layer_stop {stops[:5].tolist()}... must rise to the number of parameters, {weights.sizes[PARAMETER]}"
+    bounds, along = ("bucket_layer_stop", "bucket") if is_sketch else ("layer_stop", PARAMETER)
+    if bounds not in trajectory.coords:
+        msg = f"coordinate {bounds} is missing; see the data model in the documentation"
+        raise SchemaError(msg)
+    stops = trajectory[bounds].values
+    if (np.diff(stops, prepend=0) < 0).any() or (stops.size and int(stops[-1]) != weights.sizes[along]):
+        msg = f"{bounds} {stops[:5].tolist()}... must rise to the size of {along}, {weights.sizes[along]}"
         raise SchemaError(msg)
     return trajectory
 

@@ -3,157 +3,439 @@
 from __future__ import annotations
 
 import glob
-import json
-import math
-import uuid
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
+from trajstats.data.guard import check_zarr
+from trajstats.data.journal import Record, open_journal
+from trajstats.data.layout import COMMITTED, FINISHED, FLOOR, STATE, STORE_FORMAT
+from trajstats.data.place import Place
 from trajstats.data.schema import (
+    CLOCKS,
     LAYER,
     PARAMETER,
     REPLICA,
     SCHEMA_VERSION,
+    SKETCH,
+    SKETCH_DIMS,
     STEP,
-    WEIGHTS,
-    as_attrs,
+    WEIGHT_DIMS,
     check_trajectory,
-    layer_coords,
 )
-from trajstats.errors import ArgumentError, SchemaError, StoreNotFoundError
+from trajstats.data.tiles import Tiles
+from trajstats.data.writer import TrajectoryWriter
+from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
 
-ROWS = 64
-COLUMNS = 16384
+__all__ = ["StoredRows", "TrajectoryWriter", "follow", "open_trajectory"]
+
+BLOCK_BYTES = 32 * 2**20
 
 
-class TrajectoryWriter:
-    """Record the weights of one run; opening an existing store continues it."""
+class StoredRows:
+    """The rows of one store as an array that reads what is asked for: tiles first, then the journal.
 
-    def __init__(
-        self,
-        path: Any,
-        layers: Mapping[str, Sequence[int]],
-        *,
-        replica: int = 0,
-        attrs: Mapping[str, Any] | None = None,
-        clocks: Sequence[str] = ("epoch", "proper_time"),
-        dtype: str = "float32",
-    ) -> None:
-        self.path = path
-        self.layers = {str(k): tuple(int(n) for n in v) for k, v in layers.items()}
-        self._clocks = tuple(clocks)
-        self._n = sum(math.prod(s) for s in self.layers.values())
+    Parameters
+    ----------
+    target : path, URL, zarr store or repository
+        The store.
+    rows : int
+        Rows to show; later ones stay unseen.
+    records : sequence of Record
+        The rows of the journal among them.
+
+    Notes
+    -----
+    Pickles as its address, so that workers of a cluster open the store themselves.
+    """
+
+    def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
+        self._target = target
+        self._records = {record.row: record for record in records}
+        self._tiles: Tiles | None = None
+        layout = self._open().layout
+        self.shape = (1, rows, *layout.row_shape)
+        self.dtype = layout.dtype
+        self.ndim = len(self.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tiles": None}
+
+    def _open(self) -> Tiles:
+        if self._tiles is None:
+            self._tiles = Tiles(Place(self._target))
+        return self._tiles
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        wanted = key if isinstance(key, tuple) else (key,)
+        wanted = tuple(k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in wanted)
+        wanted += (slice(None),) * (self.ndim - len(wanted))
+        ranges = [range(*k.indices(n)) for k, n in zip(wanted, self.shape, strict=True)]
+        bounds = [(r[0], r[-1] + 1) if len(r) and r.step > 0 else (0, 0) for r in ranges]
+        block = self._read(bounds)
+        within = tuple(slice(None, None, r.step) if r.step > 0 else slice(0, 0) for r in ranges)
+        keep = tuple(i for i, k in enumerate(key if isinstance(key, tuple) else (key,)) if not isinstance(k, slice))
+        block = block[within]
+        return block.reshape([n for i, n in enumerate(block.shape) if i not in keep])
+
+    def _read(self, bounds: list[tuple[int, int]]) -> np.ndarray:
+        first, stop = bounds[1]
+        out = np.empty([b - a for a, b in bounds], dtype=self.dtype)
+        if not out.size:
+            return out
+        in_journal = min((row for row in self._records if row >= first), default=stop)
+        split = min(max(first, in_journal), stop)
+        if split > first:
+            self._read_tiles(out[:, : split - first], [bounds[0], (first, split), *bounds[2:]])
+        for row in range(split, stop):
+            self._read_row(out[:, row - first : row - first + 1], row, bounds)
+        return out
+
+    def _read_tiles(self, out: np.ndarray, bounds: list[tuple[int, int]]) -> None:
+        tiles = self._open()
         try:
-            self._group = zarr.open_group(path, mode="r+")
-        except FileNotFoundError:
-            self._group = zarr.open_group(path, mode="w")
-            self._group.attrs.update(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "uid": uuid.uuid4().hex,
-                    "source": str(path),
-                    **as_attrs(attrs or {}),
-                }
+            out[...] = np.asarray(tiles.array(bounds[1][1])[tuple(slice(a, b) for a, b in bounds)])
+        except (ValueError, RuntimeError, OSError) as error:
+            msg = (
+                f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot be "
+                f"read ({error}). trajstats.data.verify.verify(path) names the damaged tiles."
             )
-            coords = layer_coords(self.layers)
-            self._create(STEP, np.zeros(0, np.int64), (STEP,))
-            self._create(REPLICA, np.array([replica]), (REPLICA,))
-            self._create(LAYER, coords[LAYER].astype(str), (LAYER,))
-            for name in ("layer_stop", "layer_shape", "layer_kind"):
-                value = coords[name][1]
-                self._create(name, value.astype(str) if value.dtype == object else value, (LAYER,))
-            self._group.create_array(
-                WEIGHTS,
-                shape=(1, 0, self._n),
-                chunks=(1, ROWS, min(COLUMNS, max(self._n, 1))),
-                dtype=dtype,
-                dimension_names=(REPLICA, STEP, PARAMETER),
-            )
+            raise StoreError(msg) from error
+        # zarr gives the fill value for a file that is not there; the fill value is NaN, so only NaN needs a closer look.
+        if np.isnan(out[..., ::1]).any() and (lost := tiles.missing_in(bounds)):
+            raise StoreError(missing_tiles(tiles.place, lost))
 
-    def _create(self, name: str, value: np.ndarray, dims: tuple[str, ...], chunk: int = 65536) -> None:
-        kind: Any = str if value.dtype.kind == "U" else value.dtype
-        array = self._group.create_array(
-            name, shape=value.shape, chunks=(1,) * (value.ndim - 1) + (chunk,), dtype=kind, dimension_names=dims
+    def _read_row(self, out: np.ndarray, row: int, bounds: list[tuple[int, int]]) -> None:
+        tiles = self._open()
+        layout = tiles.layout
+        journal = open_journal(tiles.place, layout.row_bytes, layout.rows)
+        item = layout.dtype.itemsize
+        flat = out.reshape(-1, bounds[-1][1] - bounds[-1][0])
+        leads = (
+            [np.ravel_multi_index(i, layout.row_shape[:-1]) for i in _grid(bounds[2:-1])] if len(bounds) > 3 else [0]
         )
-        if value.size:
-            array[...] = value
-        if name not in dims:
-            known = str(self._group.attrs.get("coordinates", "")).split()
-            if dims != (REPLICA, STEP):
-                self._group.attrs["coordinates"] = " ".join([*known, name])
-
-    @property
-    def committed(self) -> list[int]:
-        """Steps that are safely stored."""
-        return [int(s) for s in np.asarray(self._group[STEP][...])]
-
-    def append(self, step: int, weights: Any, **series: float) -> None:
-        """Store one row."""
-        if isinstance(weights, Mapping):
-            if set(weights) != set(self.layers):
-                msg = f"layers {sorted(weights)} do not match {sorted(self.layers)}"
-                raise ArgumentError(msg)
-            flat = np.concatenate([np.asarray(weights[k]).ravel() for k in self.layers])
-        else:
-            flat = np.asarray(weights).ravel()
-        steps = self.committed
-        row = len(steps)
-        for name, value in series.items():
-            clock = name in self._clocks
-            dims = (STEP,) if clock else (REPLICA, STEP)
-            if name not in self._group:
-                self._create(name, np.full((row,) if clock else (1, row), np.nan), dims)
-            self._group[name].resize((row + 1,) if clock else (1, row + 1))
-            self._group[name][..., row] = float(value)
-        self._group[WEIGHTS].resize((1, row + 1, self._n))
-        self._group[WEIGHTS][0, row] = flat
-        self._group[STEP].resize((row + 1,))
-        self._group[STEP][row] = int(step)
-
-    def close(self) -> None:
-        """Finish the store."""
-
-    def __enter__(self) -> TrajectoryWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        for k, lead in enumerate(leads):
+            offset = int(lead) * layout.row_shape[-1]
+            start, stop = (offset + bounds[-1][0]) * item, (offset + bounds[-1][1]) * item
+            try:
+                raw = journal.read(self._records[row], start, stop)
+            except FileNotFoundError:
+                # The writer has gathered this row into tiles since the store was opened.
+                if int(tiles.attrs.get(COMMITTED, 0)) <= row:
+                    raise
+                self._read_tiles(out, [bounds[0], (row, row + 1), *bounds[2:]])
+                return
+            if len(raw) != stop - start:
+                msg = f"{tiles.place}: row {row} of the journal was cut short since the store was opened"
+                raise StoreError(msg)
+            flat[k] = np.frombuffer(raw, dtype=layout.dtype)
 
 
-def open_trajectory(paths: Any) -> xr.Dataset:
-    """Open one run, or join a list or glob of runs along `replica`, lazily."""
-    if isinstance(paths, str) and glob.has_magic(paths):
-        found = sorted(glob.glob(paths))
+def _grid(bounds: Sequence[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
+    lengths = [b - a for a, b in bounds]
+    return (tuple(i + a for i, (a, _) in zip(index, bounds, strict=True)) for index in np.ndindex(*lengths))
+
+
+def missing_tiles(place: Place, keys: Sequence[str]) -> str:
+    """Word the error about tiles that are not there."""
+    shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return (
+        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.data.verify.verify(path) tells which layers they "
+        "belong to; open_trajectory(path, damaged='drop') opens the layers that are whole."
+    )
+
+
+def open_trajectory(
+    paths: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    damaged: str = "raise",
+    block_bytes: int = BLOCK_BYTES,
+) -> xr.Dataset:
+    """Open one run, or join a list or glob of runs of one architecture along `replica`, lazily.
+
+    Parameters
+    ----------
+    paths : path, URL, zarr store, repository; or a list of them; or a glob pattern
+        Where the runs are. Matches of a pattern are joined in natural order.
+    layers : sequence of str, optional
+        Layers to keep; all if not given.
+    damaged : str
+        ``"raise"``, or ``"drop"``: leave out the layers that have a damaged tile (every tile is read once to know).
+    block_bytes : int
+        Size of the blocks in which weights are read: all steps of a range of parameters.
+
+    Returns
+    -------
+    xarray.Dataset
+        A trajectory. Of a store that is being written it holds the committed rows, and its attribute ``state`` is
+        ``"writing"``; :func:`follow` waits for more. Joined runs keep the steps they all have.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If a path does not exist or a pattern matches nothing.
+    SchemaError
+        If a store has another schema version, is no trajectory, or runs differ in their layers.
+    StoreError
+        If tiles are missing or damaged.
+    UnsafeInputError
+        If the metadata ask for something a trajectory never needs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/run.zarr"
+    >>> with TrajectoryWriter(path, {"w": (2,)}) as writer:
+    ...     for step in (0, 10):
+    ...         writer.append(step, [step, 1.0], loss=0.5)
+    >>> run = open_trajectory(path)
+    >>> run.weights.values.tolist(), run.state
+    ([[[0.0, 1.0], [10.0, 1.0]]], 'finished')
+    """
+    if damaged not in {"raise", "drop"}:
+        raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "drop"]))
+    if isinstance(paths, str | Path) and glob.has_magic(str(paths)) and not Path(paths).exists():
+        from trajstats.data.naming import natural_key
+
+        found = sorted(glob.glob(str(paths)), key=natural_key)
         if not found:
-            msg = f"no store matches {paths!r}"
+            msg = f"no store matches {str(paths)!r}; check the pattern and the folder it starts from"
             raise StoreNotFoundError(msg)
         paths = found
-    if isinstance(paths, (list, tuple)):
-        runs = [open_trajectory(p) for p in paths]
-        for run in runs[1:]:
-            if run.sizes[PARAMETER] != runs[0].sizes[PARAMETER]:
-                msg = "runs of different architectures cannot be joined"
-                raise SchemaError(msg)
-        labels = [int(run[REPLICA].values[0]) for run in runs]
-        if len(set(labels)) < len(labels):
-            runs = [run.assign_coords({REPLICA: [i]}) for i, run in enumerate(runs)]
-        joined = xr.concat(
-            runs, dim=REPLICA, join="inner", combine_attrs="drop_conflicts", coords="minimal", compat="override"
+    if isinstance(paths, list | tuple):
+        if not paths:
+            msg = "the list of stores is empty"
+            raise StoreNotFoundError(msg)
+        return _join([_open_one(path, layers, damaged, block_bytes) for path in paths], paths)
+    return _open_one(paths, layers, damaged, block_bytes)
+
+
+def follow(target: Any, /, *, poll: float = 1.0, timeout: float | None = None) -> Iterator[xr.Dataset]:
+    """Watch a run that is being written: give the trajectory whenever rows were added, until it is finished.
+
+    Parameters
+    ----------
+    target : path, URL or zarr store
+        The store.
+    poll : float
+        Seconds between looks.
+    timeout : float, optional
+        Seconds without a new row after which to stop; for ever if not given.
+
+    Yields
+    ------
+    xarray.Dataset
+        All committed rows so far; the last one has ``state == "finished"`` unless the timeout ended the watch.
+    """
+    seen: tuple[int, str] = (-1, "")
+    since = time.monotonic()
+    while True:
+        run = open_trajectory(target)
+        now = (run.sizes[STEP], str(run.attrs.get(STATE)))
+        if now != seen:
+            seen, since = now, time.monotonic()
+            yield run
+        if now[1] == FINISHED or (timeout is not None and time.monotonic() - since > timeout):
+            return
+        time.sleep(poll)
+
+
+def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_bytes: int) -> xr.Dataset:
+    place = Place(target)
+    attrs = check_zarr(place)
+    if attrs.get("schema_version") != SCHEMA_VERSION:
+        msg = (
+            f"{place} has schema_version {attrs.get('schema_version')!r}; this trajstats reads version {SCHEMA_VERSION}. "
+            "Open it with the trajstats that wrote it, or ingest the checkpoints again."
         )
-        joined.attrs["uid"] = "+".join(str(run.attrs["uid"]) for run in runs)
-        return check_trajectory(joined)
-    if isinstance(paths, (str, Path)) and "://" not in str(paths) and not Path(paths).exists():
-        msg = f"{paths} does not exist; check the path, or record a run with trajstats.TrajectoryWriter"
-        raise StoreNotFoundError(msg)
-    ds = xr.open_zarr(paths, consolidated=False, chunks=None)
-    ds = ds.set_coords([n for n in ("layer_stop", "layer_shape", "layer_kind", "epoch", "proper_time") if n in ds])
-    small = [n for n in ds.variables if n != WEIGHTS]
-    ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars}).assign_coords(
-        {n: ds[n].load() for n in small if n in ds.coords}
+        raise SchemaError(msg)
+    for _ in range(20):
+        tiles = Tiles(place)
+        attrs = tiles.attrs
+        rows = int(attrs.get(COMMITTED, tiles.array().shape[1]))
+        records: list[Record] = []
+        if attrs.get(STATE, FINISHED) != FINISHED:
+            journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows)
+            records, damage = journal.scan(rows)
+            if damage is not None and not damage.torn and damaged == "raise":
+                if int(tiles.attrs.get(COMMITTED, 0)) != rows:
+                    continue
+                msg = (
+                    f"{place}: row {damage.row} in the journal ({damage.where}) fails its checksum; {damage.after} whole "
+                    "rows follow. open_trajectory(path, damaged='drop') shows the rows before it."
+                )
+                raise StoreError(msg)
+        if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again
+            break
+    trajectory = _dataset(target, tiles, rows, records, attrs, block_bytes)
+    if attrs.get("store_format") == STORE_FORMAT and (lost := tiles.missing(rows)) and damaged == "raise":
+        raise StoreError(missing_tiles(place, lost))
+    if damaged == "drop":
+        from trajstats.data.verify import verify
+
+        bad = {name for tile in verify(target).tiles for name in tile.layers}
+        trajectory = select_layers(trajectory, [n for n in map(str, trajectory[LAYER].values) if n not in bad])
+    return trajectory if layers is None else select_layers(trajectory, layers)
+
+
+def _dataset(
+    target: Any, tiles: Tiles, rows: int, records: Sequence[Record], attrs: Mapping[str, Any], block_bytes: int
+) -> xr.Dataset:
+    import dask.array as da
+
+    total = rows + len(records)
+    stored = StoredRows(target, total, records)
+    layout = tiles.layout
+    width = max(1, block_bytes // max(1, total * layout.dtype.itemsize) // layout.shard) * layout.shard
+    high = total
+    if total * layout.shard * layout.dtype.itemsize > 4 * block_bytes:
+        high = max(1, 4 * block_bytes // (layout.shard * layout.dtype.itemsize) // layout.rows) * layout.rows
+    chunks = (1, max(1, high), *layout.row_shape[:-1], max(1, width))
+    data = da.from_array(
+        stored, chunks=chunks, name=f"{tiles.variable}-{attrs.get('uid')}-{total}", meta=np.empty(0, stored.dtype)
     )
-    return check_trajectory(ds.chunk({STEP: -1, PARAMETER: COLUMNS * 16}))
+    coordinates = {*str(attrs.get("coordinates", "")).split(), *CLOCKS}
+    variables: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
+    for name, array in tiles.arrays().items():
+        dims = tuple(str(d) for d in array.metadata.dimension_names or ())
+        if name == tiles.variable:
+            continue
+        values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
+        if values.dtype.kind == "T":
+            values = values.astype(object)
+        if STEP in dims:
+            values = np.concatenate([values, _journal_values(name, dims, records, values)], axis=dims.index(STEP))
+        (coords if name in coordinates or dims == (name,) else variables)[name] = (dims, values)
+    for name in dict.fromkeys(n for record in records for n in record.metadata.get("series", {})):
+        if name not in variables and name not in coords:
+            clock = name in CLOCKS
+            dims = (STEP,) if clock else (REPLICA, STEP)
+            before = np.full((rows,) if clock else (1, rows), np.nan)
+            values = np.concatenate([before, _journal_values(name, dims, records, before)], axis=-1)
+            (coords if clock else variables)[name] = (dims, values)
+    dims = SKETCH_DIMS if tiles.variable == SKETCH else WEIGHT_DIMS
+    kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format"}}
+    kept[COMMITTED] = total
+    kept.setdefault(STATE, FINISHED)
+    return check_trajectory(
+        xr.Dataset({tiles.variable: (dims, data), **variables}, coords=coords, attrs=kept), sketched=True
+    )
+
+
+def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record], like: np.ndarray) -> np.ndarray:
+    shape = tuple(len(records) if d == STEP else n for d, n in zip(dims, like.shape, strict=True))
+    if name == STEP:
+        return np.array([record.step for record in records], dtype=np.int64)
+    if name == FLOOR:
+        floors = [record.metadata.get("floor", np.nan) for record in records]
+        return np.array(floors, dtype=np.float64).reshape(shape)
+    return np.array([record.metadata.get("series", {}).get(name, np.nan) for record in records]).reshape(shape)
+
+
+def select_layers(trajectory: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """Keep some layers of a trajectory.
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A trajectory.
+    names : sequence of str
+        Layers to keep; their order in the trajectory is kept.
+
+    Returns
+    -------
+    xarray.Dataset
+        The trajectory of these layers alone.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not a layer.
+    SchemaError
+        If no layer would be left.
+    """
+    from trajstats.data.schema import layer_slices
+
+    every = layer_slices(trajectory, None)
+    for name in names:
+        if name not in every:
+            raise ArgumentError(unknown("layer", name, every))
+    keep = [k for k, name in enumerate(every) if name in set(names)]
+    if not keep:
+        msg = "no layer would be left"
+        raise SchemaError(msg)
+    if len(keep) == len(every):
+        return trajectory
+    slices = list(every.values())
+    stops = np.cumsum([slices[k].stop - slices[k].start for k in keep])
+    dim = "bucket" if SKETCH in trajectory else PARAMETER
+    if dim == "bucket":
+        ends = trajectory["bucket_layer_stop"].values
+        slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    parts = [trajectory[[SKETCH if dim == "bucket" else "weights"]].isel({dim: slices[k]}) for k in keep]
+    joined = xr.concat(parts, dim=dim, data_vars="all", coords="minimal", compat="override")
+    rest = trajectory.drop_vars([SKETCH if dim == "bucket" else "weights"]).isel({LAYER: keep})
+    merged = joined.drop_vars([n for n in joined.coords if n not in joined.dims]).drop_vars(LAYER, errors="ignore")
+    merged = rest.merge(merged, compat="override", join="override").assign_coords(layer_stop=(LAYER, stops))
+    if dim == "bucket":
+        merged = merged.assign_coords(
+            bucket_layer_stop=(LAYER, np.cumsum([s.stop - s.start for s in (slices[k] for k in keep)]))
+        )
+    merged.attrs = dict(trajectory.attrs)
+    return merged
+
+
+def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
+    first = runs[0]
+    for run, path in zip(runs[1:], paths[1:], strict=True):
+        same = [
+            list(map(str, run[LAYER].values)) == list(map(str, first[LAYER].values)),
+            list(map(str, run["layer_shape"].values)) == list(map(str, first["layer_shape"].values)),
+            (SKETCH in run) == (SKETCH in first),
+        ]
+        if not all(same):
+            msg = (
+                f"{path} and {paths[0]} have different layers ({run.sizes[LAYER]} and {first.sizes[LAYER]} layers); only "
+                "runs of one architecture are joined along replica. Open them one by one."
+            )
+            raise SchemaError(msg)
+    labels = [int(run[REPLICA].values[0]) for run in runs]
+    if len(set(labels)) < len(labels):  # runs recorded without labels: number them
+        runs = [run.assign_coords({REPLICA: [k]}) for k, run in enumerate(runs)]
+    if len(runs) == 1:
+        return runs[0]
+    common = sorted(set.intersection(*(set(run[STEP].values.tolist()) for run in runs)))
+    if not common:
+        msg = "the runs have no step in common; open them one by one"
+        raise SchemaError(msg)
+    runs = [run if run.sizes[STEP] == len(common) else run.sel({STEP: common}) for run in runs]
+    # A clock that is not the same in all runs cannot stay a coordinate along step.
+    for name in [n for n, c in first.coords.items() if c.dims == (STEP,) and n != STEP]:
+        if not all(
+            name in run.coords and np.array_equal(run[name], first_of[name], equal_nan=True)
+            for run in runs
+            for first_of in runs[:1]
+        ):
+            runs = [run.reset_coords(name) if name in run.coords else run for run in runs]
+            runs = [run.assign({name: run[name].expand_dims(REPLICA)}) if name in run else run for run in runs]
+    shared = set.intersection(*(set(run.data_vars) for run in runs))
+    runs = [run[sorted(shared, key=str)] for run in runs]
+    joined = xr.concat(
+        runs,
+        dim=REPLICA,
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="drop_conflicts",
+    )
+    joined.attrs["uid"] = "+".join(str(run.attrs.get("uid")) for run in runs)
+    joined.attrs["source"] = "; ".join(str(run.attrs.get("source")) for run in runs)
+    joined.attrs[STATE] = FINISHED if all(run.attrs.get(STATE) == FINISHED for run in runs) else "writing"
+    return check_trajectory(joined, sketched=True)

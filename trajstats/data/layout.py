@@ -1,0 +1,392 @@
+"""How a store is laid out: tiles of rows x parameters, and the plain zarr arrays that hold them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from trajstats.data.place import Place
+from trajstats.data.schema import (
+    LAYER,
+    REPLICA,
+    SCHEMA_VERSION,
+    SKETCH,
+    SKETCH_DIMS,
+    STEP,
+    WEIGHT_DIMS,
+    WEIGHTS,
+    as_attrs,
+    layer_coords,
+)
+from trajstats.errors import ArgumentError, StoreError, unknown
+
+STORE_FORMAT = 1
+COMMITTED = "committed_rows"
+STATE = "state"
+CREATING, WRITING, FINISHED = "creating", "writing", "finished"
+JOURNAL = "journal"
+FLOOR = "rounding_floor"
+TILE_BYTES = 4 * 2**20
+TILE_ROWS = 64
+SERIES_CHUNK = 2**16
+MAX_FILES = 100_000
+EXPECTED_ROWS = 4096
+RESERVED = frozenset(
+    {*WEIGHT_DIMS, WEIGHTS, SKETCH, FLOOR, LAYER, "layer_stop", "layer_shape", "layer_kind", "hash", "bucket"}
+    | {"bucket_layer_stop", "initial_weights", "journal", "c"}
+)
+SERIES_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of the rows of a store and of the tiles they are kept in.
+
+    Parameters
+    ----------
+    variable : str
+        ``"weights"`` or ``"sketch"``.
+    row_shape : tuple of int
+        ``(parameter,)`` or ``(hash, bucket)``.
+    dtype : numpy.dtype
+        Stored type.
+    rows, columns : int
+        Size of a tile along `step` and along the last dimension.
+    shard : int
+        Width of a file along the last dimension, a multiple of `columns`; equal to it where files are not sharded.
+    """
+
+    variable: str
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    rows: int
+    columns: int
+    shard: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in one row."""
+        return math.prod(self.row_shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def files_across(self) -> int:
+        """Number of files that one slab of rows is kept in."""
+        lead = math.prod(self.row_shape[:-1])
+        return lead * -(-self.row_shape[-1] // self.shard)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[tuple[Any, ...], slice]]:
+        """Walk over a slab file by file, several narrow files at a time: index into the array, range of the flat row."""
+        last = self.row_shape[-1]
+        wide = self.shard * max(1, (4 * TILE_BYTES) // max(1, self.rows * self.shard * self.dtype.itemsize))
+        stop = self.size if stop is None else stop
+        for lead in np.ndindex(self.row_shape[:-1]):
+            offset = int(np.ravel_multi_index(lead, self.row_shape[:-1])) * last if lead else 0
+            for begin in range(0, last, wide):
+                end = min(begin + wide, last)
+                if offset + end > start and offset + begin < stop:
+                    yield (*lead, slice(begin, end)), slice(offset + begin, offset + end)
+
+
+def plan_layout(
+    variable: str,
+    row_shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    expected_rows: int = EXPECTED_ROWS,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> Layout:
+    """Choose tiles of about 4 MiB and, where they would make too many files, shards of several tiles.
+
+    Parameters
+    ----------
+    variable : str
+        ``"weights"`` or ``"sketch"``.
+    row_shape : tuple of int
+        Shape of one row.
+    dtype : dtype
+        Stored type.
+    expected_rows : int
+        Rows the store is planned for; more may be written.
+    rows, columns : int, optional
+        Size of a tile, if the default (64 rows, 4 MiB; more rows for a small network) does not suit.
+
+    Returns
+    -------
+    Layout
+        The layout; the store never has more than about 1e5 files for `expected_rows` rows.
+
+    Raises
+    ------
+    ArgumentError
+        If a tile has no rows or no columns.
+    """
+    kind = np.dtype(dtype)
+    last = max(1, row_shape[-1])
+    if rows is None:
+        rows = TILE_ROWS
+        while rows < 1024 and 2 * rows * last * kind.itemsize <= TILE_BYTES:
+            rows *= 2
+    if columns is None:
+        columns = max(1, TILE_BYTES // (TILE_ROWS * kind.itemsize))
+    if rows < 1 or columns < 1:
+        msg = f"tiles of {rows} rows x {columns} columns: both must be at least 1"
+        raise ArgumentError(msg)
+    columns = min(columns, last)
+    shard = columns
+    while shard < last and math.prod(row_shape[:-1]) * -(-last // shard) * -(-expected_rows // rows) > MAX_FILES:
+        shard *= 2
+    return Layout(variable, row_shape, kind, rows, columns, shard)
+
+
+def layout_of(array: zarr.Array) -> Layout:
+    """Read the layout back from an array of a store.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        The array ``weights`` or ``sketch``.
+
+    Returns
+    -------
+    Layout
+        Its layout.
+    """
+    chunks, shards = array.chunks, array.shards
+    shape = tuple(int(n) for n in array.shape)
+    files = chunks if shards is None else shards
+    return Layout(array.basename, shape[2:], np.dtype(array.dtype), int(chunks[1]), int(chunks[-1]), int(files[-1]))
+
+
+def create_store(
+    place: Place,
+    layout: Layout,
+    layers: Mapping[str, Sequence[int]],
+    *,
+    replica: int,
+    attrs: Mapping[str, Any],
+    extra: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
+) -> None:
+    """Create the arrays of an empty store.
+
+    Parameters
+    ----------
+    place : Place
+        Where.
+    layout : Layout
+        Shape of rows and tiles.
+    layers : mapping name -> shape
+        The layers, in the order of `parameter`.
+    replica : int
+        Label of the run.
+    attrs : mapping
+        Attributes of the run.
+    extra : mapping name -> (dims, values)
+        Further coordinates that do not grow.
+    """
+    # "creating" is replaced in one write at the end: a store killed in here is recognised and made anew.
+    zarr.create_group(place.path(), attributes={STATE: CREATING}, overwrite=False)
+    dims = SKETCH_DIMS if layout.variable == SKETCH else WEIGHT_DIMS
+    shards = None if layout.shard == layout.columns else _grid(layout, layout.shard)
+    zarr.create_array(
+        place.path(),
+        name=layout.variable,
+        shape=(1, 0, *layout.row_shape),
+        chunks=_grid(layout, layout.columns),
+        shards=shards,
+        dtype=layout.dtype,
+        fill_value=np.nan,
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        dimension_names=dims,
+        overwrite=True,
+    )
+    put_array(place, STEP, np.zeros(0, dtype=np.int64), (STEP,))
+    put_array(place, REPLICA, np.array([replica], dtype=np.int64), (REPLICA,))
+    coords = layer_coords(layers)
+    put_array(place, LAYER, coords[LAYER], (LAYER,))
+    for name in ("layer_stop", "layer_shape", "layer_kind"):
+        put_array(place, name, coords[name][1], (LAYER,))
+    if layout.variable == WEIGHTS:
+        put_array(place, FLOOR, np.zeros((1, 0, len(layers))), (REPLICA, STEP, LAYER))
+    for name, (names, values) in extra.items():
+        put_array(place, name, values, names)
+    coordinates = ["layer_stop", "layer_shape", "layer_kind", *(n for n, (d, _) in extra.items() if d != (n,))]
+    root = {
+        "schema_version": SCHEMA_VERSION,
+        "uid": uuid.uuid4().hex,
+        "source": str(place),
+        **as_attrs(attrs),
+        "coordinates": " ".join(coordinates),
+        "store_format": STORE_FORMAT,
+        STATE: WRITING,
+        COMMITTED: 0,
+    }
+    if place.local is not None:
+        files = [str(f.relative_to(place.local)) for f in place.local.rglob("*") if f.is_file()]
+        place.make_durable([f for f in files if not f.startswith(JOURNAL)])
+    group = zarr.open_group(place.path(), mode="r+", use_consolidated=False)
+    group.attrs.put(root)
+    place.make_durable(["zarr.json"], "create")
+
+
+def _grid(layout: Layout, width: int) -> tuple[int, ...]:
+    return (1, layout.rows, *(1 for _ in layout.row_shape[:-1]), width)
+
+
+def put_array(place: Place, name: str, values: np.ndarray, dims: tuple[str, ...]) -> zarr.Array:
+    """Write one small array: series and steps in one large chunk, text as variable-length strings.
+
+    Parameters
+    ----------
+    place : Place
+        The store.
+    name : str
+        Name of the array.
+    values : ndarray
+        Values; an array with a `step` dimension may be empty and grow.
+    dims : tuple of str
+        Names of its dimensions.
+
+    Returns
+    -------
+    zarr.Array
+        The array.
+    """
+    text = values.dtype == object or values.dtype.kind in "UT"
+    chunks = tuple(SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True))
+    if STEP in dims and len(dims) > 2:  # floors: as many rows as make a chunk of about 4 MiB
+        chunks = (1, max(1, min(SERIES_CHUNK, TILE_BYTES // (8 * max(1, values.shape[-1])))), max(1, values.shape[-1]))
+    kind: Any = str if text else values.dtype
+    array = zarr.create_array(
+        place.path(),
+        name=name,
+        shape=values.shape,
+        chunks=chunks,
+        dtype=kind,
+        fill_value=np.nan if values.dtype.kind == "f" else None,
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle"), Crc32cCodec()],
+        dimension_names=dims,
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+    if values.size:
+        array[...] = values.astype(np.dtypes.StringDType()) if text else values
+    return array
+
+
+def check_layers(layers: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Check names and shapes of layers.
+
+    Parameters
+    ----------
+    layers : mapping name -> shape
+        What a user gave.
+
+    Returns
+    -------
+    dict name -> tuple of int
+        The same, with plain integers.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none, a name is not text, or a size is negative.
+    """
+    if not isinstance(layers, Mapping) or not layers:
+        msg = f"layers={layers!r:.80}: give a mapping name -> shape with at least one layer, such as {{'w': (10, 784)}}"
+        raise ArgumentError(msg)
+    checked = {}
+    for name, shape in layers.items():
+        sizes = tuple(int(n) for n in (shape if isinstance(shape, Sequence) else tuple(shape)))
+        if not isinstance(name, str) or any(n < 0 for n in sizes):
+            msg = f"layer {name!r} of shape {sizes}: names are text and sizes are >= 0"
+            raise ArgumentError(msg)
+        # A lone surrogate cannot be written as UTF-8.
+        checked[name.encode("utf-8", "backslashreplace").decode()] = sizes
+    return checked
+
+
+def check_same_layers(group: zarr.Group, layers: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a store holds the layers a writer is about to append.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        Root of an existing store.
+    layers : mapping name -> shape
+        Layers of the writer.
+
+    Raises
+    ------
+    ArgumentError
+        If names, order or shapes differ.
+    """
+    names = [str(name) for name in np.asarray(array_of(group, LAYER)[...])]
+    shapes = [tuple(json.loads(str(text))) for text in np.asarray(array_of(group, "layer_shape")[...])]
+    stored = dict(zip(names, shapes, strict=True))
+    if list(stored.items()) != list(layers.items()):
+        pairs = zip([*stored.items(), ("nothing", ())], [*layers.items(), ("nothing", ())], strict=False)
+        old, new = next((a, b) for a, b in pairs if a != b)
+        msg = f"this store holds other layers: {old[0]} {old[1]} where the writer was given {new[0]} {new[1]}"
+        raise ArgumentError(msg)
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """Get an array of a group by name.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        A group.
+    name : str
+        Name of the array.
+
+    Returns
+    -------
+    zarr.Array
+        The array.
+
+    Raises
+    ------
+    StoreError
+        If there is none of this name.
+    """
+    try:
+        found = group[name]
+    except KeyError:
+        found = None
+    if not isinstance(found, zarr.Array):
+        raise StoreError(unknown("array", name, group.array_keys(), do="This is not a complete trajectory store."))
+    return found
+
+
+def check_series_name(name: str) -> None:
+    """Check that a scalar series may be stored under a name.
+
+    Parameters
+    ----------
+    name : str
+        The name, which becomes the name of an array.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not a plain identifier or is taken by the data model.
+    """
+    if not SERIES_NAME.fullmatch(name) or name in RESERVED:
+        msg = f"series name {name!r}: use letters, digits and underscores, and none of {', '.join(sorted(RESERVED))}"
+        raise ArgumentError(msg)

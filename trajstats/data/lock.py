@@ -1,0 +1,134 @@
+"""One writer at a time: a lock that names its holder and falls with its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from trajstats.data.layout import JOURNAL
+from trajstats.data.place import Place
+from trajstats.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # systems without POSIX locks fall back on the process id in the file
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[str, int] = {}
+
+
+class WriterLock:
+    """The right to write one store.
+
+    On a local disk this is a POSIX lock on ``journal/lock``, which the system releases when the process ends however
+    it ends; the file names process, host and time. Elsewhere it is an object with the same content.
+
+    Parameters
+    ----------
+    place : Place
+        The store.
+    take_over : bool
+        Take the lock although a process that cannot be asked (on another host) holds it.
+
+    Raises
+    ------
+    StoreError
+        If another writer has the store open.
+    """
+
+    def __init__(self, place: Place, *, take_over: bool = False) -> None:
+        self._place = place
+        self._key = f"{JOURNAL}/lock" if place.local is not None else f"{JOURNAL}/lock/zarr.json"
+        self._handle: int | None = None
+        self._name = str(place.local.resolve()) if place.local is not None else ""
+        holder = json.dumps(
+            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}
+        )
+        if place.local is not None:
+            self._take_file(place.local / self._key, holder, take_over)
+        else:
+            raw = place.get(self._key)
+            self._refuse(_holder(raw), take_over, alive=None)
+            node = {"zarr_format": 3, "node_type": "group", "attributes": json.loads(holder)}
+            place.set(self._key, json.dumps(node).encode())
+
+    def _take_file(self, file: Path, holder: str, take_over: bool) -> None:
+        if self._name in _HELD:
+            self._refuse({"pid": os.getpid(), "host": socket.gethostname()}, False, alive=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            found = _holder(os.read(handle, 4096))
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    self._refuse(found or {"pid": "?", "host": "?"}, False, alive=True)
+                self._refuse(found, take_over, alive=False)
+            else:
+                self._refuse(found, take_over, alive=None)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, holder.encode(), 0) if hasattr(os, "pwrite") else os.write(handle, holder.encode())
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+        _HELD[self._name] = os.getpid()
+
+    def _refuse(self, found: dict[str, Any] | None, take_over: bool, *, alive: bool | None) -> None:
+        if found is None or take_over:
+            return
+        here = found.get("host") == socket.gethostname()
+        who = f"process {found.get('pid')} on {found.get('host')} since {found.get('since', 'now')}"
+        if alive is None:
+            alive = not here or _alive(found.get("pid"))
+        if alive:
+            msg = (
+                f"{self._place} is being written by {who}. Close that writer first; if it is certain that it no longer "
+                "runs, open with take_over=True. To read meanwhile, use open_trajectory."
+            )
+            raise StoreError(msg)
+        if not here:
+            msg = (
+                f"{self._place} was last opened by {who}, another host than this one ({socket.gethostname()}), which "
+                "cannot be asked whether it still runs. If it does not, the lock is stale: open with take_over=True."
+            )
+            raise StoreError(msg)
+
+    def release(self) -> None:
+        """Give the right back."""
+        if self._handle is not None:
+            assert self._place.local is not None
+            # Emptied, not deleted: deleting would let two writers hold locks on two files of the same name.
+            os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = None
+            _HELD.pop(self._name, None)
+        elif self._place.local is None and self._place.get(self._key) is not None:
+            self._place.delete(self._key)
+
+
+def _holder(raw: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(raw) if raw else None
+    except ValueError:
+        return None
+    if isinstance(found, dict):
+        return found.get("attributes", found)
+    return None
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,169 @@
+"""Where a store lives: a folder, a URL, a zarr store object or a transactional repository, behind one small interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, StorePath
+
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError
+
+
+class Place:
+    """Read and write the objects of one store by key.
+
+    Parameters
+    ----------
+    target : path, URL, zarr store or repository
+        A local path, a URL such as ``memory://run``, any zarr store object, or a repository with
+        ``writable_session`` and ``readonly_session`` (icechunk), whose transactions then carry the commits.
+    write : bool
+        Whether anything may be written.
+    branch : str
+        Branch of a transactional repository.
+
+    Raises
+    ------
+    ArgumentError
+        If `target` is none of these.
+    StoreNotFoundError
+        If a local path does not exist and nothing may be written.
+    """
+
+    def __init__(self, target: Any, *, write: bool = False, branch: str = "main") -> None:
+        self.local: Path | None = None
+        self.writable = write
+        self._repository: Any = None
+        self._session: Any = None
+        self._branch = branch
+        self._prefix = ""
+        self._store: Store | None = None
+        if isinstance(target, Place):
+            target = target.target
+        self.target = target
+        if isinstance(target, str | os.PathLike) and "://" not in str(target):
+            self.local = Path(target)
+            if not write and not self.local.exists():
+                msg = f"{target} does not exist; check the path, or record a run with trajstats.TrajectoryWriter"
+                raise StoreNotFoundError(msg)
+            if self.local.exists() and not self.local.is_dir():
+                msg = f"{target} is a file; a trajectory store is a folder. Checkpoint files are read with ingest(...)"
+                raise ArgumentError(msg)
+            self._store = LocalStore(self.local, read_only=not write)
+        elif isinstance(target, str):
+            self._store, self._prefix = _from_url(target)
+        elif isinstance(target, StorePath):
+            self._store, self._prefix = target.store, target.path.strip("/")
+        elif isinstance(target, Store):
+            self._store = target
+            if isinstance(target, LocalStore):
+                self.local = target.root
+        elif hasattr(target, "writable_session"):
+            self._repository = target
+        else:
+            msg = f"{type(target).__name__} is not a place for a store; give a path, a URL or a zarr store object"
+            raise ArgumentError(msg)
+
+    def __repr__(self) -> str:
+        return str(self.target)
+
+    @property
+    def store(self) -> Store:
+        """The zarr store; for a repository that of the current transaction."""
+        if self._store is not None:
+            return self._store
+        if self._session is None:
+            if self.writable:
+                self._session = self._repository.writable_session(self._branch)
+            else:
+                self._session = self._repository.readonly_session(self._branch)
+        return self._session.store
+
+    def path(self, key: str = "") -> StorePath:
+        """Address one node of the hierarchy, in the form zarr takes."""
+        return StorePath(self.store, "/".join(part for part in (self._prefix, key) if part))
+
+    def group(self) -> zarr.Group | None:
+        """Open the root group, or return None where there is none."""
+        try:
+            return zarr.open_group(self.path(), mode="r+" if self.writable else "r", use_consolidated=False)
+        except (FileNotFoundError, KeyError):
+            return None
+
+    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Read an object, or the bytes from `start` to `stop` of it; None if it does not exist."""
+        wanted = None if start is None or stop is None else RangeByteRequest(start, stop)
+        found = sync(self.store.get(self._key(key), default_buffer_prototype(), wanted))
+        return None if found is None else found.to_bytes()
+
+    def set(self, key: str, value: bytes) -> None:
+        """Write an object as a whole."""
+        sync(self.store.set(self._key(key), default_buffer_prototype().buffer.from_bytes(value)))
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        sync(self.store.delete(self._key(key)))
+
+    def delete_under(self, key: str) -> None:
+        """Delete everything under a key."""
+        sync(self.store.delete_dir(self._key(key)))
+
+    def list_under(self, key: str) -> list[str]:
+        """List the keys under a prefix, relative to the store."""
+        prefix = self._key(key).rstrip("/") + "/"
+        cut = len(self._prefix) + 1 if self._prefix else 0
+
+        async def every() -> list[str]:
+            return [name async for name in self.store.list_prefix(prefix)]
+
+        return [name[cut:] for name in sync(every())]
+
+    def make_durable(self, keys: Iterable[str] = (), message: str = "trajstats") -> None:
+        """Make what was written survive a power cut: fsync files and their folders, or commit the transaction."""
+        if self._repository is not None:
+            if self._session is not None and self._session.has_uncommitted_changes:
+                self._session.commit(message)
+            self._session = None
+        elif self.local is not None:
+            folders = set()
+            for key in keys:
+                file = self.local / key
+                folders.add(file.parent)
+                sync_file(file)
+            for folder in folders:
+                sync_folder(folder)
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+
+def sync_file(file: Path) -> None:
+    """Fsync one file."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Fsync a folder, so that the names in it survive a power cut (systems without folder handles skip this)."""
+    if os.name == "posix":
+        sync_file(folder)
+
+
+def _from_url(url: str) -> tuple[Store, str]:
+    from zarr.storage import FsspecStore  # fsspec is imported only for URLs
+
+    try:
+        return FsspecStore.from_url(url), ""
+    except (ImportError, ValueError) as error:
+        msg = f"cannot open {url}: {error}. Give a local path, or install the fsspec package for this protocol."
+        raise StoreError(msg) from error

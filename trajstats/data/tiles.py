@@ -1,0 +1,270 @@
+"""Tiles: slabs of rows in, any range of rows and parameters out; a missing tile is an error, never a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from trajstats.data.layout import (
+    COMMITTED,
+    FLOOR,
+    JOURNAL,
+    STATE,
+    WRITING,
+    Layout,
+    array_of,
+    check_series_name,
+    layout_of,
+    put_array,
+)
+from trajstats.data.place import Place
+from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS
+from trajstats.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of a stretch of rows besides their weights.
+
+    Parameters
+    ----------
+    first : int
+        Position of the first along `step`.
+    steps : sequence of int
+        Optimiser steps.
+    series : sequence of mapping
+        Scalars of each row.
+    floors : ndarray, (row, layer), optional
+        Rounding floor of each layer; found while writing if not given.
+    """
+
+    first: int
+    steps: Sequence[int]
+    series: Sequence[Mapping[str, float]]
+    floors: np.ndarray | None = None
+
+    @property
+    def stop(self) -> int:
+        """Position after the last row."""
+        return self.first + len(self.steps)
+
+
+Source = Callable[[int, int], np.ndarray]
+
+
+class Tiles:
+    """The tile part of one store.
+
+    Parameters
+    ----------
+    place : Place
+        An existing store.
+
+    Raises
+    ------
+    StoreError
+        If there is no store.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        group = place.group()
+        if group is None:
+            msg = f"{place}: no trajectory store here (no zarr.json)"
+            raise StoreError(msg)
+        self.variable = next((name for name in (WEIGHTS, "sketch") if name in group), WEIGHTS)
+        self.layout: Layout = layout_of(array_of(group, self.variable))
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the root, read now: the commit marker is among them."""
+        group = self.place.group()
+        return {} if group is None else group.attrs.asdict()
+
+    def array(self, rows: int | None = None) -> zarr.Array:
+        """Open the array of weights, as if it had at least `rows` rows; nothing is written."""
+        group = self.place.group()
+        if group is None:
+            msg = f"{self.place}: the store is gone"
+            raise StoreError(msg)
+        array = array_of(group, self.variable)
+        if rows is None or array.shape[1] >= rows:
+            return array
+        # Tiles beyond the shape in the metadata are written first; the shape follows with the commit.
+        metadata = array.metadata.to_dict() | {"shape": (1, rows, *array.shape[2:])}
+        return zarr.Array(zarr.AsyncArray.from_dict(array.store_path, metadata))
+
+    def arrays(self) -> dict[str, zarr.Array]:
+        """Open every array of the root; files that a killed writer left behind are passed over in silence."""
+        group = self.place.group()
+        assert group is not None
+        if self.place.local is None:
+            return dict(group.arrays())
+        names = sorted(e.name for e in self.place.local.iterdir() if (e / "zarr.json").is_file() and e.name != JOURNAL)
+        return {name: array_of(group, name) for name in names}
+
+    def tile_key(self, slab: int, *where: int) -> str:
+        """Name the file of a tile: slab of rows, then its place across the row."""
+        return "/".join([self.variable, "c", "0", str(slab), *(str(index) for index in where)])
+
+    def keys_of_slab(self, slab: int) -> list[str]:
+        """List the files one slab of rows must have."""
+        lead = self.layout.row_shape[:-1]
+        across = -(-self.layout.row_shape[-1] // self.layout.shard)
+        return [self.tile_key(slab, *index) for index in np.ndindex((*lead, across))]
+
+    def slabs(self, rows: int) -> int:
+        """Count the slabs that `rows` rows take."""
+        return -(-rows // self.layout.rows)
+
+    def write(self, rows: Rows, source: Source, *, clocks: Sequence[str] = (), **attrs: Any) -> None:
+        """Write rows as tiles and commit them.
+
+        Any part of this may be done again from the start: a tile or array that was already written is written once
+        more with the same values, and nothing counts before the last write, which replaces the root's metadata.
+
+        Parameters
+        ----------
+        rows : Rows
+            Steps and scalars.
+        source : callable (start, stop) -> ndarray (row, stop - start)
+            Gives a range of the flat rows.
+        clocks : sequence of str
+            Names of scalars that are clocks.
+        **attrs
+            Attributes to set with the commit.
+        """
+        array = self.array(rows.stop)
+        floors = rows.floors
+        stops: np.ndarray | None = None
+        source_dtype = str(self.attrs.get("source_dtype", self.layout.dtype.name))
+        if floors is None and self.variable == WEIGHTS:
+            group = self.place.group()
+            assert group is not None
+            stops = np.asarray(array_of(group, "layer_stop")[...])
+            floors = np.zeros((len(rows.steps), stops.size))
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for index, flat in self.layout.blocks():
+                block = source(flat.start, flat.stop)
+                if stops is not None and floors is not None:
+                    for k, row in enumerate(block):
+                        floors[k] += _floor(row, stops, source_dtype, flat.start)
+                shape = (len(rows.steps), *(1 for _ in index[:-1]), flat.stop - flat.start)
+                target = (slice(0, 1), slice(rows.first, rows.stop), *(slice(i, i + 1) for i in index[:-1]), index[-1])
+                array[target] = block.reshape(1, *shape)
+        if stops is not None and floors is not None:
+            floors /= np.maximum(np.diff(stops, prepend=0), 1)
+        first, last = rows.first // self.layout.rows, self.slabs(rows.stop)
+        keys = [key for slab in range(first, last) for key in self.keys_of_slab(slab)]
+        if self.place.local is not None:
+            keys += [key.rpartition("/")[0] for key in keys]
+        self.place.make_durable(dict.fromkeys(keys), "tiles") if self.place.local is not None else None
+        self._commit(rows, floors, clocks, attrs)
+
+    def _commit(self, rows: Rows, floors: np.ndarray | None, clocks: Sequence[str], attrs: Mapping[str, Any]) -> None:
+        group = self.place.group()
+        assert group is not None
+        known = group.attrs.asdict()
+        coordinates = str(known.get("coordinates", "")).split()
+        names = dict.fromkeys(name for series in rows.series for name in series)
+        for name in names:
+            check_series_name(name)
+            if name not in group:
+                shape, dims = ((0,), (STEP,)) if name in clocks else ((1, 0), (REPLICA, STEP))
+                put_array(self.place, name, np.zeros(shape), dims)
+                group = self.place.group()
+                assert group is not None
+        touched = []
+        for name, array in self.arrays().items():
+            dims = array.metadata.dimension_names or ()
+            if STEP not in dims or name == self.variable:
+                continue
+            axis = dims.index(STEP)
+            self._resize(array, axis, rows.stop)
+            target = (slice(None),) * axis + (slice(rows.first, rows.stop),)
+            if name == STEP:
+                array[target] = np.asarray(rows.steps, dtype=np.int64)
+            elif name == FLOOR:
+                if floors is not None:
+                    array[target] = floors[None]
+            else:
+                values = np.array([series.get(name, np.nan) for series in rows.series])
+                array[target] = values.reshape((1,) * axis + values.shape)
+            chunk = array.chunks[axis]
+            lead, tail = ["0"] * axis, ["0"] * (len(dims) - axis - 1)
+            touched += [
+                "/".join([name, "c", *lead, str(k), *tail])
+                for k in range(rows.first // chunk, -(-rows.stop // chunk) if array.size else 0)
+            ]
+            touched.append(f"{name}/zarr.json")
+        self._resize(array_of(group, self.variable), 1, rows.stop)
+        touched.append(f"{self.variable}/zarr.json")
+        self.place.make_durable(touched, "series") if self.place.local is not None else None
+        coordinates += [name for name in names if name in clocks and name not in coordinates]
+        self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, **attrs})
+
+    @staticmethod
+    def _resize(array: zarr.Array, axis: int, rows: int) -> None:
+        if array.shape[axis] != rows:
+            array.resize((*array.shape[:axis], rows, *array.shape[axis + 1 :]))
+
+    def mark(self, **attrs: Any) -> None:
+        """Replace the root's metadata in one atomic write: the commit of everything written before."""
+        group = self.place.group()
+        assert group is not None
+        group.attrs.put({**group.attrs.asdict(), **attrs})
+        self.place.make_durable(["zarr.json"], "commit")
+
+    def missing_in(self, bounds: Sequence[tuple[int, int]]) -> list[str]:
+        """List the files missing from a range of rows and parameters, given as (start, stop) of each dimension."""
+        first, stop = bounds[1]
+        slabs = range(first // self.layout.rows, -(-stop // self.layout.rows))
+        across = range(bounds[-1][0] // self.layout.shard, -(-bounds[-1][1] // self.layout.shard))
+        leads = np.ndindex(*(b - a for a, b in bounds[2:-1]))
+        leads_at = [tuple(i + a for i, (a, _) in zip(lead, bounds[2:-1], strict=True)) for lead in leads]
+        keys = [self.tile_key(slab, *lead, at) for slab in slabs for lead in leads_at for at in across]
+        if self.place.local is not None:
+            return [key for key in keys if not (self.place.local / key).is_file()]
+        return [key for key in keys if self.place.get(key, 0, 1) is None]
+
+    def missing(self, rows: int) -> list[str]:
+        """List the files that `rows` committed rows must have and that are not there."""
+        if not rows or not self.layout.size:
+            return []
+        if self.place.local is not None:
+            root = self.place.local
+            lost = []
+            for slab in range(self.slabs(rows)):
+                wanted = self.keys_of_slab(slab)
+                folders = {key.rpartition("/")[0] for key in wanted}
+                there = {f"{f}/{e.name}" for f in folders if (root / f).is_dir() for e in (root / f).iterdir()}
+                lost += [key for key in wanted if key not in there]
+            return lost
+        there = set(self.place.list_under(self.variable))
+        return [key for slab in range(self.slabs(rows)) for key in self.keys_of_slab(slab) if key not in there]
+
+
+def _floor(row: np.ndarray, stops: np.ndarray, source_dtype: str, start: int) -> np.ndarray:
+    from trajstats.data.rounding import rounding_floor  # numba is imported only where a floor is needed
+
+    return rounding_floor(row, stops, source_dtype, start=start)
+
+
+def layer_names(group: zarr.Group) -> list[str]:
+    """Read the names of the layers of a store.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        Root of the store.
+
+    Returns
+    -------
+    list of str
+        In the order of `parameter`.
+    """
+    return [str(name) for name in np.asarray(array_of(group, LAYER)[...])]

@@ -1,0 +1,563 @@
+"""Recording: one checksummed, fsynced journal record a row; tiles are made behind the training loop's back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import zarr
+
+from trajstats.data.journal import Record, open_journal
+from trajstats.data.layout import (
+    COMMITTED,
+    CREATING,
+    EXPECTED_ROWS,
+    FINISHED,
+    JOURNAL,
+    STATE,
+    STORE_FORMAT,
+    WRITING,
+    array_of,
+    check_layers,
+    check_same_layers,
+    check_series_name,
+    create_store,
+    plan_layout,
+)
+from trajstats.data.lock import WriterLock
+from trajstats.data.place import Place
+from trajstats.data.rounding import rounding_floor, source_type
+from trajstats.data.schema import CLOCKS, SCHEMA_VERSION, STEP, STORED_DTYPES, WEIGHTS
+from trajstats.data.tiles import Rows, Tiles
+from trajstats.errors import ArgumentError, SchemaError, StoreError, unknown
+
+
+class TrajectoryWriter:
+    """Record the weights of one run; opening an existing store continues it.
+
+    A row counts from the moment :meth:`append` returns: it is in the journal with a checksum and, with the default
+    ``sync="row"``, on the disk. Rows are gathered into tiles by a background thread and at the end; a run killed
+    at any moment is continued by opening its path again.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or repository
+        Where to keep the run: a local folder (the fast and durable case), a URL such as ``memory://run``, a zarr store
+        object, or an icechunk repository, whose transactions are then the commits.
+    layers : mapping name -> shape
+        The weight tensors, in the order of the flat vector.
+    replica : int
+        Label of this run along `replica`.
+    attrs : mapping, optional
+        What describes the run (task, optimiser settings); anything but text and numbers is kept as JSON.
+    clocks : sequence of str
+        Which of the scalars given to :meth:`append` are clocks, that is coordinates along `step`.
+    dtype : str
+        Stored type: ``"float32"``, ``"float64"`` or ``"float16"``. A bfloat16 source is stored exactly as float32.
+    source_dtype : str, optional
+        Type the weights were rounded to before they came here, if it is coarser than their own type; else taken from the
+        first row. It sets the rounding floor kept with every row.
+    sync : "row" or float
+        Flush every row to the disk, or at most every so many seconds. Rows not flushed survive a killed process, not a
+        power cut, and are not yet in :attr:`committed`.
+    sketch : trajstats.data.sketch.Sketch, optional
+        Keep random projections of w(t) - w(0) instead of the weights.
+    expected_rows : int
+        Rows the run may reach; decides only whether tiles are put in shards so that files stay below 1e5.
+    take_over : bool
+        Open although a writer on another host left its lock behind.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is not allowed, or the store at `path` holds other layers.
+    SchemaError
+        If the store at `path` has another schema version.
+    StoreError
+        If another writer has it open, its journal is damaged, or `path` holds something else.
+
+    Notes
+    -----
+    An append costs one sequential write and one fsync of the row; memory is bounded by one column block (about 32 MiB),
+    whatever the number of rows and weights. See the page *Store format* for the files.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/run.zarr"
+    >>> with TrajectoryWriter(path, {"w": (2, 2), "b": (2,)}, attrs={"optimiser": {"lr": 0.1}}) as run:
+    ...     run.append(0, {"w": np.zeros((2, 2)), "b": np.ones(2)}, loss=2.3, epoch=0.0)
+    ...     run.append(10, np.arange(6.0), loss=1.9, epoch=0.5)
+    >>> with TrajectoryWriter(path, {"w": (2, 2), "b": (2,)}) as run:
+    ...     run.committed
+    [0, 10]
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        layers: Mapping[str, Sequence[int]],
+        *,
+        replica: int = 0,
+        attrs: Mapping[str, Any] | None = None,
+        clocks: Sequence[str] = CLOCKS[1:],
+        dtype: str = "float32",
+        source_dtype: str | None = None,
+        sync: str | float = "row",
+        sketch: Any = None,
+        expected_rows: int = EXPECTED_ROWS,
+        take_over: bool = False,
+    ) -> None:
+        self.layers = check_layers(layers)
+        self.path = path
+        self._sync = check_sync(sync)
+        if np.dtype(dtype).name not in STORED_DTYPES:
+            raise ArgumentError(unknown("stored type", dtype, STORED_DTYPES, do="bfloat16 is stored as float32."))
+        self._clocks = tuple(clocks)
+        self._sketch = sketch
+        self._stops = np.cumsum([math.prod(shape) for shape in self.layers.values()], dtype=np.int64)
+        self.n_parameters = int(self._stops[-1])
+        self._source_dtype = source_dtype
+        self._closed = False
+        place = Place(path, write=True)
+        _check_vacant(place)
+        self._lock = WriterLock(place, take_over=take_over)
+        try:
+            self._open(place, replica, attrs or {}, dtype, expected_rows)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, place: Place, replica: int, attrs: Mapping[str, Any], dtype: str, expected_rows: int) -> None:
+        _clean(place)
+        if _state(place) in (None, CREATING):
+            extra = {} if self._sketch is None else self._sketch.coordinates(self.layers)
+            row = (self.n_parameters,) if self._sketch is None else self._sketch.shape(self.layers)
+            kind = dtype if self._sketch is None else "float64"
+            variable = WEIGHTS if self._sketch is None else "sketch"
+            layout = plan_layout(variable, row, kind, expected_rows=expected_rows)
+            more = {} if self._sketch is None else self._sketch.attrs()
+            place.delete_under(variable) if _state(place) == CREATING else None
+            create_store(place, layout, self.layers, replica=replica, attrs={**attrs, **more}, extra=extra)
+        self._tiles = Tiles(place)
+        self._place = place
+        self._layout = self._tiles.layout
+        known = check_store(self._tiles)
+        group = place.group()
+        assert group is not None
+        check_same_layers(group, self.layers)
+        if (self._tiles.variable == "sketch") != (self._sketch is not None):
+            msg = (
+                f"{place} holds {self._tiles.variable}; open it {'with' if self._sketch is None else 'without'} sketch="
+            )
+            raise ArgumentError(msg)
+        if self._sketch is not None:
+            self._sketch.check_same(known)
+            self._reference = self._sketch.reference(place)
+        self._source_dtype = known.get("source_dtype", self._source_dtype)
+        self._tiled = int(known[COMMITTED])
+        zarr.open_group(place.path(JOURNAL), mode="a")
+        self._journal = open_journal(place, self._layout.row_bytes, self._layout.rows)
+        records = recover(self._journal, self._tiled, place)
+        self._records: list[Record] = records
+        self._pending = len(records)  # rows from here on wait for a flush: none yet
+        self._journal.continue_after(records)
+        self._tiles.mark(**{STATE: WRITING})
+        self._steps = [int(s) for s in np.asarray(array_of(group, STEP)[: self._tiled])] + [r.step for r in records]
+        self._durable = len(self._steps)
+        self._flushed_at = time.monotonic()
+        self._worker: ThreadPoolExecutor | None = None
+        self._jobs: list[Future[None]] = []
+        self._queued = self._tiled
+        rounding_floor(
+            np.zeros(1, self._layout.dtype), np.array([1]), "float32"
+        )  # compiled here, not in the first step
+        self._compact_full_slabs()
+
+    @property
+    def committed(self) -> list[int]:
+        """Optimiser steps of the rows that are safe on the disk."""
+        return self._steps[: self._durable]
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step appended, or None: where to resume."""
+        return self._steps[-1] if self._steps else None
+
+    def append(self, step: int, weights: Any, **series: float) -> None:
+        """Add one row.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, larger than the last one.
+        weights : mapping name -> array, or array (parameter,)
+            All layers by name with their shapes, or the flat vector. NumPy arrays, or anything `numpy.asarray` takes.
+        **series : float
+            Scalars of this step such as ``loss``; those named in `clocks` (``epoch``, ``proper_time``) become clocks.
+
+        Raises
+        ------
+        ArgumentError
+            If the step does not increase, a layer is missing or has another shape, or a scalar is not a number.
+        StoreError
+            If the row could not be written (nothing of it remains), or the writer is closed.
+        """
+        if self._closed:
+            msg = f"this writer of {self._place} is closed; open the path again to continue"
+            raise StoreError(msg)
+        if self._steps and step <= self._steps[-1]:
+            msg = f"step {step} after step {self._steps[-1]}: steps must increase. Skip the steps in writer.committed."
+            raise ArgumentError(msg)
+        scalars = self._scalars(series)
+        arrays = self._arrays(weights)
+        if self._source_dtype is None:
+            given = list(weights.values()) if isinstance(weights, Mapping) else [weights]
+            self._source_dtype = source_type([*given, np.empty(0, self._layout.dtype)])
+            self._tiles.mark(source_dtype=self._source_dtype)
+        metadata: dict[str, Any] = {"series": scalars}
+        if self._sketch is not None:
+            payload = [self._sketch_row(arrays)]
+        else:
+            payload = [np.ascontiguousarray(a, dtype=self._layout.dtype) for a in arrays]
+            metadata["floor"] = self._floors(payload).tolist()
+        row = len(self._steps)
+        record = self._journal.append(row, int(step), metadata, payload)
+        self._records.append(record)
+        self._steps.append(int(step))
+        if self._sync == 0 or time.monotonic() - self._flushed_at >= self._sync:
+            self.flush()
+        self._compact_full_slabs()
+
+    def flush(self) -> None:
+        """Make every row appended so far survive a power cut."""
+        self._journal.make_durable()
+        self._durable = len(self._steps)
+        self._flushed_at = time.monotonic()
+
+    def close(self) -> None:
+        """Gather the remaining rows into tiles and finish the store: from here on it is plain zarr.
+
+        Raises
+        ------
+        StoreError
+            If the tiles could not be written; every row is then still safe in the journal.
+        """
+        if self._closed:
+            return
+        try:
+            self.flush()
+            self._wait()
+            rows = len(self._steps)
+            if self._queued < rows:
+                self._compact(self._queued, rows)
+            self._journal.close()
+            self._tiles.mark(**{STATE: FINISHED})
+        except OSError as error:
+            msg = (
+                f"the rows of {self._place} could not be gathered into tiles: {error}. All {self._durable} rows are safe "
+                "in the journal: free some space and run trajstats.data.maintenance.compact(path)."
+            )
+            raise StoreError(msg) from error
+        finally:
+            self._closed = True
+            self._journal.close()
+            if self._worker is not None:
+                self._worker.shutdown(wait=True)
+            self._lock.release()
+        self._place.delete_under(JOURNAL)
+        self._place.make_durable((), "finished")
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _scalars(self, series: Mapping[str, Any]) -> dict[str, float]:
+        scalars = {}
+        for name, value in series.items():
+            check_series_name(name)
+            try:
+                scalars[name] = float(value)
+            except (TypeError, ValueError) as error:
+                msg = f"{name}={value!r:.60}: a series is one number a step. Other data belong into attrs."
+                raise ArgumentError(msg) from error
+        return scalars
+
+    def _arrays(self, weights: Any) -> list[np.ndarray]:
+        if isinstance(weights, Mapping):
+            if missing := [name for name in self.layers if name not in weights]:
+                raise ArgumentError(
+                    unknown("layer", missing[0], weights, do=f"The run has layers {list(self.layers)}.")
+                )
+            if extra := [name for name in weights if name not in self.layers]:
+                raise ArgumentError(
+                    unknown("layer", extra[0], self.layers, do="Start another store for another model.")
+                )
+            arrays = [to_numpy(weights[name]) for name in self.layers]
+            for (name, shape), array in zip(self.layers.items(), arrays, strict=True):
+                if array.shape != shape:
+                    msg = f"layer {name!r} has shape {array.shape}; the run was opened with {shape}"
+                    raise ArgumentError(msg)
+            return arrays
+        array = to_numpy(weights)
+        if array.shape != (self.n_parameters,):
+            msg = (
+                f"weights have shape {array.shape}; give a mapping with the {len(self.layers)} layers, or the flat "
+                f"vector ({self.n_parameters},)"
+            )
+            raise ArgumentError(msg)
+        return [array]
+
+    def _floors(self, payload: Sequence[np.ndarray]) -> np.ndarray:
+        total = np.zeros(self._stops.size)
+        if len(payload) == 1:
+            total += rounding_floor(payload[0].reshape(-1), self._stops, str(self._source_dtype))
+        else:
+            for k, array in enumerate(payload):
+                total[k] = rounding_floor(array.reshape(-1), np.array([array.size]), str(self._source_dtype))[0]
+        return total / np.maximum(np.diff(self._stops, prepend=0), 1)
+
+    def _sketch_row(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        flat = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
+        if self._reference is None:
+            self._reference = self._sketch.keep_reference(self._place, np.ascontiguousarray(flat.reshape(-1)))
+        return self._sketch.project(flat.reshape(-1), self._stops, reference=self._reference).reshape(-1)
+
+    def _compact_full_slabs(self) -> None:
+        rows = len(self._steps) // self._layout.rows * self._layout.rows
+        if self._queued >= rows or self._failed() is not None:
+            return
+        if self._durable < rows:
+            self.flush()
+        if self._place.local is None:  # no background writes beside those of the loop within one transaction
+            self._compact(self._queued, rows)
+        else:
+            self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="trajstats-compact")
+            self._jobs.append(self._worker.submit(self._compact, self._queued, rows))
+        self._queued = rows
+
+    def _failed(self) -> BaseException | None:
+        done = [job for job in self._jobs if job.done()]
+        error = next((job.exception() for job in done if job.exception() is not None), None)
+        if error is not None and not getattr(self, "_told", False):
+            self._told = True
+            warnings.warn(
+                f"{self._place}: rows could not be gathered into tiles ({error}); they are safe in the journal, and "
+                "this is tried again when the writer is closed",
+                stacklevel=4,
+            )
+        return error
+
+    def _wait(self) -> None:
+        for job in self._jobs:
+            with contextlib.suppress(Exception):
+                job.result()
+        if any(job.exception() is not None for job in self._jobs):
+            self._queued = self._tiled
+        self._jobs.clear()
+
+    def _compact(self, first: int, stop: int) -> None:
+        if first != self._tiled:  # an earlier slab failed: tiles are committed in order or not at all
+            msg = f"rows {first} to {stop} wait for rows {self._tiled} to {first}"
+            raise StoreError(msg)
+        records = [record for record in self._records if first <= record.row < stop]
+        compact_records(self._tiles, self._journal, records, self._clocks)
+        self._tiled = stop
+        self._records = [record for record in self._records if record.row >= stop]
+        self._journal.drop(stop)
+
+
+def compact_records(tiles: Tiles, journal: Any, records: Sequence[Record], clocks: Sequence[str]) -> None:
+    """Gather rows of the journal into tiles and commit them; the journal is left as it is.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        The store.
+    journal : Journal
+        Its journal.
+    records : sequence of Record
+        Consecutive rows.
+    clocks : sequence of str
+        Names of scalars that are clocks.
+    """
+    if not records:
+        return
+    item = tiles.layout.dtype.itemsize
+
+    def source(start: int, stop: int) -> np.ndarray:
+        block = np.empty((len(records), stop - start), dtype=tiles.layout.dtype)
+        for k, record in enumerate(records):
+            block[k] = np.frombuffer(journal.read(record, start * item, stop * item), dtype=tiles.layout.dtype)
+        return block
+
+    floors = None
+    if all("floor" in record.metadata for record in records):
+        floors = np.array([record.metadata["floor"] for record in records], dtype=np.float64)
+        floors = floors.reshape(len(records), -1)
+    series = [dict(record.metadata.get("series", {})) for record in records]
+    rows = Rows(records[0].row, [record.step for record in records], series, floors)
+    tiles.write(rows, source, clocks=clocks)
+
+
+def recover(journal: Any, first_row: int, place: Place) -> list[Record]:
+    """List the rows of a journal that are whole, and say so where a row that was whole once no longer is.
+
+    Parameters
+    ----------
+    journal : Journal
+        The journal.
+    first_row : int
+        Rows already in tiles.
+    place : Place
+        The store, for messages.
+
+    Returns
+    -------
+    list of Record
+        Consecutive rows from `first_row` on.
+
+    Raises
+    ------
+    StoreError
+        If whole rows follow a damaged one: cutting there would lose them.
+    """
+    records, damage = journal.scan(first_row)
+    if damage is None or damage.torn:
+        return records
+    if damage.after:
+        msg = (
+            f"{place}: row {damage.row} in {damage.where} fails its checksum and {damage.after} whole rows follow it. "
+            "Nothing was changed. Restore the file, or give these rows up with "
+            f"trajstats.data.maintenance.delete_after(path, row={damage.row})."
+        )
+        raise StoreError(msg)
+    warnings.warn(
+        f"{place}: the last row, {damage.row}, fails its checksum (a power cut while it was written, or a change since "
+        "then) and is left out",
+        stacklevel=5,
+    )
+    return records
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Take an array of any framework as a NumPy array; torch's bfloat16, which NumPy lacks, as the same float32.
+
+    Parameters
+    ----------
+    array : array
+        A NumPy array, a torch tensor, a JAX array or a nested list.
+
+    Returns
+    -------
+    ndarray
+        Its values.
+
+    Raises
+    ------
+    ArgumentError
+        If it is lazy (a dask array) or is not made of real numbers.
+    """
+    if hasattr(array, "dask"):
+        msg = "a dask array is not written by append; use append_from(path, dataset), or .compute() it"
+        raise ArgumentError(msg)
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            return array.float().numpy()
+    result = np.asarray(array)
+    if result.dtype.kind not in "fiub" and result.dtype.name not in {"bfloat16"}:
+        msg = f"weights of type {result.dtype} are not real numbers"
+        raise ArgumentError(msg)
+    return result
+
+
+def check_sync(sync: str | float) -> float:
+    """Turn the flush policy into seconds between flushes.
+
+    Parameters
+    ----------
+    sync : "row" or float
+        What the user gave.
+
+    Returns
+    -------
+    float
+        0 for every row.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither ``"row"`` nor a number of seconds.
+    """
+    if sync == "row":
+        return 0.0
+    if isinstance(sync, str) or not sync >= 0 or math.isinf(sync):
+        msg = f"sync={sync!r}: give 'row' to flush every row, or the number of seconds between flushes"
+        raise ArgumentError(msg)
+    return float(sync)
+
+
+def check_store(tiles: Tiles) -> dict[str, Any]:
+    """Check that a store was written by a TrajectoryWriter of this version.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        The store.
+
+    Returns
+    -------
+    dict
+        Attributes of the root.
+
+    Raises
+    ------
+    SchemaError
+        If it is of another schema version.
+    StoreError
+        If it is of another format.
+    """
+    known = tiles.attrs
+    if known.get("schema_version") != SCHEMA_VERSION:
+        msg = (
+            f"{tiles.place} has schema_version {known.get('schema_version')!r}; this trajstats writes {SCHEMA_VERSION}"
+        )
+        raise SchemaError(msg)
+    if known.get("store_format") != STORE_FORMAT or COMMITTED not in known:
+        msg = (
+            f"{tiles.place} is zarr, but was not written by TrajectoryWriter (store_format "
+            f"{known.get('store_format')!r}, this trajstats writes {STORE_FORMAT}). Copy it with append_from first."
+        )
+        raise StoreError(msg)
+    return known
+
+
+def _state(place: Place) -> str | None:
+    group = place.group()
+    return None if group is None else str(group.attrs.get(STATE, FINISHED))
+
+
+def _check_vacant(place: Place) -> None:
+    # Nothing that is not a store is ever written into.
+    if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
+        return
+    others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(".partial")]
+    if others:
+        msg = f"{place} is a folder that holds other things ({', '.join(sorted(others)[:3])}); choose a new path"
+        raise StoreError(msg)
+
+
+def _clean(place: Place) -> None:
+    # What a killed writer had not yet renamed into place.
+    if place.local is not None:
+        for file in place.local.rglob("*.partial"):
+            file.unlink(missing_ok=True)
