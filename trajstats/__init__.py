@@ -41,6 +41,7 @@ _MODULES = {
     "trajstats.estimators.two_time": ["all_pairs", "msd"],
     "trajstats.estimators.hessian": ["hessian_spectrum"],
     "trajstats.estimators.spectrum": ["spectral_density"],
+    "trajstats.theory.random_matrix": ["FussCatalan", "JacobianLaw", "MarchenkoPastur", "variance_map"],
     "trajstats.inference.aging": ["fit_subaging"],
     "trajstats.inference.results": ["FitResult"],
     "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd", "plot_posterior", "plot_spectrum"],
