@@ -38,7 +38,7 @@ _MODULES = {
         "time_changed_ou",
         "trap_model",
     ],
-    "trajstats.estimators.two_time": ["all_pairs", "msd"],
+    "trajstats.estimators.two_time": ["all_pairs", "msd", "two_time", "two_time_plan"],
     "trajstats.estimators.hessian": ["hessian_spectrum"],
     "trajstats.estimators.spectrum": ["spectral_density"],
     "trajstats.theory.random_matrix": ["FussCatalan", "JacobianLaw", "MarchenkoPastur", "variance_map"],

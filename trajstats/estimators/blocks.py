@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -10,54 +13,280 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import WEIGHTS
+from trajstats.data.schema import PARAMETER, REPLICA, WEIGHTS
+from trajstats.errors import ArgumentError
+from trajstats.estimators.sums import UNIT, Request, Sums, contribute, merge
 
 BLOCK_BYTES = 64 * 2**20
+LARGEST_BLOCK_BYTES = 130 * 2**20
+# A tile of the store is this wide: narrower blocks would decompress each tile more than once.
+STORE_WIDTH = 16384
+MAX_TASKS = 10_000
 FAN_IN = 4
 
 
-def block_sums(
+@dataclass(frozen=True)
+class Plan:
+    """How a reduction over parameters will run: print it before a long one.
+
+    Attributes
+    ----------
+    n_replicas, n_rows, n_parameters : int
+        What is read.
+    width : int
+        Parameters of one block.
+    block_bytes, partial_bytes, result_bytes : int
+        Weights of one block, sums of one block, and the whole result.
+    n_pairs, n_groups : int
+        What is summed.
+    workers : int
+        Blocks in memory at a time.
+    """
+
+    n_replicas: int
+    n_rows: int
+    n_parameters: int
+    width: int
+    block_bytes: int
+    partial_bytes: int
+    result_bytes: int
+    n_pairs: int
+    n_groups: int
+    workers: int
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks over all replicas."""
+        return self.n_replicas * math.ceil(self.n_parameters / self.width)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of the reduction: a block each, and the additions."""
+        n, total = math.ceil(self.n_parameters / self.width), 0
+        while True:
+            total += n
+            if n == 1:
+                return self.n_replicas * total
+            n = math.ceil(n / FAN_IN)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimate of the peak: blocks at work (read, copied), partial sums waiting in the tree, result."""
+        depth = math.ceil(math.log(max(self.n_blocks, 2), FAN_IN))
+        waiting = self.partial_bytes * (FAN_IN * depth + 2 * self.workers)
+        return self.workers * 2 * self.block_bytes + waiting + 2 * self.result_bytes
+
+    def __str__(self) -> str:
+        read = self.n_replicas * self.n_rows * self.n_parameters * self.block_bytes / max(1, self.width * self.n_rows)
+        return (
+            f"{self.n_pairs} pairs of {self.n_rows} checkpoints x {self.n_parameters} parameters, "
+            f"{self.n_replicas} replica(s), {self.n_groups} group(s)\n"
+            f"reads {read / 2**30:.3g} GiB in {self.n_blocks} blocks of {self.width} parameters "
+            f"({self.block_bytes / 2**20:.3g} MiB), {self.n_tasks} tasks\n"
+            f"peak memory about {self.memory_bytes / 2**30:.3g} GiB with {self.workers} worker thread(s), "
+            f"result {self.result_bytes / 2**20:.3g} MiB"
+        )
+
+
+def plan_blocks(
     trajectory: xr.Dataset,
-    rows: np.ndarray,
-    partial: Callable[[np.ndarray, int, int], np.ndarray],
-    shape: tuple[int, ...],
-) -> da.Array:
-    """Sum a function of blocks of parameters in a fixed order, lazily.
+    request: Request,
+    n_groups: int,
+    *,
+    block_bytes: int | None = None,
+    memory_limit: int | None = None,
+) -> Plan:
+    """Choose the block width, and refuse what cannot fit.
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A checked trajectory.
+    request : Request
+        What is summed.
+    n_groups : int
+        Groups times random blocks.
+    block_bytes : int, optional
+        Bytes of weights in one block; about 64 MiB if not given.
+    memory_limit : int, optional
+        Bytes that may be used; 80 % of the machine's memory if not given.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ArgumentError
+        If a block of the smallest width exceeds `block_bytes`, there would be more than 10^4 tasks, or the memory does
+        not suffice; the message says what to change.
+    """
+    weights = trajectory[WEIGHTS]
+    n, n_replicas = weights.sizes[PARAMETER], weights.sizes[REPLICA]
+    column = request.n_rows * max(4, weights.dtype.itemsize)
+    budget = BLOCK_BYTES if block_bytes is None else int(block_bytes)
+    if budget < UNIT * column:
+        if block_bytes is not None:
+            msg = (
+                f"block_bytes={budget} is too small: the smallest block, {request.n_rows} checkpoints x {UNIT} "
+                f"parameters, takes {UNIT * column} bytes. Give at least that, or select fewer checkpoints."
+            )
+            raise ArgumentError(msg)
+        budget = UNIT * column
+    width = UNIT * 2 ** int(math.log2(budget // (UNIT * column)))
+    if block_bytes is None:
+        while width < STORE_WIDTH and 2 * width * column <= LARGEST_BLOCK_BYTES:
+            width *= 2
+        while n_replicas * math.ceil(n / width) * 1.4 > MAX_TASKS and 2 * width * column <= LARGEST_BLOCK_BYTES:
+            width *= 2
+    per_pair = {"square": 1, "moments": 2, "overlap": 3}[request.mode] + ("flips" in request.terms)
+    per_pair += len(request.wavenumber) + ("velocity" in request.terms)
+    sums = 8 * per_pair * max(1, request.first.size) * n_groups
+    touched = min(1.0, 1 / max(1, math.ceil(n / width)) + 1 / max(1, n_groups))
+    plan = Plan(
+        n_replicas=n_replicas,
+        n_rows=request.n_rows,
+        n_parameters=n,
+        width=width,
+        block_bytes=min(width, n) * column,
+        partial_bytes=int(sums * touched),
+        result_bytes=3 * n_replicas * sums,
+        n_pairs=request.first.size,
+        n_groups=n_groups,
+        workers=_workers(),
+    )
+    if plan.n_tasks > MAX_TASKS:
+        msg = (
+            f"{plan.n_tasks} tasks would be needed, more than {MAX_TASKS}:\n{plan}\nSelect fewer checkpoints or "
+            "replicas (.isel), or give a larger block_bytes."
+        )
+        raise ArgumentError(msg)
+    limit = int(0.8 * _physical_memory()) if memory_limit is None else memory_limit
+    if plan.memory_bytes > limit:
+        msg = (
+            f"this needs about {plan.memory_bytes / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed:\n"
+            f"{plan}\nSelect fewer checkpoints, take listed pairs (two_time) in place of all pairs, fewer groups "
+            "(per='kind' or 'all'), fewer observables, a smaller block_bytes, or raise memory_limit."
+        )
+        raise ArgumentError(msg)
+    return plan
+
+
+def block_sums(
+    trajectory: xr.Dataset, rows: np.ndarray, request: Request, plan: Plan, limits: list[Any] | None = None
+) -> list[Any]:
+    """Sum over blocks of parameters in a fixed order, lazily.
 
     Parameters
     ----------
     trajectory : xarray.Dataset
         A checked trajectory.
     rows : ndarray of int, (row,)
-        Checkpoints that are read.
-    partial : callable
-        ``partial(weights[rows, start:stop], start, stop)`` gives one summand.
-    shape : tuple of int
-        Shape of a summand.
+        Checkpoints that are read, increasing.
+    request : Request
+        What is summed.
+    plan : Plan
+        From `plan_blocks`.
+    limits : list, one per replica, optional
+        Delayed squared overlap distances.
 
     Returns
     -------
-    dask array, (replica, *shape)
-        float64.
+    list of Delayed, one per replica
+        Each a dict group -> term -> sums.
     """
-    weights = trajectory[WEIGHTS].data
-    n_replicas, _, n = weights.shape
-    width = max(1, BLOCK_BYTES // (4 * rows.size) // 16384) * 16384
+    # One key for the request: it holds the tiles of all pairs and must not travel with every task.
+    shared = dask.delayed(request, pure=False, traverse=False)
     out = []
-    for r in range(n_replicas):
-        parts = []
-        for start in range(0, n, width):
-            stop = min(n, start + width)
-            piece: Any = weights[r, rows, start:stop]
-            parts.append(dask.delayed(partial)(piece, start, stop))
+    for r in range(plan.n_replicas):
+        limit = None if limits is None else limits[r]
+        parts = [
+            dask.delayed(contribute, pure=False)(shared, piece, start, limit)
+            for start, piece in _pieces(trajectory, r, rows, plan.width)
+        ]
         while len(parts) > 1:
-            parts = [dask.delayed(_add)(*parts[k : k + FAN_IN]) for k in range(0, len(parts), FAN_IN)]
-        out.append(da.from_delayed(parts[0], shape, dtype=np.float64))
-    return da.stack(out)
+            parts = [dask.delayed(_merge, pure=False)(parts[k : k + FAN_IN]) for k in range(0, len(parts), FAN_IN)]
+        out.append(parts[0])
+    return out
 
 
-def _add(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    total = first.copy()
-    for other in others:
-        total += other
-    return total
+def later(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function when the result is computed.
+
+    Parameters
+    ----------
+    function : callable
+        Pure function of small data.
+    *args
+        Its arguments, Delayed or not.
+
+    Returns
+    -------
+    Delayed
+    """
+    return dask.delayed(function, pure=False, traverse=False)(*args)
+
+
+def as_array(value: Any, shape: tuple[int, ...]) -> da.Array:
+    """See a Delayed array as a dask array.
+
+    Parameters
+    ----------
+    value : Delayed
+        What will be a float64 array.
+    shape : tuple of int
+        Its shape.
+
+    Returns
+    -------
+    dask array
+    """
+    return da.from_delayed(value, shape, dtype=np.float64)
+
+
+def stack(arrays: list[da.Array]) -> da.Array:
+    """Put the results of replicas side by side.
+
+    Parameters
+    ----------
+    arrays : list of dask array, (...)
+        One per replica.
+
+    Returns
+    -------
+    dask array, (replica, ...)
+    """
+    return da.stack(arrays)
+
+
+def _pieces(trajectory: xr.Dataset, replica: int, rows: np.ndarray, width: int) -> list[tuple[int, Any]]:
+    # A run that is not chunked (lazy from the store, or in memory) is read inside the task, whatever its size.
+    variable = trajectory[WEIGHTS].variable
+    n = variable.shape[2]
+    whole = rows.size == rows[-1] - rows[0] + 1
+    index = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+    cuts = [(a, slice(a, min(a + width, n))) for a in range(0, n, width)]
+    if variable.chunks is not None:
+        return [(a, variable.data[replica, index, cut]) for a, cut in cuts]
+    return [(a, dask.delayed(_read, pure=False, traverse=False)(variable[replica, index, cut])) for a, cut in cuts]
+
+
+def _read(variable: xr.Variable) -> np.ndarray:
+    return np.asarray(variable.values)
+
+
+def _merge(parts: list[Sums]) -> Sums:
+    while len(parts) > 1:
+        pairs = [parts[k : k + 2] for k in range(0, len(parts), 2)]
+        parts = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return parts[0]
+
+
+def _workers() -> int:
+    if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
+        return 1
+    return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
