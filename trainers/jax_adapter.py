@@ -154,6 +154,27 @@ class JaxNetwork:
             out = self._jit("outputs", self._outputs)(self._flat(weights), self._cast(inputs))
             return np.asarray(out).reshape(len(inputs), -1)
 
+    def output_jvp(self, weights: np.ndarray, inputs: np.ndarray, tangents: np.ndarray) -> np.ndarray:
+        """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
+        with self._precision():
+
+            def along(w: Any, v: Any, x: Any) -> Any:
+                return jax.jvp(lambda u: self._outputs(u, x).reshape(x.shape[0], -1), (w,), (v,))[1]
+
+            run = self._jit("output_jvp", jax.vmap(along, in_axes=(None, 0, None)))
+            w, x = self._flat(weights), self._cast(inputs)
+            rows = np.asarray(tangents, dtype=self.dtype)
+            parts = [rows[a : a + VECTORS_PER_CALL] for a in range(0, len(rows), VECTORS_PER_CALL)]
+            return np.concatenate([np.asarray(run(w, part, x)) for part in parts])
+
+    def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""
+        with self._precision():
+            one = jax.grad(lambda w, x, c: self._outputs(w, x[None]).reshape(-1) @ c)
+            run = self._jit("output_vjp", jax.vmap(one, in_axes=(None, 0, 0)))
+            cast = np.asarray(cotangents, dtype=self.dtype)
+            return np.asarray(run(self._flat(weights), self._cast(inputs), cast))
+
     def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
         """Evaluate the activations of a named layer: (b, width)."""
         found = getattr(self.apply_fn, "features", None)

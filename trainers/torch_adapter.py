@@ -162,6 +162,21 @@ class TorchNetwork:
         with self._threads(), torch.no_grad():
             return self._outputs(self._flat(weights), self._cast(inputs)).reshape(len(inputs), -1).numpy()
 
+    def output_jvp(self, weights: np.ndarray, inputs: np.ndarray, tangents: np.ndarray) -> np.ndarray:
+        """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
+        with self._threads():
+            x = self._cast(inputs)
+            along = _linearize(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))[1]
+            rows = torch.from_numpy(np.array(tangents, dtype=self.dtype))
+            return torch.cat([vmap(along)(part) for part in torch.split(rows, VECTORS_PER_CALL)]).numpy()
+
+    def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""
+        with self._threads():
+            one = grad(lambda u, a, c: self._outputs(u, a[None]).reshape(-1) @ c)
+            c = torch.from_numpy(np.array(cotangents, dtype=self.dtype))
+            return vmap(one, in_dims=(None, 0, 0))(self._flat(weights), self._cast(inputs), c).numpy()
+
     def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
         """Evaluate what the submodule called `layer` gives out: (b, width)."""
         modules = dict(self.module.named_modules())

@@ -75,6 +75,14 @@ class Network(Protocol):
         """Evaluate the network: (b, n_outputs)."""
         ...
 
+    def output_jvp(self, weights: np.ndarray, inputs: np.ndarray, tangents: np.ndarray) -> np.ndarray:
+        """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
+        ...
+
+    def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""
+        ...
+
     def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
         """Evaluate the activations of a named layer: (b, width)."""
         ...
