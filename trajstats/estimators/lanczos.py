@@ -15,6 +15,8 @@ Apply = Callable[[np.ndarray], np.ndarray]
 SECOND_PASS = 0.7
 # Below this many units of rounding, relative to the operator, a new direction is noise and the recurrence has ended.
 BREAKDOWN = 64.0
+# Residual, relative to its Ritz value, below which a pair counts as an eigenpair.
+CONVERGED = 1e-2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         With its orthonormal ``basis`` (k, order, n), rows beyond ``length`` unset.
     """
     k, n = start.shape
-    order = min(order, n if within is None else n - len(within))
+    order = max(0, min(order, n if within is None else n - len(within)))
     eps = float(np.finfo(start.dtype).eps)
     alpha, beta = np.zeros((k, order)), np.zeros((k, order))
     basis = np.empty((k, order, n), start.dtype)
@@ -185,7 +187,7 @@ def project_out(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
     return rows
 
 
-def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: float) -> Atoms:
+def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: float = CONVERGED) -> Atoms:
     """Run one longer Lanczos and keep the converged Ritz pairs.
 
     Parameters
@@ -197,7 +199,7 @@ def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: floa
     steps : int
         Length of the run.
     tolerance : float
-        Largest residual kept, relative to the largest Ritz value in modulus.
+        Largest residual kept, relative to the Ritz value itself; its error is of the order of the square.
 
     Returns
     -------
@@ -207,7 +209,9 @@ def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: floa
     run = lanczos(apply, start[None], steps)
     length = int(run.length[0])
     values, vectors, residuals = ritz(run.alpha[0], run.beta[0], length)
-    keep = residuals <= tolerance * np.abs(values).max(initial=0.0)
+    # An exact zero is converged when the residual is rounding of the operator's norm.
+    floor = BREAKDOWN * float(np.finfo(start.dtype).eps) * np.abs(values).max(initial=0.0)
+    keep = residuals <= np.maximum(tolerance * np.abs(values), floor)
     found = vectors[:, keep].T.astype(start.dtype) @ run.basis[0, :length]
     return Atoms(values[keep], found, residuals[keep])
 

@@ -1,219 +1,245 @@
-"""Curvature tasks on dask: one per checkpoint for its atoms, one per chunk of probes; one thread each."""
+"""Curvature tasks on dask: one per checkpoint for its atoms, one per chunk of probes, kept on disk as they finish."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
 import numpy as np
 import xarray as xr
 from dask.base import get_scheduler
-from threadpoolctl import threadpool_limits
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
-from trajstats.errors import NonFiniteError
-from trajstats.estimators.lanczos import (
-    Apply,
-    Atoms,
-    converged_atoms,
-    dense_matrix,
-    gauss_rule,
-    lanczos,
-    project_out,
-    unit_probes,
+from trajstats.estimators.spectral_store import TaskStore
+from trajstats.estimators.spectral_tasks import (
+    Checkpoint,
+    Plan,
+    atoms_task,
+    exact_task,
+    loss_task,
+    pairs_task,
+    probes_task,
 )
-from trajstats.network import CurvatureKind, Network
-
-# Residual, relative to the largest eigenvalue, below which a Ritz pair counts as converged.
-CONVERGED = 1e-3
-DENSE_BATCH = 16
+from trajstats.network import Network
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What every task of one spectrum has in common."""
-
-    kind: CurvatureKind
-    exact: bool
-    order: int
-    atom_steps: int
-    chunk: int
-    entropy: int
-    selection: np.ndarray | None
-
-
-def run_spectra(
-    network: Network, trajectory: xr.Dataset, rows: Sequence[int], probes: int, plan: Plan
-) -> list[list[list[dict[str, Any]]]]:
-    """Compute the spectra of some checkpoints.
+def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkpoint]]:
+    """List the checkpoints of some rows of every replica.
 
     Parameters
     ----------
-    network : Network
-        The network.
     trajectory : xarray.Dataset
         A checked trajectory.
     rows : sequence of int
-        Checkpoints, by position.
+        Positions along `step`.
+
+    Returns
+    -------
+    list of list of Checkpoint
+        By replica and row.
+    """
+    steps = trajectory[STEP].values
+    return [
+        [Checkpoint(int(replica), int(steps[row]), (r, row)) for row in rows]
+        for r, replica in enumerate(trajectory[REPLICA].values)
+    ]
+
+
+def run_losses(network: Network, trajectory: xr.Dataset, cells: list[list[Checkpoint]]) -> np.ndarray:
+    """Evaluate the loss at every checkpoint.
+
+    Parameters
+    ----------
+    network, trajectory
+        The network and its trajectory.
+    cells : list of list of Checkpoint
+        Which.
+
+    Returns
+    -------
+    ndarray, (replica, step)
+    """
+    shared = dask.delayed(network, pure=False)
+    out = [[dask.delayed(loss_task)(shared, _flat(trajectory, where)) for where in line] for line in cells]
+    return np.array(_compute(out), dtype=np.float64)
+
+
+def run_spectra(
+    network: Network,
+    trajectory: xr.Dataset,
+    cells: list[list[Checkpoint]],
+    probes: int,
+    plan: Plan,
+    store: TaskStore | None,
+) -> list[list[list[dict[str, np.ndarray]]]]:
+    """Compute the spectra of some checkpoints, or read them where they are in the store.
+
+    Parameters
+    ----------
+    network, trajectory, cells
+        As in `run_losses`.
     probes : int
         Probes per checkpoint.
     plan : Plan
         Settings of the tasks.
+    store : TaskStore, optional
+        Where finished tasks are and go.
 
     Returns
     -------
     list
         By replica, checkpoint and chunk of probes: the arrays of the task.
     """
-    weights = trajectory[WEIGHTS].data
+    warn_if_oversubscribed(network)
     shared = dask.delayed(network, pure=False)
     firsts = [0] if plan.exact else list(range(0, probes, plan.chunk))
+
+    def task(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        if store is not None and store.has(name):
+            return dask.delayed(store.read)(name, pure=False)
+        return dask.delayed(_kept)(store, name, function, *arguments, pure=False)
+
     out = []
-    for r, replica in enumerate(trajectory[REPLICA].values):
-        spectra = []
+    for line in cells:
         previous = None
-        for row in rows:
-            where = (int(replica), int(trajectory[STEP].values[row]))
-            flat = dask.delayed(weights[r, row])
+        spectra = []
+        for where in line:
+            name = f"replica{where.replica}-step{where.step}"
+            common = (shared, _flat(trajectory, where), plan)
             if plan.exact:
-                spectra.append([dask.delayed(exact_task)(shared, flat, plan, where)])
+                spectra.append([task(f"{name}-exact", exact_task, *common)])
                 continue
-            previous = dask.delayed(atoms_task)(shared, flat, plan, where, previous)
-            chunks = [dask.delayed(probes_task)(shared, flat, plan, where, first, previous) for first in firsts]
-            spectra.append(chunks)
+            if plan.atom_steps:
+                previous = task(f"{name}-atoms", atoms_task, *common, where, previous)
+            spectra.append(
+                [task(f"{name}-probe{first}", probes_task, *common, where, first, previous) for first in firsts]
+            )
         out.append(spectra)
+    return _compute(out)
+
+
+def run_pairs(
+    network: Network, trajectory: xr.Dataset, cells: list[list[Checkpoint]], ends: tuple[int, int], plan: Plan
+) -> list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Compute the eigenpairs at both ends of the spectra of some checkpoints.
+
+    Parameters
+    ----------
+    network, trajectory, cells, plan
+        As in `run_spectra`.
+    ends : (int, int)
+        How many at the top and at the bottom.
+
+    Returns
+    -------
+    list
+        By replica and checkpoint: values, residuals, vectors.
+    """
+    warn_if_oversubscribed(network)
+    shared = dask.delayed(network, pure=False)
+    return _compute(
+        [
+            [dask.delayed(pairs_task)(shared, _flat(trajectory, where), plan, where, ends) for where in line]
+            for line in cells
+        ]
+    )
+
+
+def run_checkpoints(
+    function: Callable[..., Any],
+    network: Network,
+    trajectory: xr.Dataset,
+    cells: list[list[Checkpoint]],
+    *arguments: Any,
+) -> list[list[Any]]:
+    """Call ``function(network, weights, checkpoint, *arguments)`` at every checkpoint.
+
+    Parameters
+    ----------
+    function : callable
+        The task.
+    network, trajectory, cells
+        As in `run_losses`.
+    *arguments
+        Passed on.
+
+    Returns
+    -------
+    list
+        By replica and checkpoint.
+    """
+    warn_if_oversubscribed(network)
+    shared = dask.delayed(network, pure=False)
+    return _compute(
+        [
+            [dask.delayed(function)(shared, _flat(trajectory, where), where, *arguments) for where in line]
+            for line in cells
+        ]
+    )
+
+
+def warn_if_oversubscribed(network: Network) -> None:
+    """Warn when the tasks' threads exceed the cores of a machine.
+
+    Every task pins BLAS and OpenMP to one thread; a network may state another number as ``network.threads``, and None
+    there means that its framework takes all cores.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    """
+    each = getattr(network, "threads", 1)
+    for host, (workers, cores) in _workers().items():
+        threads = (cores if each is None else int(each)) * workers
+        if threads > cores:
+            msg = (
+                f"{workers} dask workers x {threads // workers} threads exceed the {cores} cores of {host}: "
+                "4 to 18 times slower than one thread per core. Give fewer workers, or network.threads = 1."
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=4)
+
+
+def _workers() -> dict[str, tuple[int, int]]:
+    # Host -> (tasks that run at once, cores).
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    distributed = sys.modules.get("distributed")
+    if distributed is not None:
+        try:
+            client = distributed.get_client()
+        except ValueError:
+            client = None
+        if client is not None:
+            cores = client.run(os.cpu_count)
+            tasks: Counter[str] = Counter()
+            most: dict[str, int] = {}
+            for address, threads in client.nthreads().items():
+                host = address.rsplit(":", 1)[0]
+                tasks[host] += threads
+                most[host] = max(most.get(host, 1), cores.get(address) or 1)
+            return {host: (tasks[host], most[host]) for host in tasks}
+    if get_scheduler() is None or dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
+        return {"this machine": (1, here)}
+    return {"this machine": (int(dask.config.get("num_workers", None) or here), here)}
+
+
+def _flat(trajectory: xr.Dataset, where: Checkpoint) -> Any:
+    return dask.delayed(np.asarray)(trajectory[WEIGHTS].data[where.row])
+
+
+def _kept(store: TaskStore | None, name: str, function: Callable[..., Any], *arguments: Any) -> dict[str, np.ndarray]:
+    result = function(*arguments)
+    if store is not None:
+        store.write(name, result)
+    return result
+
+
+def _compute(tasks: Any) -> Any:
     # Threads gain nothing here (the framework holds them up); processes or a cluster are the user's choice.
     chosen = {} if get_scheduler() is not None else {"scheduler": "synchronous"}
-    return dask.compute(out, **chosen)[0]
-
-
-def exact_task(network: Network, weights: np.ndarray, plan: Plan, where: tuple[int, int]) -> dict[str, Any]:
-    """Diagonalise the dense curvature of one checkpoint.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        The network, its flat weights, the settings, and (replica, step).
-
-    Returns
-    -------
-    dict
-        ``nodes`` (1, n) and the rest of what a task gives.
-    """
-    with threadpool_limits(1):
-        loss, apply, n, dtype = _operator(network, weights, plan, where)
-        nodes = np.linalg.eigvalsh(dense_matrix(apply, n, dtype, DENSE_BATCH))[None]
-        return {
-            "loss": loss,
-            "nodes": nodes,
-            "weights": np.full((1, n), 1 / n),
-            "residual": np.zeros((1, n)),
-            "exact": np.ones((1, n), bool),
-        }
-
-
-def atoms_task(
-    network: Network, weights: np.ndarray, plan: Plan, where: tuple[int, int], previous: Atoms | None
-) -> Atoms | None:
-    """Find the converged eigenpairs of one checkpoint, starting near those of the one before.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        As in `exact_task`.
-    previous : Atoms, optional
-        Those of the checkpoint before.
-
-    Returns
-    -------
-    Atoms or None
-        None where deflation is off.
-    """
-    if plan.atom_steps == 0:
-        return None
-    with threadpool_limits(1):
-        _, apply, n, dtype = _operator(network, weights, plan, where)
-        start = unit_probes([_key(plan, where)], n, dtype)[0]
-        return converged_atoms(apply, start, plan.atom_steps, CONVERGED)
-
-
-def probes_task(
-    network: Network, weights: np.ndarray, plan: Plan, where: tuple[int, int], first: int, atoms: Atoms | None
-) -> dict[str, Any]:
-    """Run one chunk of probes at one checkpoint.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        As in `exact_task`.
-    first : int
-        The chunk's first probe.
-    atoms : Atoms, optional
-        Eigenpairs counted exactly; the probes stay in their complement.
-
-    Returns
-    -------
-    dict
-        ``nodes``, ``weights``, ``residual``, ``exact`` (probe, node), ``alpha``, ``beta`` (probe, lanczos).
-    """
-    with threadpool_limits(1):
-        loss, apply, n, dtype = _operator(network, weights, plan, where)
-        start = unit_probes([_key(plan, where, first + i) for i in range(plan.chunk)], n, dtype)
-        within = None if atoms is None else atoms.vectors
-        if within is not None:
-            start = project_out(start, within)
-        run = lanczos(apply, start, plan.order, within=within)
-        count = 0 if atoms is None else len(atoms.values)
-        out: dict[str, Any] = {
-            "loss": loss,
-            "nodes": np.zeros((plan.chunk, count + plan.order)),
-            "weights": np.zeros((plan.chunk, count + plan.order)),
-            "residual": np.zeros((plan.chunk, count + plan.order)),
-            "exact": np.zeros((plan.chunk, count + plan.order), bool),
-            "alpha": run.alpha,
-            "beta": run.beta,
-        }
-        for i in range(plan.chunk):
-            nodes, share, residual = gauss_rule(run, i)
-            if atoms is not None:
-                nodes = np.concatenate([atoms.values, nodes])
-                share = np.concatenate([np.full(count, 1 / n), share * (n - count) / n])
-                residual = np.concatenate([atoms.residuals, residual])
-            rank = np.argsort(nodes, kind="stable")
-            m = len(nodes)
-            out["nodes"][i, :m], out["nodes"][i, m:] = nodes[rank], nodes[rank[-1]]
-            out["weights"][i, :m] = share[rank]
-            out["residual"][i, :m] = residual[rank]
-            out["exact"][i, :m] = (np.arange(m) < count)[rank]
-        return out
-
-
-def _key(plan: Plan, where: tuple[int, int], *probe: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(plan.entropy, spawn_key=(*where, *probe))
-
-
-def _operator(
-    network: Network, weights: np.ndarray, plan: Plan, where: tuple[int, int]
-) -> tuple[float, Apply, int, np.dtype]:
-    # Linearised at one checkpoint, restricted to the plan's parameters, on rows.
-    loss = float(network.loss(weights))
-    if not np.isfinite(loss):
-        msg = (
-            f"the loss is {loss} at replica {where[0]}, step {where[1]}: the curvature is not defined there. "
-            "Leave this step out with steps=..., or check the data and the weights."
-        )
-        raise NonFiniteError(msg)
-    operator = network.curvature(weights, plan.kind)
-    dtype = np.dtype(operator.dtype)
-    if plan.selection is None:
-        return loss, lambda rows: operator.matmat(rows.T).T, operator.shape[0], dtype
-    chosen = plan.selection
-
-    def restricted(rows: np.ndarray) -> np.ndarray:
-        full = np.zeros((len(rows), operator.shape[0]), dtype)
-        full[:, chosen] = rows
-        return operator.matmat(full.T).T[:, chosen]
-
-    return loss, restricted, len(chosen), dtype
+    return dask.compute(tasks, **chosen)[0]

@@ -13,6 +13,7 @@ from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 SCALES = ("symlog", "linear")
+QUANTITIES = ("trace", "frobenius", "largest", "smallest", "negative_fraction", "flat_fraction")
 # Nodes resolve the spectrum this finely at best where a checkpoint was diagonalised exactly.
 EXACT_RESOLUTION = 100
 # Kernel width on the symlog axis: 20 % of an eigenvalue, and one node spacing near zero.
@@ -123,6 +124,159 @@ def spectral_density(
         width=width,
         linear_below=s,
     )
+
+
+def spectral_summary(
+    spectrum: xr.Dataset, /, *, eps: float = 1e-3, relative: bool = True, level: float = 0.95
+) -> xr.Dataset:
+    r"""Summarise a spectrum: trace, Frobenius norm, extremes, fractions of negative and of flat directions.
+
+    .. math:: \operatorname{tr}A,\quad\lVert A\rVert_F,\quad\lambda_{\max},\ \lambda_{\min},\quad
+       \frac{\#\{\lambda<-\epsilon\}}P,\quad\frac{\#\{|\lambda|<\epsilon\}}P
+
+    Parameters
+    ----------
+    spectrum : xarray.Dataset
+        What `hessian_spectrum` gave.
+    eps : float
+        Directions with :math:`|\lambda|<\epsilon` are flat.
+    relative : bool
+        Whether `eps` is in units of the checkpoint's largest :math:`|\lambda|`, or absolute. An absolute one compares
+        checkpoints on one footing.
+    level : float
+        Level of the intervals.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``trace``, ``frobenius``, ``largest``, ``smallest``, ``negative_fraction``, ``flat_fraction`` (replica, step),
+        each with ``..._low`` and ``..._high``; ``eps`` (replica, step), absolute.
+
+    Raises
+    ------
+    ArgumentError
+        If `eps` is not positive or `level` not a probability.
+
+    Notes
+    -----
+    Intervals of trace, norm and fractions cover the probes, with the exact variance of sphere-uniform probes (see
+    `spectral_density`). A count of eigenvalues below a threshold is bounded, probe by probe and rigorously, by the
+    weights on either side of the threshold (Chebyshev, Markov, Stieltjes); these bounds are added, and
+    the estimate is their middle. The extremes: a Ritz value lies inside the spectrum, so ``largest_low`` and
+    ``smallest_high`` are sure; the other end adds the residual.
+
+    References
+    ----------
+    glassy, arXiv:1803.06969 (flat directions); Golub, Meurant, Matrices, Moments and Quadrature, chapter 2 (bounds).
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> whole = {"nodes": [[-1.0, 0.0, 3.0]], "weights": [[1 / 3] * 3], "exact": [[True] * 3], "residual": [[0.0] * 3]}
+    >>> spectrum = xr.Dataset({k: (("probe", "node"), v) for k, v in whole.items()}, attrs={"n_parameters": 3})
+    >>> summary = spectral_summary(spectrum, eps=0.1, relative=False)
+    >>> float(summary.trace), float(summary.flat_fraction.round(3)), float(summary.negative_fraction.round(3))
+    (2.0, 0.333, 0.333)
+    """
+    _check(spectrum, level)
+    if not eps > 0:
+        msg = f"eps={eps}: give a positive threshold"
+        raise ArgumentError(msg)
+    inputs = [spectrum[name] for name in ("nodes", "weights", "exact", "residual")]
+    rows = xr.apply_ufunc(
+        _summary,
+        *inputs,
+        input_core_dims=[["probe", "node"]] * 4,
+        output_core_dims=[["quantity"]],
+        vectorize=True,
+        dask="parallelized",
+        output_dtypes=[float],
+        dask_gufunc_kwargs={"output_sizes": {"quantity": len(QUANTITIES) * 3 + 1}},
+        kwargs={"n": int(spectrum.attrs["n_parameters"]), "eps": eps, "relative": relative, "level": level},
+    )
+    names = [f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high")]
+    result = xr.Dataset({name: rows.isel(quantity=k) for k, name in enumerate([*names, "eps"])})
+    units = spectrum.attrs.get("units", "1")
+    for name in result:
+        result[name].attrs["units"] = "1" if "fraction" in str(name) else units
+    return annotate(
+        result,
+        name="spectral_summary",
+        long_name=f"summary of the {spectrum.attrs.get('long_name', 'spectrum')}",
+        units=units,
+        estimator="spectral_summary",
+        arguments={"eps": eps, "relative": relative, "level": level},
+        source=spectrum.attrs.get("source", ""),
+        kind=spectrum.attrs.get("kind", "hessian"),
+    )
+
+
+def _summary(
+    nodes: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    residual: np.ndarray,
+    *,
+    n: int,
+    eps: float,
+    relative: bool,
+    level: float,
+) -> np.ndarray:
+    def band(f: Callable[[np.ndarray], np.ndarray], positive: bool) -> np.ndarray:
+        law = {"n": n, "level": level, "positive": positive}
+        return np.array(_band(nodes, weights, exact, np.zeros(1), f=lambda a, _: f(a), **law))[:, 0]
+
+    used = weights > 0
+    top, bottom = np.where(used, nodes, -np.inf), np.where(used, nodes, np.inf)
+    high, low = np.unravel_index(top.argmax(), top.shape), np.unravel_index(bottom.argmin(), bottom.shape)
+    largest, smallest = nodes[high], nodes[low]
+    if relative:
+        eps = eps * max(abs(largest), abs(smallest))
+    trace = n * band(lambda a: a, False)
+    frobenius = np.sqrt(n * band(np.square, True))
+    extremes = [largest, largest, largest + residual[high], smallest, smallest - residual[low], smallest]
+    below, inside = [_count(nodes, weights, exact, n, *ends, level) for ends in ((-np.inf, -eps), (-eps, eps))]
+    return np.array([*trace, *frobenius, *extremes, *below, *inside, eps])
+
+
+def _count(
+    nodes: np.ndarray, weights: np.ndarray, exact: np.ndarray, n: int, left: float, right: float, level: float
+) -> tuple[float, float, float]:
+    # The share of eigenvalues strictly between two thresholds, with the bounds of quadrature and of chance.
+    atoms = float(np.where((nodes > left) & (nodes < right) & exact, weights, 0.0).sum() / len(nodes))
+    sure, possible = [], []
+    share = float(np.where(exact, 0.0, weights).sum() / len(nodes))
+    for node, weight in zip(nodes, np.where(exact, 0.0, weights), strict=True):
+        node, weight = node[weight > 0], weight[weight > 0]
+        below_right = np.cumsum(np.append(0, weight))[_around(node, right)]
+        below_left = np.cumsum(np.append(0, weight))[_around(node, left)]
+        sure.append(max(below_right[0] - below_left[1], 0.0))
+        possible.append(below_right[1] - below_left[0])
+    low, high = float(np.mean(sure)), float(np.mean(possible))
+    middle = (low + high) / 2
+    if share * n < 0.5:
+        return atoms, atoms, atoms
+    # Variance of the mean of an indicator over sphere-uniform probes, at each bound by itself.
+    tail = (1 - level) / 2
+
+    def end(value: float, sign: int) -> float:
+        inside = min(value / share, 1.0)
+        variance = share**2 * 2 / (share * n + 2) * inside * (1 - inside) / len(nodes)
+        if variance == 0:
+            return value
+        freedom = 2 * value**2 / variance
+        quantile = scipy.stats.chi2.isf(tail, freedom) if sign < 0 else scipy.stats.chi2.ppf(tail, freedom)
+        return float(np.clip(value * freedom / quantile, 0, share))
+
+    return atoms + middle, atoms + end(low, -1), atoms + end(high, 1)
+
+
+def _around(nodes: np.ndarray, threshold: float) -> np.ndarray:
+    # How many of the first weights are surely, and at most, below the threshold (Chebyshev, Markov, Stieltjes).
+    k = int(np.searchsorted(nodes, threshold, side="right"))
+    if not np.isfinite(threshold) or k == 0 or k == len(nodes):
+        return np.array([k, k])
+    return np.array([k - 1, k + 1])
 
 
 def _band(
