@@ -236,6 +236,42 @@ def gauss_rule(run: Recurrence, i: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return values, weights / weights.sum() if len(values) else weights, residuals
 
 
+def radau_bounds(
+    nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, threshold: float
+) -> tuple[float, float]:
+    """Bound the share of a probe's spectral measure below a threshold, by the Gauss-Radau rule with a node there.
+
+    In the basis of Ritz vectors one more Lanczos step borders the diagonal of nodes with the residuals, whose signs
+    alternate; the corner is chosen so that the threshold is an eigenvalue.
+
+    Parameters
+    ----------
+    nodes, weights, residuals : ndarray, (m,)
+        A Gauss rule, nodes ascending, weights summing to one, and the residuals of its Ritz pairs.
+    threshold : float
+        Where; infinite thresholds have exact answers.
+
+    Returns
+    -------
+    low, high : float
+        Sharpest bounds that the moments allow (Chebyshev, Markov, Stieltjes).
+    """
+    if not np.isfinite(threshold):
+        return (0.0, 0.0) if threshold < 0 else (1.0, 1.0)
+    m = len(nodes)
+    border = residuals * (-1.0) ** np.arange(m, 0, -1)
+    gap = nodes - threshold
+    # A node on the threshold: move it by rounding, so that the corner stays finite.
+    gap[gap == 0] = np.spacing(max(abs(threshold), np.abs(nodes).max()))
+    arrow = np.diag(np.append(nodes, threshold + np.sum(border**2 / gap)))
+    arrow[m, :m] = arrow[:m, m] = border
+    values, vectors = np.linalg.eigh(arrow)
+    shares = (np.sqrt(weights) @ vectors[:m]) ** 2
+    at = int(np.abs(values - threshold).argmin())
+    low = float(shares[:at].sum())
+    return low, min(low + float(shares[at]), 1.0)
+
+
 def dense_matrix(apply: Apply, n: int, dtype: np.dtype, batch: int) -> np.ndarray:
     """Form the operator by batches of unit vectors.
 

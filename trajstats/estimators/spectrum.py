@@ -11,6 +11,7 @@ import xarray as xr
 
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.estimators.lanczos import radau_bounds
 
 SCALES = ("symlog", "linear")
 QUANTITIES = ("trace", "frobenius", "largest", "smallest", "negative_fraction", "flat_fraction")
@@ -160,9 +161,9 @@ def spectral_summary(
     Notes
     -----
     Intervals of trace, norm and fractions cover the probes, with the exact variance of sphere-uniform probes (see
-    `spectral_density`). A count of eigenvalues below a threshold is bounded, probe by probe and rigorously, by the
-    weights on either side of the threshold (Chebyshev, Markov, Stieltjes); these bounds are added, and
-    the estimate is their middle. The extremes: a Ritz value lies inside the spectrum, so ``largest_low`` and
+    `spectral_density`). What a probe's quadrature says of a count below a threshold is bounded rigorously by the
+    Gauss-Radau rule with a node there (Chebyshev, Markov, Stieltjes): these bounds are in the interval, and the
+    estimate is their middle. The extremes: a Ritz value lies inside the spectrum, so ``largest_low`` and
     ``smallest_high`` are sure; the other end adds the residual.
 
     References
@@ -223,8 +224,8 @@ def _summary(
     level: float,
 ) -> np.ndarray:
     def band(f: Callable[[np.ndarray], np.ndarray], positive: bool) -> np.ndarray:
-        law = {"n": n, "level": level, "positive": positive}
-        return np.array(_band(nodes, weights, exact, np.zeros(1), f=lambda a, _: f(a), **law))[:, 0]
+        found = _band(nodes, weights, exact, np.zeros(1), f=lambda a, _: f(a), n=n, level=level, positive=positive)
+        return np.array(found)[:, 0]
 
     used = weights > 0
     top, bottom = np.where(used, nodes, -np.inf), np.where(used, nodes, np.inf)
@@ -235,48 +236,45 @@ def _summary(
     trace = n * band(lambda a: a, False)
     frobenius = np.sqrt(n * band(np.square, True))
     extremes = [largest, largest, largest + residual[high], smallest, smallest - residual[low], smallest]
-    below, inside = [_count(nodes, weights, exact, n, *ends, level) for ends in ((-np.inf, -eps), (-eps, eps))]
+    rule = (nodes, weights, exact, residual)
+    below, inside = [_count(*rule, ends, n, level) for ends in ((-np.inf, -eps), (-eps, eps))]
     return np.array([*trace, *frobenius, *extremes, *below, *inside, eps])
 
 
 def _count(
-    nodes: np.ndarray, weights: np.ndarray, exact: np.ndarray, n: int, left: float, right: float, level: float
+    nodes: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    residual: np.ndarray,
+    ends: tuple[float, float],
+    n: int,
+    level: float,
 ) -> tuple[float, float, float]:
-    # The share of eigenvalues strictly between two thresholds, with the bounds of quadrature and of chance.
-    atoms = float(np.where((nodes > left) & (nodes < right) & exact, weights, 0.0).sum() / len(nodes))
-    sure, possible = [], []
+    # The share of eigenvalues between two thresholds, with the bounds of quadrature and of chance.
+    inside = (nodes > ends[0]) & (nodes < ends[1]) & exact
+    atoms = float(np.where(inside, weights, 0.0).sum() / len(nodes))
     share = float(np.where(exact, 0.0, weights).sum() / len(nodes))
-    for node, weight in zip(nodes, np.where(exact, 0.0, weights), strict=True):
-        node, weight = node[weight > 0], weight[weight > 0]
-        below_right = np.cumsum(np.append(0, weight))[_around(node, right)]
-        below_left = np.cumsum(np.append(0, weight))[_around(node, left)]
-        sure.append(max(below_right[0] - below_left[1], 0.0))
-        possible.append(below_right[1] - below_left[0])
-    low, high = float(np.mean(sure)), float(np.mean(possible))
-    middle = (low + high) / 2
     if share * n < 0.5:
         return atoms, atoms, atoms
-    # Variance of the mean of an indicator over sphere-uniform probes, at each bound by itself.
-    tail = (1 - level) / 2
+    bounds = []
+    for node, weight, rest, own in zip(nodes, weights, residual, exact, strict=True):
+        kept = (weight > 0) & ~own
+        rule = (node[kept], weight[kept] / weight[kept].sum(), rest[kept])
+        left, right = (radau_bounds(*rule, end) for end in ends)
+        bounds.append((max(right[0] - left[1], 0.0), right[1] - left[0]))
+    sure, possible = np.mean(bounds, axis=0)
 
-    def end(value: float, sign: int) -> float:
-        inside = min(value / share, 1.0)
-        variance = share**2 * 2 / (share * n + 2) * inside * (1 - inside) / len(nodes)
-        if variance == 0:
+    def end(value: float, tail: float) -> float:
+        # Variance of the mean of an indicator over sphere-uniform probes, as in _band.
+        variance = 2 / (share * n + 2) * value * (1 - value) / len(nodes)
+        if not variance > 0:
             return value
         freedom = 2 * value**2 / variance
-        quantile = scipy.stats.chi2.isf(tail, freedom) if sign < 0 else scipy.stats.chi2.ppf(tail, freedom)
-        return float(np.clip(value * freedom / quantile, 0, share))
+        return min(value * freedom / float(scipy.stats.chi2.isf(tail, freedom)), 1.0)
 
-    return atoms + middle, atoms + end(low, -1), atoms + end(high, 1)
-
-
-def _around(nodes: np.ndarray, threshold: float) -> np.ndarray:
-    # How many of the first weights are surely, and at most, below the threshold (Chebyshev, Markov, Stieltjes).
-    k = int(np.searchsorted(nodes, threshold, side="right"))
-    if not np.isfinite(threshold) or k == 0 or k == len(nodes):
-        return np.array([k, k])
-    return np.array([k - 1, k + 1])
+    tail = (1 - level) / 2
+    low, high = end(float(sure), tail), end(float(possible), 1 - tail)
+    return atoms + share * (sure + possible) / 2, atoms + share * low, atoms + share * high
 
 
 def _band(
