@@ -230,3 +230,33 @@ def _spread(position: np.ndarray, n: int) -> np.ndarray:
         return np.arange(position.size)
     grid = np.linspace(position[0], position[-1], n)
     return np.unique(np.abs(position[None, :] - grid[:, None]).argmin(axis=1))
+
+
+def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
+    """MSD of each layer at the chosen points, in shares whose mean is the total.
+
+    Parameters
+    ----------
+    delta : xarray.DataArray
+        What `two_time_points` was given.
+    points : Points
+        What it chose.
+
+    Returns
+    -------
+    ndarray, (layer, n), or None
+        None when there is one layer only, or one was chosen.
+    """
+    if (
+        LAYER not in delta.dims
+        or delta.sizes[LAYER] < 2
+        or points.over != "total"
+        or "n_parameters" not in delta.coords
+    ):
+        return None
+    mean = delta.mean(REPLICA) if REPLICA in delta.dims else delta
+    share = delta["n_parameters"] / delta["n_parameters"].sum() * delta.sizes[LAYER]
+    values = (mean * share).transpose(LAYER, PAIR).values
+    rows = {pair: k for k, pair in enumerate(zip(delta[WAITING_TIME].values, delta[LAG].values, strict=True))}
+    chosen = [rows[pair] for pair in zip(points.waiting_time, points.lag, strict=True)]
+    return np.asarray(values[:, chosen], dtype=float)

@@ -111,10 +111,25 @@ def sample_posterior(
     ]
     from tqdm import tqdm
 
-    with tqdm(total=max_steps * chains, disable=not progress, desc="sampling", unit="step") as bar:
-        for run in runs:
-            run.advance_until_resolved(max_steps, check_every, bar)
-    return _collect(runs, names, max_steps)
+    done = min(run.length for run in runs)
+    # a resumed run looks back at its last two checks, so that it stops where the uninterrupted one would
+    taus = [_tau(np.concatenate([r.chain[:k] for r in runs], axis=1)) for k in (done - check_every, done) if k > 0]
+    with tqdm(total=max_steps, disable=not progress, desc="sampling", unit="step") as bar:
+        # ensembles advance together, so that their common autocorrelation time is known as early as can be
+        while not _resolved(runs, taus) and (done := min(run.length for run in runs)) < max_steps:
+            target = min(done + check_every, max_steps)
+            for run in runs:
+                run.advance(target)
+            taus.append(_tau(np.concatenate([run.chain for run in runs], axis=1)))
+            bar.update(target - done)
+    return _collect(runs, names, taus, max_steps)
+
+
+def _resolved(runs: Sequence[_Ensemble], taus: Sequence[np.ndarray]) -> bool:
+    if len(taus) < 2:
+        return False
+    new, old = taus[-1], taus[-2]
+    return bool(runs[0].length > TAU_FACTOR * new.max() and np.all(np.abs(new - old) < TAU_STABLE * new))
 
 
 class _Ensemble:
@@ -138,28 +153,28 @@ class _Ensemble:
         # emcee ignores a numpy Generator silently: hand it a legacy state made from ours
         self.random_state = np.random.RandomState(stream.integers(2**32, size=4, dtype=np.uint32)).get_state()
         self.state: Any = None
-        self.taus: list[np.ndarray] = []
         if store is not None and (store / "zarr.json").exists():
             self._resume(store)
         else:
             self.state = emcee.State(_scatter(log_prob, start, covariance, n_walkers, stream))
             self.state.random_state = self.random_state
 
-    def advance_until_resolved(self, max_steps: int, check_every: int, bar: Any) -> None:
-        while not self.resolved() and self.sampler.iteration < max_steps:
-            n = min(check_every, max_steps - self.sampler.iteration)
-            self.state = self.sampler.run_mcmc(self.state, n, skip_initial_state_check=True)
-            self.taus.append(_tau(self.sampler.get_chain()))
-            bar.update(n)
+    @property
+    def length(self) -> int:
+        """Steps made so far."""
+        return int(self.sampler.iteration)
+
+    @property
+    def chain(self) -> np.ndarray:
+        """All steps, (step, walker, coefficient)."""
+        return self.sampler.get_chain()
+
+    def advance(self, target: int) -> None:
+        """Go on to a number of steps, unless it was reached before an interruption."""
+        if self.length < target:
+            self.state = self.sampler.run_mcmc(self.state, target - self.length, skip_initial_state_check=True)
             if self.store is not None:
                 self._save(self.store)
-
-    def resolved(self) -> bool:
-        if len(self.taus) < 2:
-            return False
-        new, old = self.taus[-1], self.taus[-2]
-        long_enough = self.sampler.iteration > TAU_FACTOR * new.max()
-        return bool(long_enough and np.all(np.abs(new - old) < TAU_STABLE * new))
 
     def _save(self, store: Path) -> None:
         _, keys, position, has_gauss, cached = self.state.random_state
@@ -169,7 +184,6 @@ class _Ensemble:
                 "chain": (("step", "walker", "coefficient"), self.sampler.get_chain()),
                 "log_prob": (("step", "walker"), self.sampler.get_log_prob()),
                 "accepted": ("walker", backend.accepted),
-                "taus": (("check", "coefficient"), np.array(self.taus)),
                 "keys": ("word", keys),
             },
             attrs={"position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
@@ -193,7 +207,6 @@ class _Ensemble:
         backend.grow(kept.sizes["step"], None)
         backend.chain[:], backend.log_prob[:] = kept["chain"].values, kept["log_prob"].values
         backend.accepted, backend.iteration = kept["accepted"].values, kept.sizes["step"]
-        self.taus = list(kept["taus"].values)
         a = kept.attrs
         random_state = ("MT19937", kept["keys"].values, a["position"], a["has_gauss"], a["cached"])
         backend.random_state = random_state
@@ -229,10 +242,10 @@ def _tau(chain: np.ndarray) -> np.ndarray:
     return emcee.autocorr.integrated_time(chain, c=5, tol=0, quiet=True)
 
 
-def _collect(runs: list[_Ensemble], names: Sequence[str], max_steps: int) -> Draws:
-    tau = np.max([run.taus[-1] for run in runs], axis=0)
+def _collect(runs: Sequence[_Ensemble], names: Sequence[str], taus: Sequence[np.ndarray], max_steps: int) -> Draws:
+    length = min(run.length for run in runs)
+    tau = taus[-1] if taus else _tau(np.concatenate([run.chain[:length] for run in runs], axis=1))
     longest = float(np.nanmax(tau)) if np.isfinite(tau).any() else float("inf")
-    length = min(run.sampler.iteration for run in runs)
     burn = min(int(5 * longest), length // 2) if np.isfinite(longest) else length // 2
     thin = max(int(longest / 2), 1) if np.isfinite(longest) else 1
     kept = [run.sampler.get_chain()[burn:length] for run in runs]
@@ -243,7 +256,7 @@ def _collect(runs: list[_Ensemble], names: Sequence[str], max_steps: int) -> Dra
     moving = np.concatenate([(np.ptp(k, axis=0) > 0).any(axis=-1) for k in kept])
     stuck = int((~moving).sum())
     reasons = []
-    if not all(run.resolved() for run in runs):
+    if not _resolved(runs, taus):
         reasons.append(
             f"after {max_steps} steps the chain is {length / longest:.0f} autocorrelation times long; 50 asked for"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numba import njit
 
 from trajstats.inference.models import scaled_time
 
@@ -61,6 +62,10 @@ class FreeCurve:
         ``"clock"`` or ``"simple"``.
     fixed : array, (n,), optional
         A scaling variable that does not depend on mu (another clock); `form` is then not used.
+    intervals : int
+        Intervals of the spline.
+    span : (array, array), optional
+        Waiting times and lags whose range sets the knots, where these are not those of the data.
     """
 
     log_msd: np.ndarray
@@ -70,17 +75,69 @@ class FreeCurve:
     form: str = "clock"
     fixed: np.ndarray | None = None
     intervals: int = INTERVALS
+    span: tuple[np.ndarray, np.ndarray] | None = None
+
+    def part(self, keep: np.ndarray) -> FreeCurve:
+        """Some of the points, with the knots (hence the prior) of all.
+
+        Parameters
+        ----------
+        keep : array of bool, (n,)
+            Which.
+
+        Returns
+        -------
+        FreeCurve
+        """
+        return replace(
+            self,
+            log_msd=self.log_msd[keep],
+            waiting_time=self.waiting_time[keep],
+            lag=self.lag[keep],
+            covariance=self.covariance[np.ix_(keep, keep)],
+            fixed=None if self.fixed is None else self.fixed[keep],
+            span=self.span_arrays,
+        )
+
+    @property
+    def span_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waiting times and lags (or a fixed variable, twice) whose range sets the knots."""
+        if self.span is not None:
+            return self.span
+        return (self.waiting_time, self.lag) if self.fixed is None else (self.fixed, self.fixed)
+
+    def limits(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Range of the knots in ln u.
+
+        Parameters
+        ----------
+        mu : array, (w,)
+            Exponents.
+
+        Returns
+        -------
+        tuple of ndarray
+            Lower and upper end, (w, 1).
+        """
+        if self.fixed is not None:
+            x = np.broadcast_to(self.span_arrays[0], (*np.shape(mu), self.span_arrays[0].size))
+        else:
+            x = scaled_time(*self.span_arrays, mu, form=self.form)
+        return x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
 
     @cached_property
-    def _whiten(self) -> np.ndarray:
+    def whiten(self) -> np.ndarray:
+        """Matrix that makes the noise white, (n, n): the inverse of the Cholesky factor."""
         return np.linalg.inv(np.linalg.cholesky(self.covariance))
 
     @cached_property
-    def _white_data(self) -> np.ndarray:
-        return self._whiten @ self.log_msd
+    def white_data(self) -> np.ndarray:
+        """Whitened data, (n,)."""
+        return self.whiten @ self.log_msd
 
     @cached_property
-    def _penalty(self) -> np.ndarray:
+    def penalty(self) -> np.ndarray:
+        """Squared second differences of the coefficients, (k, k)."""
         differences = np.diff(np.eye(self.intervals + 3), n=2, axis=0)
         return differences.T @ differences
 
@@ -100,6 +157,24 @@ class FreeCurve:
             return np.broadcast_to(self.fixed, (*np.shape(mu), self.fixed.size))
         return scaled_time(self.waiting_time, self.lag, mu, form=self.form)
 
+    def white_design(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whitened spline basis at each mu.
+
+        Parameters
+        ----------
+        mu : array, (w,)
+            Exponents.
+
+        Returns
+        -------
+        tuple of ndarray
+            Design (w, n, k) and width of one interval in ln u (w,).
+        """
+        x = self.variable(mu)
+        low, high = self.limits(mu)
+        width = (high - low) / self.intervals
+        return self.whiten @ spline_basis((x - low) / width, self.intervals), width[..., 0]
+
     def normal_equations(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Whitened normal equations of the spline at each mu.
 
@@ -113,37 +188,58 @@ class FreeCurve:
         tuple of ndarray
             Matrix (w, k, k), right-hand side (w, k) and width of one interval in ln u (w,).
         """
-        x = self.variable(mu)
-        low = x.min(axis=-1, keepdims=True)
-        width = (x.max(axis=-1, keepdims=True) - low) / self.intervals
-        design = self._whiten @ spline_basis((x - low) / width, self.intervals)
-        return design.mT @ design, self._white_data @ design, width[..., 0]
+        design, width = self.white_design(mu)
+        return design.mT @ design, self.white_data @ design, width
+
+    def fitted(self, mu: np.ndarray, curve_mu: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """Values at the data of a curve found at `curve_mu`, its variable taken at another mu.
+
+        Parameters
+        ----------
+        mu, curve_mu : array, (w,)
+            Exponent of the variable, and of the curve's knots.
+        coefficients : array, (w, k)
+            Spline coefficients.
+
+        Returns
+        -------
+        ndarray, (w, n)
+        """
+        low, high = self.limits(curve_mu)
+        width = (high - low) / self.intervals
+        position = (self.variable(mu) - low) / width
+        return (spline_basis(position, self.intervals) @ coefficients[..., None])[..., 0]
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Inverse of R, (n, n)."""
+        return self.whiten.T @ self.whiten
 
     def log_marginal(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
         """Log marginal likelihood, up to a constant of the data.
 
         Parameters
         ----------
-        mu, log_smoothing : array, (w,)
-            Points; (w, m) for `log_smoothing` evaluates m values at each mu.
+        mu : array, (w,)
+            Exponents.
+        log_smoothing : array, (w,) or (w, m)
+            Smoothing at each mu; (w, m) evaluates m values at each.
 
         Returns
         -------
         ndarray
             Shape of `log_smoothing`.
         """
-        gram, right, width = self.normal_equations(np.asarray(mu, dtype=float))
-        extra = np.ndim(log_smoothing) - np.ndim(mu)
-        if extra:
-            gram, right, width = gram[:, None], right[:, None], width[:, None]
-        strength = np.exp(log_smoothing) / width**3
-        factor = np.linalg.cholesky(gram + strength[..., None, None] * self._penalty)
-        half = np.linalg.solve(factor, np.broadcast_to(right, strength.shape + right.shape[-1:])[..., None])[..., 0]
-        misfit = self._white_data @ self._white_data - (half**2).sum(axis=-1)
-        rank = self.intervals + 3 - _NULL
-        log_det = 2 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(axis=-1)
-        n_free = self.log_msd.size - _NULL
-        return 0.5 * rank * np.log(strength) - np.log(width) - 0.5 * log_det - 0.5 * n_free * np.log(misfit)
+        at = np.asarray(mu, dtype=float)
+        x = np.ascontiguousarray(self.variable(at), dtype=np.float64)
+        low, high = (np.ascontiguousarray(edge[..., 0], dtype=np.float64) for edge in self.limits(at))
+        shape = np.shape(log_smoothing)
+        grid = np.ascontiguousarray(np.reshape(log_smoothing, (x.shape[0], -1)), dtype=np.float64)
+        product = self.precision @ self.log_msd
+        square = float(self.log_msd @ product)
+        return _marginal(x, low, high, grid, self.precision, product, square, self.penalty, self.intervals).reshape(
+            shape
+        )
 
     def best_coefficients(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
         """Posterior mean of the spline given (mu, log smoothing).
@@ -159,7 +255,7 @@ class FreeCurve:
         """
         gram, right, width = self.normal_equations(mu)
         strength = np.exp(log_smoothing) / width**3
-        return np.linalg.solve(gram + strength[:, None, None] * self._penalty, right[..., None])[..., 0]
+        return np.linalg.solve(gram + strength[:, None, None] * self.penalty, right[..., None])[..., 0]
 
     def draw(
         self, mu: np.ndarray, log_smoothing: np.ndarray, rng: np.random.Generator
@@ -180,9 +276,9 @@ class FreeCurve:
         """
         gram, right, width = self.normal_equations(mu)
         strength = np.exp(log_smoothing) / width**3
-        matrix = gram + strength[:, None, None] * self._penalty
+        matrix = gram + strength[:, None, None] * self.penalty
         mean = np.linalg.solve(matrix, right[..., None])[..., 0]
-        misfit = self._white_data @ self._white_data - (right * mean).sum(axis=-1)
+        misfit = self.white_data @ self.white_data - (right * mean).sum(axis=-1)
         variance = misfit / rng.chisquare(self.log_msd.size - _NULL, size=misfit.shape)
         noise = rng.standard_normal(mean.shape)
         factor = np.linalg.cholesky(matrix)
@@ -206,8 +302,7 @@ class FreeCurve:
         ndarray, (w, m)
             ln MSD; beyond the range of the data the curve is continued as a power law.
         """
-        x = self.variable(mu)
-        low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+        low, high = self.limits(mu)
         width = (high - low) / self.intervals
         where = (scaled_time(waiting_time, lag, mu, form=self.form) - low) / width
         inside = np.clip(where, 0.0, self.intervals)
@@ -218,3 +313,67 @@ class FreeCurve:
         rise = spline_basis(at + step, self.intervals) - spline_basis(at - step, self.intervals)
         slope = (rise @ coefficients[..., None])[..., 0] / (2 * step)
         return value + (where - inside) * slope
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _marginal(
+    x: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    log_smoothing: np.ndarray,
+    precision: np.ndarray,
+    product: np.ndarray,
+    square: float,
+    penalty: np.ndarray,
+    intervals: int,
+) -> np.ndarray:
+    # B'PB by rows of P: four contiguous axpys per point, since a point lies in four splines only
+    n_values, n = x.shape
+    k = intervals + 3
+    result = np.empty(log_smoothing.shape)
+    cell = np.empty(n, np.int64)
+    piece = np.empty((n, 4))
+    for v in range(n_values):
+        low, high = lows[v], highs[v]
+        width = (high - low) / intervals
+        for a in range(n):
+            z = (x[v, a] - low) / width
+            cell[a] = min(max(int(z), 0), intervals - 1)
+            f = z - cell[a]
+            piece[a, 0] = (1 - f) ** 3 / 6
+            piece[a, 1] = (3 * f**3 - 6 * f**2 + 4) / 6
+            piece[a, 2] = (-3 * f**3 + 3 * f**2 + 3 * f + 1) / 6
+            piece[a, 3] = f**3 / 6
+        rows = np.zeros((k, n))
+        right = np.zeros(k)
+        for a in range(n):
+            for i in range(4):
+                c = piece[a, i]
+                row = rows[cell[a] + i]
+                for b in range(n):
+                    row[b] += c * precision[a, b]
+                right[cell[a] + i] += c * product[a]
+        gram = np.zeros((k, k))
+        for j in range(k):
+            for a in range(n):
+                for i in range(4):
+                    gram[j, cell[a] + i] += rows[j, a] * piece[a, i]
+        for m in range(log_smoothing.shape[1]):
+            log_strength = log_smoothing[v, m] - 3 * np.log(width)
+            factor, half, log_det, explained = np.empty((k, k)), np.empty(k), 0.0, 0.0
+            strength = np.exp(log_strength)
+            for i in range(k):
+                for j in range(i + 1):
+                    total = gram[i, j] + strength * penalty[i, j]
+                    for q in range(j):
+                        total -= factor[i, q] * factor[j, q]
+                    factor[i, j] = np.sqrt(max(total, 1e-300)) if i == j else total / factor[j, j]
+                total = right[i]
+                for q in range(i):
+                    total -= factor[i, q] * half[q]
+                half[i] = total / factor[i, i]
+                explained += half[i] ** 2
+                log_det += 2 * np.log(factor[i, i])
+            misfit = max(square - explained, 1e-14 * square)
+            result[v, m] = 0.5 * (k - 2) * log_strength - np.log(width) - 0.5 * log_det - 0.5 * (n - 2) * np.log(misfit)
+    return result

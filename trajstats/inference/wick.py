@@ -14,14 +14,15 @@ from trajstats.inference.models import clock
 JITTER = 1e-6
 
 
-def wick_correlation(
+def wick_covariances(
     first: np.ndarray, second: np.ndarray, log_u: np.ndarray, log_msd: np.ndarray, mu: float
-) -> np.ndarray:
-    r"""Correlation matrix of the logarithms of two-time MSDs.
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Covariances of the logarithms of two-time MSDs, for modes that are alike and for modes that differ.
 
-    :math:`R_{ab}=(G_{ab}^2-D_{ab}^2)/\ldots` with G from a master curve that is a true variogram: a non-negative mixture of
-    :math:`1-e^{-u/\tau}`, :math:`1-e^{-u^2/\tau^2}`, :math:`u` and :math:`u^2`. The last is deterministic drift D in the clock,
-    which adds to the MSD but does not fluctuate by itself.
+    G follows from a master curve that is a true variogram: a non-negative mixture of :math:`1-e^{-u/\tau}`,
+    :math:`1-e^{-u^2/\tau^2}`, :math:`u` and :math:`u^2`. The last is deterministic drift D in the clock, which adds to the MSD but does
+    not fluctuate by itself. If every mode has the whole mixture, :math:`\mathrm{Cov}\propto G^2-D^2` with :math:`G=\sum_jc_jG_j`; if
+    each term of the mixture is a population of modes of its own, :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2`.
 
     Parameters
     ----------
@@ -36,22 +37,34 @@ def wick_correlation(
 
     Returns
     -------
-    ndarray, (n, n)
-        Covariance of ln MSD for N = 2 effective samples (multiply by 2/N_eff), jitter included: positive definite.
+    alike, differing : ndarray, (n, n)
+        Covariance of ln MSD for N = 2 effective samples (multiply by 2/N_eff), positive definite.
     """
     times, index = np.unique(np.concatenate([first, second]), return_inverse=True)
     s, t = index[: first.size], index[first.size :]
     h = clock(times, mu)
-    gap = np.abs(h[:, None] - h[None, :])
     u = np.exp(log_u)
-    rates, atoms = _variogram(u, np.exp(log_msd - log_msd.mean()))
-    delta = _evaluate(gap, rates, atoms)
-    product = 0.5 * (delta[np.ix_(s, t)] + delta[np.ix_(t, s)] - delta[np.ix_(s, s)] - delta[np.ix_(t, t)])
-    drift = atoms[-1] * np.outer(h[t] - h[s], h[t] - h[s])
-    size = np.diagonal(product)
-    covariance = (product**2 - drift**2) / np.outer(size, size)
-    # a run that only drifts would have no noise at all: rounding of the weights and the rest of the motion stay
-    return covariance + JITTER * np.eye(size.size)
+    rates, weight = _variogram(u, np.exp(log_msd - log_msd.mean()))
+    terms = _atoms(np.abs(h[:, None] - h[None, :]), rates)
+    # terms that never saturate are measured against the largest u seen
+    size = np.ones(weight.size)
+    size[-2], size[-1] = u.max(), u.max() ** 2
+    total, drift, split = np.zeros((s.size, s.size)), np.zeros((s.size, s.size)), np.zeros((s.size, s.size))
+    for j in np.flatnonzero(weight):
+        delta = terms[..., j]
+        product = 0.5 * (delta[np.ix_(s, t)] + delta[np.ix_(t, s)] - delta[np.ix_(s, s)] - delta[np.ix_(t, t)])
+        total += weight[j] * product
+        if j == weight.size - 1:
+            drift = weight[j] * product
+        else:
+            split += weight[j] * product**2 / size[j]
+    scale = np.outer(np.diagonal(total), np.diagonal(total))
+    # a run that only drifts would have no noise at all: the jitter is what rounding and the rest of the motion leave
+    jitter = JITTER * np.eye(s.size)
+    return (
+        (total**2 - drift**2) / scale + jitter,
+        split * (weight * size)[:-1].sum() / scale + jitter,
+    )
 
 
 def _variogram(u: np.ndarray, msd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +78,3 @@ def _variogram(u: np.ndarray, msd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _atoms(u: np.ndarray, rates: np.ndarray) -> np.ndarray:
     z = u[..., None] * rates
     return np.concatenate([-np.expm1(-z), -np.expm1(-(z**2)), u[..., None], u[..., None] ** 2], axis=-1)
-
-
-def _evaluate(gap: np.ndarray, rates: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return _atoms(gap, rates) @ weights

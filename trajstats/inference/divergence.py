@@ -1,0 +1,135 @@
+r"""The likelihood of learning times near a transition, with runs that did not learn right-censored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_ndtr
+
+NAMES = ("w_c", "nu", "log_middle", "log_sigma", "log_delta")
+STUCK = "stuck_fraction"
+
+
+@dataclass(frozen=True)
+class LearningTimes:
+    """Learning times as arrays; leading axes are problems.
+
+    Attributes
+    ----------
+    width : ndarray, (..., n)
+        Widths.
+    log_time : ndarray, (..., n)
+        ln T, or ln of the budget where a run did not learn.
+    learned : ndarray of bool, (..., n)
+        Whether it did.
+    """
+
+    width: np.ndarray
+    log_time: np.ndarray
+    learned: np.ndarray
+
+    @property
+    def narrowest(self) -> np.ndarray:
+        """Narrowest width that learned, (...)."""
+        return np.where(self.learned, self.width, np.inf).min(axis=-1)
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Pivot of the amplitude: the geometric mean of the narrowest and the widest width that learned, (...)."""
+        return np.sqrt(self.narrowest * np.where(self.learned, self.width, -np.inf).max(axis=-1))
+
+
+def default_priors(times: LearningTimes) -> dict[str, tuple[np.ndarray | float, np.ndarray | float]]:
+    """Uniform priors of the coefficients of the divergence.
+
+    Parameters
+    ----------
+    times : LearningTimes
+        Data.
+
+    Returns
+    -------
+    dict name -> (lower, upper)
+        w_c between 0 and the narrowest width that learned; nu 0.05 to 6; ln T at the pivot 6 beyond the data;
+        the scatter of ln T (log uniform) 0.003 to 3; the scatter of w_c from seed to seed (log uniform), 0.1 % to
+        100 % of that narrowest width; the stuck fraction 0 to 1.
+    """
+    low = times.narrowest
+    return {
+        "w_c": (0.0 * low, low),
+        "nu": (0.05, 6.0),
+        "log_middle": (times.log_time.min(axis=-1) - 6, times.log_time.max(axis=-1) + 6),
+        "log_sigma": (np.log(0.003), np.log(3.0)),
+        "log_delta": (np.log(1e-3 * low), np.log(low)),
+        STUCK: (0.0, 1.0),
+    }
+
+
+def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
+    r"""Log likelihood of the divergence.
+
+    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`, :math:`m_i=\ln T_{mid}-\nu\ln\frac{w_i-w_c}{w_{mid}-w_c}`; a
+    censored run contributes :math:`(1-q)P(T>T_{max})+q`, and 1 for :math:`w\le w_c`.
+
+    Parameters
+    ----------
+    theta : ndarray, (..., m, coefficient)
+        w_c, nu, ln T at the pivot, ln sigma, ln delta and, if there is a sixth, the stuck fraction q.
+    times : LearningTimes
+        Data with the same leading axes.
+
+    Returns
+    -------
+    ndarray, (..., m)
+        -inf where w_c reaches a width that learned.
+    """
+    w_c, nu, middle, log_sigma, log_delta = (theta[..., k, None] for k in range(5))
+    width, log_time, learned = times.width[..., None, :], times.log_time[..., None, :], times.learned[..., None, :]
+    pivot = times.middle[..., None, None]
+    room = width - w_c
+    above = room > 0
+    safe = np.where(above, room, 1.0)
+    span = pivot - w_c
+    mean = middle - nu * (np.log(safe) - np.log(np.where(span > 0, span, 1.0)))
+    scale = np.sqrt(np.exp(2 * log_sigma) + (nu * np.exp(log_delta) / safe) ** 2)
+    z = (log_time - mean) / scale
+    density = -0.5 * z**2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    censored = log_ndtr(-z)
+    if theta.shape[-1] > 5:
+        q = theta[..., 5, None]
+        with np.errstate(divide="ignore"):
+            density = density + np.log1p(-q)
+            censored = np.logaddexp(np.log1p(-q) + censored, np.log(q))
+    censored = np.where(above, censored, 0.0)
+    total = np.where(learned, density, censored).sum(axis=-1)
+    return np.where((learned & ~above).any(axis=-1), -np.inf, total)
+
+
+def log_posterior(
+    theta: np.ndarray, times: LearningTimes, priors: Mapping[str, tuple[np.ndarray | float, np.ndarray | float]]
+) -> np.ndarray:
+    """Log posterior density under uniform priors.
+
+    Parameters
+    ----------
+    theta : ndarray, (..., m, coefficient)
+        As in `log_likelihood`.
+    times : LearningTimes
+        Data.
+    priors : mapping name -> (lower, upper)
+        Bounds, of the shape of the leading axes.
+
+    Returns
+    -------
+    ndarray, (..., m)
+    """
+    names = (*NAMES, STUCK)[: theta.shape[-1]]
+    inside = np.ones(theta.shape[:-1], dtype=bool)
+    for k, name in enumerate(names):
+        low, high = (np.asarray(edge)[..., None] for edge in priors[name])
+        inside &= (theta[..., k] > low) & (theta[..., k] < high)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        value = log_likelihood(theta, times)
+    return np.where(inside & np.isfinite(value), value, -np.inf)

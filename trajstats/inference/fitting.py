@@ -1,0 +1,215 @@
+"""Maximum likelihood by lmfit: start values, bounds, curvature and profile intervals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import chi2
+
+from trajstats.errors import FitError
+
+Bounds = Mapping[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """Where a likelihood is largest, and how sharply.
+
+    Attributes
+    ----------
+    values : dict name -> float
+        Coefficients at the maximum.
+    covariance : ndarray, (coefficient, coefficient)
+        Inverse curvature there (a diagonal stand-in where the curvature is not positive).
+    log_likelihood : float
+        Value there.
+    at_bound : tuple of str
+        Coefficients that ended on a bound.
+    intervals : dict name -> (lower, upper)
+        Profile-likelihood intervals, where asked for; a bound of the search where the profile does not fall.
+    """
+
+    values: dict[str, float]
+    covariance: np.ndarray
+    log_likelihood: float
+    at_bound: tuple[str, ...] = ()
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def vector(self) -> np.ndarray:
+        """The values in order, (coefficient,)."""
+        return np.array(list(self.values.values()))
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard errors from the curvature."""
+        return dict(zip(self.values, np.sqrt(np.diagonal(self.covariance)).tolist(), strict=True))
+
+
+def maximise(
+    log_likelihood: Callable[[np.ndarray], float],
+    start: Bounds,
+    /,
+    *,
+    profile: tuple[str, ...] = (),
+    level: float = 0.95,
+) -> Maximum:
+    """Find the maximum of a log likelihood within bounds.
+
+    Parameters
+    ----------
+    log_likelihood : callable (coefficient,) -> float
+        May be -inf.
+    start : mapping name -> (start, lower, upper)
+        Start values and bounds.
+    profile : tuple of str
+        Coefficients whose profile interval is wanted.
+    level : float
+        Probability of the profile intervals.
+
+    Returns
+    -------
+    Maximum
+
+    Raises
+    ------
+    FitError
+        If the likelihood is not finite at the start.
+
+    Examples
+    --------
+    >>> best = maximise(lambda v: -0.5 * float(v[0] - 2) ** 2, {"x": (0.0, -9.0, 9.0)}, profile=("x",))
+    >>> round(best.values["x"], 3), round(best.stderr["x"], 2), round(best.intervals["x"][1], 2)
+    (2.0, 1.0, 3.96)
+    """
+    names = list(start)
+    first = np.array([start[name][0] for name in names])
+    if not np.isfinite(log_likelihood(first)):
+        msg = f"the likelihood is not finite at the start values {dict(zip(names, first.tolist(), strict=True))}"
+        raise FitError(msg)
+    best = _search(log_likelihood, start, {})
+    lower, upper = np.array([start[n][1] for n in names]), np.array([start[n][2] for n in names])
+    top = float(log_likelihood(best))
+    edge = (best - lower < 1e-4 * (upper - lower)) | (upper - best < 1e-4 * (upper - lower))
+    covariance = _curvature(log_likelihood, best, lower, upper)
+    result = Maximum(
+        dict(zip(names, best.tolist(), strict=True)),
+        covariance,
+        top,
+        tuple(n for n, hit in zip(names, edge, strict=True) if hit),
+    )
+    drop = 0.5 * float(chi2.ppf(level, 1))
+    for name in profile:
+        result.intervals[name] = _profile_interval(log_likelihood, start, result, name, drop)
+    return result
+
+
+def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed: Mapping[str, float]) -> np.ndarray:
+    import lmfit
+
+    coefficients = lmfit.Parameters()
+    for name, (value, low, high) in start.items():
+        at = fixed.get(name, min(max(value, low + 1e-6 * (high - low)), high - 1e-6 * (high - low)))
+        coefficients.add(name, value=at, min=low, max=high, vary=name not in fixed)
+
+    def cost(trial: lmfit.Parameters) -> float:
+        value = log_likelihood(np.array([trial[name].value for name in start]))
+        return -float(value) if np.isfinite(value) else 1e25
+
+    if len(fixed) == len(start):
+        return np.array([fixed[name] for name in start])
+    # lmfit's transforms of bounds can divide by zero at an edge; the value is checked by the caller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for _ in range(2):
+            found = lmfit.minimize(cost, coefficients, method="nelder", calc_covar=False, max_nfev=400 * len(start))
+            coefficients = found.params
+    return np.array([found.params[name].value for name in start])
+
+
+def _curvature(
+    log_likelihood: Callable[[np.ndarray], float], best: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> np.ndarray:
+    size = best.size
+    wide = (upper - lower) / np.sqrt(12)
+    top = log_likelihood(best)
+    steps = np.array([_step(log_likelihood, best, k, top, lower, upper) for k in range(size)])
+    centre = np.clip(best, lower + 2 * steps, upper - 2 * steps)
+    hessian = np.empty((size, size))
+    for i in range(size):
+        for j in range(i + 1):
+            value = 0.0
+            for a in (1, -1):
+                for b in (1, -1):
+                    at = centre.copy()
+                    at[i] += a * steps[i]
+                    at[j] += b * steps[j]
+                    value += a * b * log_likelihood(at)
+            hessian[i, j] = hessian[j, i] = -value / (4 * steps[i] * steps[j])
+    if not np.isfinite(hessian).all():
+        return np.diag((0.1 * wide) ** 2)
+    # directions in which the likelihood does not fall get the width of the search box
+    eigen, vectors = np.linalg.eigh(hessian * np.outer(wide, wide))
+    inverse = (vectors / np.maximum(eigen, 1.0)) @ vectors.T
+    return inverse * np.outer(wide, wide)
+
+
+def _step(
+    log_likelihood: Callable[[np.ndarray], float],
+    best: np.ndarray,
+    k: int,
+    top: float,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> float:
+    # a step over which the log likelihood falls by about 0.1 on the gentler side
+    size = 1e-6 * (upper[k] - lower[k])
+    for _ in range(18):
+        drops = []
+        for sign in (1, -1):
+            at = best.copy()
+            at[k] = min(max(at[k] + sign * size, lower[k]), upper[k])
+            drops.append(top - log_likelihood(at))
+        if min(drops) > 0.1 or size > 0.1 * (upper[k] - lower[k]):
+            break
+        size *= 2
+    return size
+
+
+def _profile_interval(
+    log_likelihood: Callable[[np.ndarray], float], start: Bounds, best: Maximum, name: str, drop: float
+) -> tuple[float, float]:
+    warm = {k: (best.values[k], start[k][1], start[k][2]) for k in start}
+
+    def deficit(value: float) -> float:
+        return best.log_likelihood - float(log_likelihood(_search(log_likelihood, warm, {name: value}))) - drop
+
+    ends = []
+    for sign, limit in ((-1, start[name][1]), (1, start[name][2])):
+        inside, outside = best.values[name], limit
+        step = max(best.stderr[name], 1e-9 * (start[name][2] - start[name][1]))
+        while True:
+            trial = inside + sign * step
+            if sign * (trial - limit) >= 0:
+                trial = limit
+            if deficit(trial) > 0:
+                outside = trial
+                break
+            inside = trial
+            if trial == limit:
+                break
+            step *= 2
+        for _ in range(14):
+            if inside == outside:
+                break
+            middle = 0.5 * (inside + outside)
+            if deficit(middle) > 0:
+                outside = middle
+            else:
+                inside = middle
+        ends.append(0.5 * (inside + outside))
+    return ends[0], ends[1]

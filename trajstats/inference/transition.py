@@ -1,0 +1,483 @@
+"""fit_divergence: the width below which a network does not learn, from learning times that diverge there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.schema import REPLICA, STEP, clock_values
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.inference.comparison import information_criteria, savage_dickey
+from trajstats.inference.divergence import (
+    NAMES,
+    STUCK,
+    LearningTimes,
+    default_priors,
+    log_likelihood,
+    log_posterior,
+)
+from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.results import FitResult
+from trajstats.inference.sampling import Draws, sample_posterior
+
+_EDGE = 0.02
+_MIN_WIDTHS = 3
+_MIN_LEARNED = 4
+
+Priors = Mapping[str, tuple[float, float]]
+
+
+def learning_times(
+    sweep: xr.DataTree | Mapping[str, xr.Dataset],
+    /,
+    *,
+    loss: float | Sequence[float],
+    series: str = "loss",
+    clock: str = "proper_time",
+    width: Mapping[str, float] | None = None,
+) -> xr.Dataset:
+    r"""Time at which each run of a sweep first reaches a loss.
+
+    :math:`\tau_\ell`: first crossing of :math:`\ell` by the saved series, interpolated linearly in the logarithms of loss and time.
+
+    Parameters
+    ----------
+    sweep : DataTree or mapping name -> Dataset
+        One trajectory per node (`open_sweep`); a node with several replicas gives several runs.
+    loss : float or sequence of float
+        Loss (or losses) to reach, in units of the series.
+    series : str
+        Name of the series.
+    clock : str
+        Clock of the times; ``"step"`` where a run has no ``proper_time``.
+    width : mapping name -> float, optional
+        Width of each run; read from its attributes (``width``, or inside a JSON attribute) if not given.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims `run` and, if several losses were given, `loss`: ``learning_time`` (the budget where the run did not
+        learn), ``learned`` (bool), ``budget`` (run). Coords ``width``, ``depth`` where known, ``name``.
+
+    Raises
+    ------
+    ArgumentError
+        If a width or the series is missing, or a loss is not positive.
+    """
+    targets = np.atleast_1d(np.asarray(loss, dtype=float))
+    if (targets <= 0).any():
+        msg = f"loss={targets.tolist()}: a loss to reach must be positive"
+        raise ArgumentError(msg)
+    nodes = _nodes(sweep)
+    rows: list[dict[str, Any]] = []
+    for name, run in nodes.items():
+        if series not in run:
+            raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
+        chosen = clock if clock in run.coords else STEP
+        times = clock_values(run, chosen).astype(float)
+        values = np.atleast_2d(run[series].values)
+        wide = width[name] if width is not None and name in width else _setting(run, "width")
+        if wide is None:
+            msg = f"run {name!r} has no attribute 'width'; give learning_times(..., width={{{name!r}: ...}})"
+            raise ArgumentError(msg)
+        for curve in values:
+            reached = [_crossing(times, curve, target) for target in targets]
+            rows.append(
+                {
+                    "name": name, "width": float(wide), "depth": _setting(run, "depth"), "clock": chosen,
+                    "time": [t if np.isfinite(t) else times[-1] for t in reached],
+                    "learned": [bool(np.isfinite(t)) for t in reached], "budget": times[-1],
+                }
+            )  # fmt: skip
+    return _times_dataset(rows, targets)
+
+
+def _nodes(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    if isinstance(sweep, xr.DataTree):
+        nodes = {node.path.strip("/") or "run": node.to_dataset() for node in sweep.subtree if STEP in node.dims}
+    else:
+        nodes = dict(sweep)
+    if not nodes:
+        msg = "the sweep holds no run with dim 'step'"
+        raise ArgumentError(msg)
+    return nodes
+
+
+def _setting(run: xr.Dataset, name: str) -> float | None:
+    places: list[Mapping[str, Any]] = [run.attrs]
+    for value in run.attrs.values():
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                places.append(json.loads(value))
+            except ValueError:
+                continue
+    for place in places:
+        if isinstance(place.get(name), int | float):
+            return float(place[name])
+    return None
+
+
+def _crossing(times: np.ndarray, curve: np.ndarray, target: float) -> float:
+    below = np.flatnonzero(curve <= target)
+    if below.size == 0:
+        return float("inf")
+    k = int(below[0])
+    if k == 0 or not np.isfinite(curve[k - 1]) or times[k - 1] <= 0 or curve[k] <= 0:
+        return float(times[k])
+    share = np.log(curve[k - 1] / target) / np.log(curve[k - 1] / curve[k])
+    return float(np.exp(np.log(times[k - 1]) + share * np.log(times[k] / times[k - 1])))
+
+
+def _times_dataset(rows: list[dict[str, Any]], targets: np.ndarray) -> xr.Dataset:
+    dims = ("run", "loss") if targets.size > 1 else ("run",)
+    shape = (len(rows), targets.size) if targets.size > 1 else (len(rows),)
+    result = xr.Dataset(
+        {
+            "learning_time": (dims, np.array([row["time"] for row in rows]).reshape(shape)),
+            "learned": (dims, np.array([row["learned"] for row in rows]).reshape(shape)),
+            "budget": ("run", np.array([row["budget"] for row in rows])),
+        },
+        coords={
+            "width": ("run", np.array([row["width"] for row in rows])),
+            "name": ("run", np.array([row["name"] for row in rows], dtype=object)),
+            "loss": targets if targets.size > 1 else float(targets[0]),
+        },
+        attrs={"clock": rows[0]["clock"], "estimator": "learning_times"},
+    )
+    if all(row["depth"] is not None for row in rows):
+        result = result.assign_coords(depth=("run", np.array([row["depth"] for row in rows])))
+    return result
+
+
+def fit_divergence(
+    times: xr.Dataset | xr.DataArray,
+    /,
+    *,
+    rng: int | np.random.Generator | None,
+    nu: float | None = None,
+    stuck: bool = False,
+    budget: float | None = None,
+    prior: Priors | None = None,
+    max_steps: int = 20_000,
+    progress: bool = False,
+) -> FitResult:
+    r"""Fit the divergence of the learning time, :math:`T(w)=A/(w-w_c)^\nu`.
+
+    Log-normal scatter over seeds, wider near w_c (a scatter :math:`\delta` of w_c from seed to seed):
+    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`. Runs that did not learn are right-censored; none is dropped.
+
+    Parameters
+    ----------
+    times : Dataset of `learning_times`, or DataArray
+        ``learning_time`` and ``learned`` along `run` with coordinate ``width``. A DataArray has a coordinate ``width``;
+        runs at infinity, or at or above `budget`, count as not learned. With a dim `loss` the losses are fitted jointly and w_c is
+        extrapolated to loss 0; with a coordinate ``depth`` of several values, depths are fitted each and nu over them.
+    rng : int or numpy.random.Generator
+        Seed.
+    nu : float, optional
+        Fix the exponent (1 is the usual hypothesis); free if not given. Both are compared in ``tables["models"]``.
+    stuck : bool
+        Let a fraction of the runs never learn whatever the width.
+    budget : float, optional
+        Largest time watched; needed with infinite times and no ``budget`` variable.
+    prior : mapping name -> (lower, upper), optional
+        Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction``; defaults in `default_priors`.
+    max_steps : int
+        Longest chain.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    FitResult
+        Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c runs into its
+        prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
+
+    Raises
+    ------
+    ArgumentError
+        If labels are missing.
+    NonFiniteError
+        If a time is NaN.
+    FitError
+        If no run learned, fewer than 3 widths are distinct, or the times of learned runs are not positive.
+
+    Notes
+    -----
+    w_c and nu are strongly anti-correlated: report them jointly. Several losses come from the same runs; their joint likelihood is
+    raised to the power one over their number, so that a run counts once.
+
+    References
+    ----------
+    chorales (arXiv:2412.10094).
+
+    Examples
+    --------
+    >>> width = np.repeat([6.0, 8.0, 12.0, 20.0, 40.0], 4)
+    >>> noise = np.random.default_rng(0).normal(0, 0.05, 20)
+    >>> times = xr.DataArray(100 / (width - 4) * np.exp(noise), dims="run", coords={"width": ("run", width)})
+    >>> fit = fit_divergence(times, rng=0)
+    >>> bool(abs(fit.summary()["value"].sel(coefficient="w_c") - 4) < 0.5)
+    True
+    """
+    table = _as_table(times, budget)
+    if "depth" in table.coords and np.unique(table["depth"].values).size > 1:
+        from trajstats.inference.sweeps import fit_depths
+
+        return fit_depths(table, rng=rng, nu=nu, stuck=stuck, prior=prior, max_steps=max_steps, progress=progress)
+    if "loss" in table.dims:
+        from trajstats.inference.sweeps import fit_losses
+
+        return fit_losses(table, rng=rng, nu=nu, stuck=stuck, prior=prior, max_steps=max_steps, progress=progress)
+    data = learning_arrays(table)
+    priors = checked_priors(data, prior)
+    if nu is not None:
+        priors["nu"] = (nu - 1e-6, nu + 1e-6)
+    names = [*NAMES, *([STUCK] if stuck else [])]
+    best = maximum(data, priors, names)
+    draws = sample_posterior(
+        lambda theta: log_posterior(theta, data, priors),
+        best.vector, best.covariance, names=names, rng=rng, max_steps=max_steps, progress=progress,
+    )  # fmt: skip
+    return _result(table, data, draws, priors, names, nu)
+
+
+def _as_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr.Dataset:
+    if isinstance(times, xr.DataArray):
+        if "width" not in times.coords:
+            msg = "the learning times need a coordinate 'width'"
+            raise ArgumentError(msg)
+        other = [d for d in times.dims if d not in ("run", "loss")]
+        if other:
+            flat = times.stack(run=other).reset_index("run") if "run" not in times.dims else times
+            times = flat.transpose("run", ...)
+        times = times.to_dataset(name="learning_time")
+    if "learning_time" not in times or "width" not in times.coords:
+        msg = (
+            "learning times need the variable 'learning_time' and the coordinate 'width'; use trajstats.learning_times"
+        )
+        raise ArgumentError(msg)
+    values = times["learning_time"]
+    if "run" not in values.dims:
+        times = times.rename({values.dims[0]: "run"})
+        values = times["learning_time"]
+    if np.isnan(values.values).any():
+        msg = f"{int(np.isnan(values.values).sum())} learning times are NaN; mark runs that did not learn with learned=False"
+        raise NonFiniteError(msg)
+    limit = times["budget"] if "budget" in times else (xr.full_like(values, np.inf) if budget is None else budget)
+    learned = times["learned"].astype(bool) if "learned" in times else (values < limit) & np.isfinite(values)
+    capped = xr.where(learned, values, np.minimum(values, limit) if "learned" in times else limit)
+    if not np.isfinite(capped.values).all():
+        msg = "runs that did not learn have no finite budget; give budget=largest time watched"
+        raise ArgumentError(msg)
+    return times.assign(learning_time=capped.transpose(*values.dims), learned=learned.transpose(*values.dims))
+
+
+def learning_arrays(table: xr.Dataset) -> LearningTimes:
+    """Check a table of learning times and take its arrays.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        ``learning_time`` and ``learned`` along `run`, coordinate ``width``.
+
+    Returns
+    -------
+    LearningTimes
+
+    Raises
+    ------
+    FitError
+        If the data cannot support the fit.
+    """
+    width, time = table["width"].values.astype(float), table["learning_time"].values.astype(float)
+    learned = table["learned"].values.astype(bool)
+    if (time <= 0).any():
+        msg = f"{int((time <= 0).sum())} learning times are not positive"
+        raise FitError(msg)
+    if not learned.any():
+        msg = f"none of {learned.size} runs learned: w_c is above every width, or the budget is too short"
+        raise FitError(msg)
+    widths = np.unique(width[learned])
+    if widths.size < _MIN_WIDTHS or learned.sum() < _MIN_LEARNED:
+        msg = (
+            f"{int(learned.sum())} runs learned at {widths.size} distinct widths {widths.tolist()}: a divergence with three "
+            f"coefficients needs {_MIN_LEARNED} runs at {_MIN_WIDTHS} widths"
+        )
+        raise FitError(msg)
+    if np.ptp(np.log(time[learned])) == 0:
+        msg = "all learning times are equal (zero variance): nothing diverges"
+        raise FitError(msg)
+    return LearningTimes(width, np.log(time), learned)
+
+
+def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple[float, float]]:
+    """Merge the priors given with the defaults.
+
+    Parameters
+    ----------
+    data : LearningTimes
+        Data.
+    given : mapping, optional
+        Bounds to change.
+
+    Returns
+    -------
+    dict name -> (lower, upper)
+
+    Raises
+    ------
+    ArgumentError
+        If a name is unknown or w_c may reach a width that learned.
+    """
+    priors = {name: (float(low), float(high)) for name, (low, high) in default_priors(data).items()}
+    for name, (low, high) in (given or {}).items():
+        if name not in priors:
+            raise ArgumentError(unknown("prior", name, priors))
+        if not low < high:
+            msg = f"prior {name}=({low}, {high}): the lower bound must be below the upper"
+            raise ArgumentError(msg)
+        priors[name] = (float(low), float(min(high, data.narrowest)) if name == "w_c" else float(high))
+    return priors
+
+
+def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximum:
+    """Most probable coefficients.
+
+    Parameters
+    ----------
+    data : LearningTimes
+        Data.
+    priors : mapping
+        Bounds.
+    names : sequence of str
+        Coefficients that are free.
+
+    Returns
+    -------
+    Maximum
+    """
+    low, high = priors["w_c"]
+    guess = {
+        "w_c": 0.3 * low + 0.7 * high, "nu": 1.0, "log_middle": float(np.median(data.log_time)),
+        "log_sigma": np.log(0.3), "log_delta": np.log(0.05 * max(high, 1e-9)), STUCK: 0.05,
+    }  # fmt: skip
+    start = {}
+    for name in names:
+        a, b = priors[name]
+        start[name] = (min(max(guess[name], a + 0.01 * (b - a)), b - 0.01 * (b - a)), a, b)
+
+    def one(vector: np.ndarray) -> float:
+        with np.errstate(all="ignore"):
+            return float(log_likelihood(vector[None], data)[0])
+
+    return maximise(one, start)
+
+
+def _result(
+    table: xr.Dataset, data: LearningTimes, draws: Draws, priors: Priors, names: Sequence[str], nu: float | None
+) -> FitResult:
+    values = dict(zip(names, np.moveaxis(draws.values, -1, 0), strict=True))
+    dims = ("chain", "draw")
+    posterior = xr.Dataset(
+        {
+            "w_c": (dims, values["w_c"]),
+            "nu": (dims, values["nu"] if nu is None else np.full_like(values["nu"], nu)),
+            "A": (dims, np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"]))),
+            "sigma": (dims, np.exp(values["log_sigma"])),
+            "delta": (dims, np.exp(values["log_delta"])),
+            **({STUCK: (dims, values[STUCK])} if STUCK in values else {}),
+        },
+        coords={"chain": np.arange(draws.values.shape[0]), "draw": np.arange(draws.values.shape[1])},
+    )
+    bounds, identified = one_sided(posterior["w_c"].values, priors["w_c"])
+    flags = [f"{int((~data.learned).sum())} of {data.learned.size} runs did not learn: right-censored"]
+    status = "ok" if bool(draws.diagnostics["converged"]) else "not converged"
+    if not identified:
+        status = "not identified"
+        flags.append(
+            f"w_c runs into its prior at {priors['w_c'][0]:g}: only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)"
+        )
+    return FitResult(
+        "fit_divergence", posterior, table[["learning_time", "learned"]].reset_coords(drop=False).set_coords("width"),
+        draws.diagnostics, {"bounds": bounds, "models": _models(data, priors, names, posterior, nu)}, tuple(flags), status,
+        {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
+    )  # fmt: skip
+
+
+def one_sided(w_c: np.ndarray, prior: tuple[float, float]) -> tuple[xr.Dataset, bool]:
+    """One-sided bounds of w_c and whether the data identify it.
+
+    Not identified: the lower 2.5 % quantile lies within 2 % of the prior's range of its lower end.
+
+    Parameters
+    ----------
+    w_c : ndarray
+        Draws.
+    prior : (float, float)
+        Its bounds.
+
+    Returns
+    -------
+    bounds : xarray.Dataset
+        ``upper`` and ``lower`` one-sided bounds along `level`.
+    identified : bool
+        Whether both sides are set by the data.
+    """
+    levels = np.array([0.68, 0.90, 0.95])
+    bounds = xr.Dataset(
+        {"upper": ("level", np.quantile(w_c, levels)), "lower": ("level", np.quantile(w_c, 1 - levels))},
+        coords={"level": levels},
+    )
+    return bounds, bool(np.quantile(w_c, 0.025) > prior[0] + _EDGE * (prior[1] - prior[0]))
+
+
+def _models(
+    data: LearningTimes, priors: Priors, names: Sequence[str], posterior: xr.Dataset, nu: float | None
+) -> xr.Dataset:
+    others = [name for name in names if name != "nu"]
+    one = {**priors, "nu": (1 - 1e-6, 1 + 1e-6)}
+    free = {**priors, "nu": (0.05, 6.0) if nu is not None else priors["nu"]}
+    scores = {
+        "nu_one": information_criteria(maximum(data, one, names).log_likelihood, len(others), data.width.size),
+        "nu_free": information_criteria(maximum(data, free, names).log_likelihood, len(names), data.width.size),
+    }
+    result = xr.Dataset(
+        {
+            key: ("model", [scores[m][key] for m in scores])
+            for key in ("log_likelihood", "n_coefficients", "aicc", "bic")
+        },
+        coords={"model": list(scores)},
+    )
+    if nu is None:
+        result["log_bayes_factor_nu_one"] = savage_dickey(posterior["nu"].values.ravel(), 1.0, priors["nu"])
+        result.attrs["log_bayes_factor_nu_one"] = (
+            "ln of evidence(nu = 1) / evidence(nu free), Savage-Dickey; -inf: no draw near 1"
+        )
+    return result
+
+
+def predict(fit: FitResult, *, width: Any = None) -> xr.DataArray:
+    """Median learning time at given widths, one curve per draw.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_divergence`.
+    width : array, optional
+        Widths; those of the data if not given.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims (chain, draw, width), infinite at and below w_c.
+    """
+    wide = np.unique(fit.data["width"].values) if width is None else np.atleast_1d(np.asarray(width, dtype=float))
+    at = xr.DataArray(wide, dims="width", coords={"width": wide})
+    room = at - fit.posterior["w_c"]
+    curve = xr.where(room > 0, fit.posterior["A"] / room.where(room > 0, 1.0) ** fit.posterior["nu"], np.inf)
+    return curve.transpose("chain", "draw", "width").rename("learning_time")
