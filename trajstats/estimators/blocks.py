@@ -173,7 +173,13 @@ def plan_blocks(
 
 
 def block_sums(
-    trajectory: xr.Dataset, rows: np.ndarray, request: Request, plan: Plan, limits: list[Any] | None = None
+    trajectory: xr.Dataset,
+    rows: np.ndarray,
+    request: Any,
+    plan: Plan,
+    limits: list[Any] | None = None,
+    *,
+    function: Callable[..., Sums] = contribute,
 ) -> list[Any]:
     """Sum over blocks of parameters in a fixed order, lazily.
 
@@ -188,7 +194,9 @@ def block_sums(
     plan : Plan
         From `plan_blocks`.
     limits : list, one per replica, optional
-        Delayed squared overlap distances.
+        Delayed squared overlap distances, or whatever else `function` needs.
+    function : callable
+        ``function(request, block, start, limit)`` gives the sums of one block; its results are added by `merge`.
 
     Returns
     -------
@@ -201,7 +209,7 @@ def block_sums(
     for r in range(plan.n_replicas):
         limit = None if limits is None else limits[r]
         parts = [
-            dask.delayed(contribute, pure=False)(shared, piece, start, limit)
+            dask.delayed(function, pure=False)(shared, piece, start, limit)
             for start, piece in _pieces(trajectory, r, rows, plan.width)
         ]
         while len(parts) > 1:
