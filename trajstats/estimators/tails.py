@@ -1,0 +1,484 @@
+"""Heavy tails of weights and of the spectra of weight matrices."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import special
+
+from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_shapes, layer_slices
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.estimators.tail_kernels import (
+    LAWS,
+    bootstrap_p_value,
+    fit_law,
+    fit_power_law,
+    hill_index,
+    power_law_log_density,
+)
+from trajstats.theory.random_matrix import MarchenkoPastur
+
+_FEWEST = 50
+
+
+def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
+    r"""Hill's tail index against the number of order statistics used.
+
+    .. math:: \hat\mu(k)^{-1}=\frac1k\sum_{i=1}^k\ln\frac{x_{(i)}}{x_{(k+1)}},\qquad P(|X|>x)\sim x^{-\mu}
+
+    with :math:`x_{(1)}\ge x_{(2)}\ge\dots` the moduli. The exponent of the density is :math:`\alpha=\mu+1`.
+
+    Parameters
+    ----------
+    values : array
+        Any sample, such as the weights of a layer; only moduli enter.
+    points : int
+        Values of k, evenly spaced in the logarithm.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``index`` and ``stderr`` (:math:`\mu/\sqrt k`) along ``k``, with coordinate ``threshold`` :math:`x_{(k+1)}`.
+
+    Raises
+    ------
+    FitError
+        If fewer than 50 values differ from zero, or all are equal.
+    NonFiniteError
+        If a value is NaN or infinite.
+
+    Notes
+    -----
+    A power law shows as a plateau; a Gaussian rises without one as k falls. Bias grows with k, variance with 1/k.
+
+    References
+    ----------
+    Hill 1975, doi:10.1214/aos/1176343247; fixedpoints (arXiv:2501.04182).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plot = hill_plot(np.random.default_rng(0).random(100_000) ** (-1 / 2.0))
+    >>> float(plot["index"].sel(k=1000, method="nearest").round(1))
+    2.0
+    """  # noqa: DOC502 (raised by the checks it calls)
+    ordered = _clean(values, _FEWEST)
+    top = np.log(ordered[::-1])
+    k = np.unique(np.geomspace(2, ordered.size - 1, points).astype(int))
+    k = k[top[0] > top[k]]
+    mean = np.cumsum(top)[k - 1] / k - top[k]
+    result = xr.Dataset(
+        {"index": ("k", 1 / mean), "stderr": ("k", 1 / mean / np.sqrt(k))},
+        coords={"k": k, "threshold": ("k", np.exp(top[k]))},
+    )
+    return annotate(
+        result,
+        name="hill_plot",
+        long_name="tail index (Hill)",
+        units="1",
+        estimator="hill_plot",
+        arguments={"points": points},
+        source="",
+    )
+
+
+def tail_fit(
+    values: Any,
+    /,
+    *,
+    x_min: float | None = None,
+    min_tail: int = _FEWEST,
+    alpha_range: tuple[float, float] = (1.0, math.inf),
+    bootstrap: int = 0,
+    compare: bool = True,
+    rng: int | np.random.Generator,
+) -> xr.Dataset:
+    r"""Power law of the tail: exponent, cut-off, how good it is, and what else the tail may be.
+
+    .. math:: p(x)=\frac{\alpha-1}{x_{min}}\Bigl(\frac x{x_{min}}\Bigr)^{-\alpha},\qquad
+              \hat\alpha=1+n\Big/\sum_{x_i\ge x_{min}}\ln\frac{x_i}{x_{min}}
+
+    with :math:`x_{min}` the value that minimises the Kolmogorov-Smirnov distance. Moduli of the values are used; the
+    tail index of the distribution function is :math:`\mu=\alpha-1`.
+
+    Parameters
+    ----------
+    values : array
+        Any sample; only moduli enter, zeros are left out.
+    x_min : float, optional
+        A cut-off to use as it is.
+    min_tail : int
+        Fewest values above the cut-off, at least 50.
+    alpha_range : (float, float)
+        Exponents allowed. The powerlaw package (2.0) allows (1, 2.99) unless told otherwise; a Student t with 3 degrees
+        of freedom has :math:`\alpha=4`.
+    bootstrap : int
+        Synthetic data sets for the p-value; 0 leaves it NaN. Its resolution is 1/(1 + bootstrap).
+    compare : bool
+        Fit the other laws to the tail and compare by likelihood ratio.
+    rng : int or numpy.random.Generator
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``alpha``, ``alpha_stderr`` :math:`(\alpha-1)/\sqrt{n}`, ``x_min``, ``n_tail``, ``ks_distance``, ``p_value``
+        (small: not a power law) and, along ``law``, ``log_likelihood_ratio`` (positive favours the power law) with its
+        ``comparison_p_value`` (Vuong's test; the chi-squared one for the truncated power law, which holds the power
+        law) and ``law_parameters`` along ``law_parameter``.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is out of range.
+    FitError
+        If fewer than `min_tail` values are above the cut-off, or all values are equal.
+    NonFiniteError
+        If a value is NaN or infinite.
+
+    Notes
+    -----
+    Every value is a candidate cut-off up to 20,000 candidates; the search is exact (candidates are bounded from below
+    at 48 points first) and takes about 5 ms at n = 5000. A p-value tests the whole procedure, cut-off included.
+
+    References
+    ----------
+    Clauset, Shalizi, Newman 2009 (arXiv:0706.1062); fixedpoints (arXiv:2501.04182).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sample = np.random.default_rng(0).random(4000) ** (-1 / 1.5)
+    >>> fit = tail_fit(sample, rng=0, compare=False)
+    >>> abs(float(fit.alpha) - 2.5) < 3 * float(fit.alpha_stderr)
+    True
+    """  # noqa: DOC502 (raised by the checks it calls)
+    if min_tail < _FEWEST:
+        msg = f"min_tail={min_tail}: at least {_FEWEST} values are needed above the cut-off"
+        raise ArgumentError(msg)
+    low, high = alpha_range
+    if not 1 <= low < high or bootstrap < 0:
+        msg = f"alpha_range={alpha_range} must rise from at least 1, and bootstrap={bootstrap} not be negative"
+        raise ArgumentError(msg)
+    ordered = _clean(values, min_tail)
+    if x_min is not None and not (x_min > 0 and (ordered >= x_min).sum() >= min_tail):
+        msg = f"{int((ordered >= x_min).sum())} values are at least x_min={x_min}; {min_tail} are needed: lower x_min"
+        raise FitError(msg)
+    fit = fit_power_law(ordered, min_tail=min_tail, x_min=x_min, alpha_range=(low, high))
+    if fit is None:
+        msg = f"no cut-off leaves {min_tail} distinct enough values with
+        an exponent in
+        ({low},
+       
+        {high}); widen alpha_range"
+        raise FitError(msg)
+    entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
+    p_value = math.nan
+    if bootstrap:
+        p_value = bootstrap_p_value(
+            ordered,
+            fit,
+            draws=bootstrap,
+            min_tail=min_tail,
+            scan=x_min is None,
+            alpha_range=(low, high),
+            rng=np.random.default_rng(entropy),
+        )
+    data: dict[str, Any] = {
+        "alpha": fit.alpha,
+        "alpha_stderr": (fit.alpha - 1) / math.sqrt(fit.n_tail),
+        "x_min": fit.x_min,
+        "n_tail": float(fit.n_tail),
+        "ks_distance": fit.distance,
+        "p_value": p_value,
+    }
+    result = xr.Dataset(data)
+    if compare:
+        result = result.merge(_comparison(ordered[ordered.size - fit.n_tail :], fit))
+    return annotate(
+        result,
+        name="tail_fit",
+        long_name="power law of the tail",
+        units="1",
+        estimator="tail_fit",
+        arguments={
+            "x_min": x_min,
+            "min_tail": min_tail,
+            "alpha_range": list(alpha_range),
+            "bootstrap": bootstrap,
+            "rng": entropy,
+        },
+        source="",
+        n_values=int(ordered.size),
+    )
+
+
+def _clean(values: Any, fewest: int) -> np.ndarray:
+    x = np.abs(np.asarray(values, dtype=np.float64).ravel())
+    if not np.isfinite(x).all():
+        msg = f"{int((~np.isfinite(x)).sum())} of {x.size} values are NaN or infinite; drop them first"
+        raise NonFiniteError(msg)
+    x = np.sort(x[x > 0])
+    if x.size < fewest:
+        msg = f"{x.size} values differ from zero; a tail needs at least {fewest}. Pool layers or replicas of one kind."
+        raise FitError(msg)
+    if x[0] == x[-1]:
+        msg = f"all {x.size} values have the same modulus, {x[0]:.6g}: there is no tail to fit"
+        raise FitError(msg)
+    return x
+
+
+def _comparison(tail: np.ndarray, fit: Any) -> xr.Dataset:
+    own = power_law_log_density(fit, tail)
+    ratio, p_value, parameters = [], [], np.full((len(LAWS), 2), np.nan)
+    for i, (name, law) in enumerate(LAWS.items()):
+        found, theirs = fit_law(law, tail, fit.x_min)
+        parameters[i, : found.size] = found
+        difference = own - theirs
+        total = float(difference.sum())
+        if name == "truncated_power_law":
+            # nested: the ratio cannot favour the power law; its rate lies on the boundary, so half a chi-squared
+            total = min(total, 0.0)
+            p_value.append(0.5 * float(special.chdtrc(1, -2 * total)))
+        else:
+            spread = float(difference.std()) * math.sqrt(2 * tail.size)
+            p_value.append(float(special.erfc(abs(total) / spread)) if spread > 0 else 1.0)
+        ratio.append(total)
+    names = np.array(list(LAWS), dtype=object)
+    return xr.Dataset(
+        {
+            "log_likelihood_ratio": ("law", np.array(ratio)),
+            "comparison_p_value": ("law", np.array(p_value)),
+            "law_parameters": (("law", "law_parameter"), parameters),
+        },
+        coords={
+            "law": names,
+            "parameter_names": ("law", np.array([", ".join(law.names) for law in LAWS.values()], dtype=object)),
+        },
+    )
+
+
+def weight_tails(
+    trajectory: xr.Dataset,
+    /,
+    *,
+    layers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    hill_share: float = 0.01,
+    bootstrap: int = 0,
+    compare: bool = True,
+    rng: int | np.random.Generator,
+) -> xr.Dataset:
+    r"""Tail of the weights of each layer, along training.
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A trajectory.
+    layers : sequence of str, optional
+        Layers to take; by default every weight matrix with at least 500 entries.
+    steps : sequence of int, optional
+        Saved steps; all if not given.
+    hill_share : float
+        Share of the largest moduli that enter Hill's index (at least 25 of them).
+    bootstrap, compare, rng
+        As in `tail_fit`.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `tail_fit` gives, with dims (replica, step, layer) in front, and ``hill_index``, ``hill_stderr`` and
+        ``excess_kurtosis``.
+
+    Raises
+    ------
+    ArgumentError
+        If a step or layer is not there, or no layer is large enough.
+    FitError
+        If the weights of a layer have no tail (all equal).
+
+    Notes
+    -----
+    Weights of one layer are not independent; standard errors and p-values take them as such and are a lower bound of
+    the uncertainty. Replicas tell.
+
+    References
+    ----------
+    fixedpoints (arXiv:2501.04182); Clauset, Shalizi, Newman 2009 (arXiv:0706.1062).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> weights = np.random.default_rng(0).standard_cauchy((1, 5000))
+    >>> run = trajectory_dataset(weights, step=[0], layers={"0.weight": (50, 100)})
+    >>> fit = weight_tails(run, rng=0, compare=False)
+    >>> 1.7 < float(fit.alpha.squeeze()) < 2.3
+    True
+    """  # noqa: DOC502 (raised by the checks it calls)
+    trajectory = check_trajectory(trajectory)
+    chosen = _weight_layers(trajectory, layers, 500)
+    if not 0 < hill_share < 1:
+        msg = f"hill_share={hill_share}: give a share between 0 and 1"
+        raise ArgumentError(msg)
+
+    def one(values: np.ndarray, seed: int) -> xr.Dataset:
+        fit = tail_fit(values, bootstrap=bootstrap, compare=compare, rng=seed)
+        moduli = np.abs(values[values != 0])
+        index, stderr = hill_index(moduli, min(max(25, round(hill_share * moduli.size)), moduli.size - 1))
+        centred = values - values.mean()
+        kurtosis = float(np.mean(centred**4) / np.mean(centred**2) ** 2 - 3)
+        return fit.assign(hill_index=index, hill_stderr=stderr, excess_kurtosis=kurtosis)
+
+    result = _along_training(trajectory, chosen, steps, one, rng)
+    return annotate(
+        result,
+        name="weight_tails",
+        long_name="power law of the weights' tail",
+        units="1",
+        estimator="weight_tails",
+        arguments={"layers": list(chosen), "hill_share": hill_share, "bootstrap": bootstrap, "rng": str(rng)},
+        source=trajectory.attrs.get("uid", ""),
+    )
+
+
+def spectral_tails(
+    trajectory: xr.Dataset,
+    /,
+    *,
+    layers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    bootstrap: int = 0,
+    rng: int | np.random.Generator,
+) -> xr.Dataset:
+    r"""Tail of the eigenvalues of :math:`W^TW/N` of each weight matrix, along training, with its Marchenko-Pastur bulk.
+
+    N is the larger side, n the smaller. The bulk's variance is the one whose Marchenko-Pastur law of ratio n/N has the
+    median of the n eigenvalues; spikes are eigenvalues more than :math:`4n^{-2/3}` relative above its upper edge (the
+    Tracy-Widom scale).
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A trajectory.
+    layers : sequence of str, optional
+        Layers to take; by default every weight matrix whose smaller side is at least 50.
+    steps : sequence of int, optional
+        Saved steps; all if not given.
+    bootstrap, rng
+        As in `tail_fit`.
+
+    Returns
+    -------
+    xarray.Dataset
+        With dims (replica, step, layer): what `tail_fit` gives for the eigenvalues (``alpha`` is what WeightWatcher
+        calls alpha), ``bulk_variance``, ``bulk_edge``, ``n_spikes`` and ``largest``.
+
+    Raises
+    ------
+    ArgumentError
+        If a step or layer is not there, or no layer is large enough.
+
+    References
+    ----------
+    Martin, Mahoney 2021 (arXiv:1810.01075); fixedpoints (arXiv:2501.04182).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> w = np.random.default_rng(0).standard_normal((100, 200)) / 10
+    >>> run = trajectory_dataset(w.reshape(1, -1), step=[0], layers={"0.weight": (100, 200)})
+    >>> int(spectral_tails(run, rng=0).n_spikes.squeeze())
+    0
+    """
+    trajectory = check_trajectory(trajectory)
+    shapes = layer_shapes(trajectory)
+    sides = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items() if len(shape) >= 2}
+    chosen = _weight_layers(trajectory, layers, 0)
+    if layers is None:
+        chosen = [name for name in chosen if name in sides and min(sides[name]) >= _FEWEST]
+    wrong = [name for name in chosen if name not in sides or min(sides[name]) < _FEWEST]
+    if wrong or not chosen:
+        msg = f"no matrix with a smaller side of at least {_FEWEST} in {wrong or list(shapes)}; name larger layers"
+        raise ArgumentError(msg)
+    n_cells = trajectory.sizes[REPLICA] * (trajectory.sizes[STEP] if steps is None else len(np.atleast_1d(steps)))
+    order = iter([sides[name] for _ in range(n_cells) for name in chosen])
+
+    def one(values: np.ndarray, seed: int) -> xr.Dataset:
+        rows, columns = next(order)
+        n, big = min(rows, columns), max(rows, columns)
+        eigenvalues = np.linalg.svd(values.reshape(rows, columns), compute_uv=False) ** 2 / big
+        variance = float(np.median(eigenvalues)) / _median(n / big)
+        edge = MarchenkoPastur(n / big, variance=variance).edges[1]
+        spikes = float((eigenvalues > edge * (1 + 4 * n ** (-2 / 3))).sum())
+        positive = eigenvalues[eigenvalues > 1e-12 * eigenvalues[0]]
+        fit = tail_fit(positive, bootstrap=bootstrap, compare=False, rng=seed)
+        return fit.assign(bulk_variance=variance, bulk_edge=edge, n_spikes=spikes, largest=float(eigenvalues[0]))
+
+    result = _along_training(trajectory, chosen, steps, one, rng)
+    return annotate(
+        result,
+        name="spectral_tails",
+        long_name="power law of the weight matrices' spectra",
+        units="1",
+        estimator="spectral_tails",
+        arguments={"layers": list(chosen), "bootstrap": bootstrap, "rng": str(rng)},
+        source=trajectory.attrs.get("uid", ""),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _median(ratio: float) -> float:
+    return float(MarchenkoPastur(ratio).quantile(0.5))
+
+
+def _weight_layers(trajectory: xr.Dataset, layers: Sequence[str] | None, fewest: int) -> list[str]:
+    if layers is not None:
+        return list(layer_slices(trajectory, layers))
+    kinds = list(trajectory["layer_kind"].values) if "layer_kind" in trajectory.coords else []
+    spans = layer_slices(trajectory)
+    found = [
+        name
+        for (name, span), kind in zip(spans.items(), kinds, strict=False)
+        if kind == "weight" and span.stop - span.start >= fewest
+    ]
+    if not found:
+        msg = f"no weight matrix with at least {fewest} entries among {list(spans)}; name layers"
+        raise ArgumentError(msg)
+    return found
+
+
+def _along_training(
+    trajectory: xr.Dataset, layers: list[str], steps: Sequence[int] | None, one: Any, rng: Any
+) -> xr.Dataset:
+    # One fit per (replica, step, layer), each with a seed of its own.
+    saved = trajectory[STEP].values
+    wanted = saved if steps is None else np.atleast_1d(np.asarray(steps))
+    missing = [step for step in wanted.tolist() if step not in saved]
+    if missing:
+        raise ArgumentError(unknown("step", missing[0], saved.tolist()))
+    spans = layer_slices(trajectory, layers)
+    generator = np.random.default_rng(rng)
+    replicas = []
+    for r in range(trajectory.sizes[REPLICA]):
+        rows = []
+        for step in wanted:
+            weights = np.asarray(trajectory[WEIGHTS][r, int(np.searchsorted(saved, step))].values, dtype=np.float64)
+            fits = []
+            for name, span in spans.items():
+                try:
+                    fits.append(one(weights[span], int(generator.integers(2**63))))
+                except (FitError, NonFiniteError) as error:
+                    msg = f"layer {name!r}, replica {r}, step {step}: {error}"
+                    raise type(error)(msg) from None
+            rows.append(xr.concat(fits, LAYER, coords="minimal", compat="override"))
+        replicas.append(xr.concat(rows, STEP, coords="minimal", compat="override"))
+    result = xr.concat(replicas, REPLICA, coords="minimal", compat="override")
+    coords = {REPLICA: trajectory[REPLICA].values, STEP: wanted, LAYER: np.array(list(spans), dtype=object)}
+    return result.assign_coords(coords).drop_attrs()
