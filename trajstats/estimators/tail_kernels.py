@@ -20,8 +20,7 @@ _STABLE = (0.5, 1.98)
 
 @dataclass(frozen=True)
 class PowerLaw:
-    r"""A density :math:`\frac{\alpha-1}{x_{min}}(x/x_{min})^{-\alpha}` above `x_min`, and how far the data are from
-    it."""
+    r"""A power law above `x_min` and its Kolmogorov-Smirnov distance from the data."""
 
     alpha: float
     x_min: float

@@ -171,11 +171,7 @@ def tail_fit(
         raise FitError(msg)
     fit = fit_power_law(ordered, min_tail=min_tail, x_min=x_min, alpha_range=(low, high))
     if fit is None:
-        msg = f"no cut-off leaves {min_tail} distinct enough values with
-        an exponent in
-        ({low},
-       
-        {high}); widen alpha_range"
+        msg = f"no cut-off leaves {min_tail} values with an exponent in ({low}, {high}); widen alpha_range"
         raise FitError(msg)
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
     p_value = math.nan
