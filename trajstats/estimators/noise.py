@@ -1,0 +1,256 @@
+"""Gradient noise at the checkpoints of a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from threadpoolctl import threadpool_limits
+
+from trajstats.data.schema import (
+    LAYER,
+    PARAMETER,
+    REPLICA,
+    STEP,
+    annotate,
+    check_trajectory,
+)
+from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.estimators.spectral_blocks import checkpoints, run_checkpoints
+from trajstats.estimators.spectral_checks import at_least_one, saved_rows
+from trajstats.estimators.spectral_tasks import Checkpoint
+from trajstats.network import Network
+
+KINDS = ("minibatch", "sample")
+GROUPS = ("layer", "all")
+MEMORY = 2**28
+
+
+def gradient_noise(
+    network: Network,
+    trajectory: xr.Dataset,
+    /,
+    *,
+    steps: Sequence[int] | None = None,
+    of: str = "minibatch",
+    batch_size: int | None = None,
+    batches: Sequence[np.ndarray] | None = None,
+    replacement: bool = False,
+    examples: int | None = None,
+    per: str = "layer",
+    memory: int = MEMORY,
+    rng: int = 0,
+) -> xr.Dataset:
+    r"""Measure the strength of gradient noise at saved checkpoints.
+
+    .. math:: D_1=\lVert\overline g\rVert^2,\qquad D_2=\overline{\lVert g\rVert^2}-\lVert\overline g\rVert^2
+
+    summed over the parameters of a group (not divided by their number M), g being the gradient of one *minibatch* (or,
+    with ``of="sample"``, of one example) at fixed weights; the mean is over all minibatches that could be drawn. The
+    *D* of paper key *glassy* is :math:`D_2` per minibatch.
+
+    Parameters
+    ----------
+    network : Network
+        The network, its loss and its data.
+    trajectory : xarray.Dataset
+        Its trajectory, weights (replica, step, parameter).
+    steps : sequence of int, optional
+        Saved steps; all if not given.
+    of : {"minibatch", "sample"}
+        Whose gradient g is.
+    batch_size : int, optional
+        Examples B of a minibatch. D2 then follows exactly from the example gradients:
+        :math:`D_2=\frac1B\frac{n-B}{n-1}D_2^{\rm sample}`, without the fraction if drawn with `replacement`.
+    batches : sequence of index arrays, optional
+        In place of `batch_size`: the minibatches themselves, where they are fixed.
+    replacement : bool
+        Whether the examples of one minibatch are drawn with replacement.
+    examples : int, optional
+        Estimate from this many random examples instead of all; unbiased.
+    per : {"layer", "all"}
+        Sum over each layer or over the network.
+    memory : int
+        Budget in bytes for one chunk of example gradients.
+    rng : int
+        Seed of the choice of `examples`.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``D1``, ``D2`` (replica, step, layer), in (loss / weight)^2, with coordinate ``n_parameters`` (layer);
+        attributes ``of`` and ``batch_size`` say whose noise it is.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is not allowed or a step is not saved.
+    SchemaError
+        If network and trajectory have different numbers of weights.
+    NonFiniteError
+        If a gradient is not finite.
+
+    Notes
+    -----
+    An L2 term is part of :math:`\overline g`, not of the noise. Cost: one gradient per example and checkpoint, in
+    chunks; with `batches`, one gradient per minibatch. Bias: none.
+
+    References
+    ----------
+    Paper key *glassy*: Baity-Jesi et al. 2018, arXiv:1803.06969.
+
+    Examples
+    --------
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> class Mean:  # loss of example a: (w - x_a)^2 / 2, so its gradient is w - x_a
+    ...     n_parameters, n_examples, x = 1, 3, np.array([0.0, 1.0, 5.0])
+    ...     def gradient(self, weights, indices=None): return weights - self.x.mean()
+    ...     def example_gradients(self, weights, indices): return weights - self.x[indices, None]
+    >>> noise = gradient_noise(Mean(), trajectory_dataset(np.zeros((1, 1)), step=[0]), of="sample", per="all")
+    >>> noise.D1.values.round(3).tolist(), noise.D2.values.round(3).tolist()
+    ([[4.0]], [[4.667]])
+    """  # noqa: DOC502 (raised by the checks it calls)
+    trajectory = check_trajectory(trajectory)
+    for name, value, allowed in (("of", of, KINDS), ("per", per, GROUPS)):
+        if value not in allowed:
+            raise ArgumentError(unknown(name, value, allowed))
+    if network.n_parameters != trajectory.sizes[PARAMETER]:
+        msg = (
+            f"the network has {network.n_parameters} weights and the trajectory {trajectory.sizes[PARAMETER]}: "
+            "it is not the network of this run"
+        )
+        raise SchemaError(msg)
+    size = _batch_size(network, of, batch_size, batches)
+    n = network.n_examples
+    if examples is not None:
+        at_least_one(examples=examples)
+        if not 2 <= examples <= n:
+            msg = f"examples={examples}: give between 2 and the network's {n}"
+            raise ArgumentError(msg)
+    rows = saved_rows(trajectory, steps)
+    stops = trajectory["layer_stop"].values if per == "layer" else np.array([trajectory.sizes[PARAMETER]])
+    chosen = np.arange(n) if examples is None else np.sort(np.random.default_rng(rng).permutation(n)[:examples])
+    cells = checkpoints(trajectory, rows)
+    if batches is not None:
+        results = run_checkpoints(_fixed, network, trajectory, cells, [np.asarray(b) for b in batches], stops)
+    else:
+        spread = 1.0 if replacement or n == 1 else (n - size) / (n - 1)
+        results = run_checkpoints(_drawn, network, trajectory, cells, chosen, size, spread, stops, memory)
+
+    dims = (REPLICA, STEP, LAYER)
+    found = np.array(results, dtype=np.float64)
+    noise = xr.Dataset(
+        {"D1": (dims, found[:, :, 0]), "D2": (dims, found[:, :, 1])},
+        coords={
+            REPLICA: trajectory[REPLICA],
+            STEP: trajectory[STEP][rows],
+            LAYER: trajectory[LAYER].values if per == "layer" else ["all"],
+            "n_parameters": (LAYER, np.diff(stops, prepend=0)),
+        },
+    )
+    if per == "all":
+        noise = noise.isel({LAYER: 0}).drop_vars(LAYER)
+    for name, what in (("D1", "squared mean gradient"), ("D2", "variance of the gradient")):
+        noise[name].attrs = {"long_name": f"{what} per {of}", "units": "(loss / weight)^2"}
+    return annotate(
+        noise,
+        name="gradient_noise",
+        long_name=f"gradient noise per {of}",
+        units="(loss / weight)^2",
+        estimator="gradient_noise",
+        arguments={
+            "steps": trajectory[STEP].values[rows],
+            "of": of,
+            "batch_size": size,
+            "batches": None if batches is None else len(batches),
+            "replacement": replacement,
+            "examples": examples,
+            "per": per,
+            "rng": rng,
+        },
+        source=str(trajectory.attrs.get("uid", "")),
+        of=of,
+        batch_size=size,
+    )
+
+
+def _batch_size(network: Network, of: str, batch_size: int | None, batches: Sequence[np.ndarray] | None) -> int:
+    if of == "sample":
+        if batch_size is not None or batches is not None:
+            msg = "of='sample' takes neither batch_size nor batches; give of='minibatch'"
+            raise ArgumentError(msg)
+        return 1
+    if (batch_size is None) == (batches is None):
+        msg = "of='minibatch' needs exactly one of batch_size (examples drawn at random) and batches (fixed indices)"
+        raise ArgumentError(msg)
+    if batches is not None:
+        sizes = {len(batch) for batch in batches}
+        if not sizes or 0 in sizes:
+            msg = "batches is empty or holds an empty minibatch; give arrays of example indices"
+            raise ArgumentError(msg)
+        return max(sizes)
+    at_least_one(batch_size=batch_size or 0)
+    if int(batch_size or 0) > network.n_examples:
+        msg = f"batch_size={batch_size} exceeds the network's {network.n_examples} examples"
+        raise ArgumentError(msg)
+    return int(batch_size or 0)
+
+
+def _drawn(
+    network: Network,
+    weights: np.ndarray,
+    where: Checkpoint,
+    chosen: np.ndarray,
+    size: int,
+    spread: float,
+    stops: np.ndarray,
+    memory: int,
+) -> np.ndarray:
+    # Sums about the first chunk's mean: the noise of a trained net is small beside no gradient, but not the reverse.
+    starts = np.append(0, stops[:-1])
+    with threadpool_limits(1):
+        full = np.asarray(network.gradient(weights), dtype=np.float64)
+        chunk = max(1, memory // (16 * len(full)))
+        centre = None
+        first, second = np.zeros(len(full)), np.zeros(len(stops))
+        for k in range(0, len(chosen), chunk):
+            gradients = np.asarray(network.example_gradients(weights, chosen[k : k + chunk]), dtype=np.float64)
+            centre = gradients.mean(axis=0) if centre is None else centre
+            gradients -= centre
+            first += gradients.sum(axis=0)
+            second += np.add.reduceat(np.einsum("ap,ap->p", gradients, gradients), starts)
+    count = len(chosen)
+    spread_sum = second - np.add.reduceat(first**2, starts) / count
+    # All examples: the variance of the data set itself. Some: unbiased for it.
+    n = network.n_examples
+    variance = spread_sum / count if count == n else spread_sum / (count - 1) * (n - 1) / n
+    if getattr(network, "reduction", "mean") == "sum":
+        # A step then sees the sum over B examples beside the whole L2 term.
+        assert centre is not None
+        mean = centre + first / count
+        full = full - n * mean + size * mean
+        variance = variance * size**2
+    strength = variance / size * spread
+    return _checked_finite(np.array([np.add.reduceat(full**2, starts), strength]), where)
+
+
+def _fixed(
+    network: Network, weights: np.ndarray, where: Checkpoint, batches: list[np.ndarray], stops: np.ndarray
+) -> np.ndarray:
+    starts = np.append(0, stops[:-1])
+    with threadpool_limits(1):
+        gradients = [np.asarray(network.gradient(weights, batch), dtype=np.float64) for batch in batches]
+    mean = np.mean(gradients, axis=0)
+    second = np.mean([(gradient - mean) ** 2 for gradient in gradients], axis=0)
+    return _checked_finite(np.array([np.add.reduceat(mean**2, starts), np.add.reduceat(second, starts)]), where)
+
+
+def _checked_finite(found: np.ndarray, where: Checkpoint) -> np.ndarray:
+    if not np.isfinite(found).all():
+        msg = (
+            f"a gradient is not finite at replica {where.replica}, step {where.step}. "
+            "Leave this step out with steps=..., or check the weights and the data."
+        )
+        raise NonFiniteError(msg)
+    return found
