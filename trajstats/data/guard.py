@@ -12,9 +12,9 @@ from typing import Any
 
 from zarr.core.sync import sync
 
-from trajstats.data.layout import COMMITTED, JOURNAL, STORE_FORMAT
+from trajstats.data.layout import COMMITTED, INITIAL, JOURNAL, STORE_FORMAT
 from trajstats.data.place import Place
-from trajstats.data.schema import WEIGHTS
+from trajstats.data.schema import SKETCH, WEIGHTS
 from trajstats.errors import SchemaError, StoreNotFoundError, UnsafeInputError
 
 CODECS = frozenset({"bytes", "blosc", "crc32c", "zstd", "gzip", "sharding_indexed", "vlen-utf8", "transpose"})
@@ -33,7 +33,7 @@ MAX_TEXT_FILE = 64 * 2**20
 _BLOSC = struct.Struct("<4B3I")
 
 
-def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, "sketch")) -> dict[str, Any]:
+def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, SKETCH, INITIAL)) -> dict[str, Any]:
     """Check the metadata of a zarr v3 group: plain codecs and types, believable sizes, no way out of its folder.
 
     Parameters

@@ -35,6 +35,7 @@ STATE = "state"
 CREATING, WRITING, FINISHED = "creating", "writing", "finished"
 JOURNAL = "journal"
 FLOOR = "rounding_floor"
+INITIAL = "initial_weights"
 TILE_BYTES = 4 * 2**20
 TILE_ROWS = 64
 SERIES_CHUNK = 2**16
@@ -42,7 +43,7 @@ MAX_FILES = 100_000
 EXPECTED_ROWS = 4096
 RESERVED = frozenset(
     {*WEIGHT_DIMS, WEIGHTS, SKETCH, FLOOR, LAYER, "layer_stop", "layer_shape", "layer_kind", "hash", "bucket"}
-    | {"bucket_layer_stop", "initial_weights", "journal", "c"}
+    | {"bucket_layer_stop", INITIAL, "journal", "c"}
 )
 SERIES_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -247,7 +248,9 @@ def _grid(layout: Layout, width: int) -> tuple[int, ...]:
     return (1, layout.rows, *(1 for _ in layout.row_shape[:-1]), width)
 
 
-def put_array(place: Place, name: str, values: np.ndarray, dims: tuple[str, ...]) -> zarr.Array:
+def put_array(
+    place: Place, name: str, values: np.ndarray, dims: tuple[str, ...], *, chunk: int | None = None
+) -> zarr.Array:
     """Write one small array: series and steps in one large chunk, text as variable-length strings.
 
     Parameters
@@ -260,6 +263,8 @@ def put_array(place: Place, name: str, values: np.ndarray, dims: tuple[str, ...]
         Values; an array with a `step` dimension may be empty and grow.
     dims : tuple of str
         Names of its dimensions.
+    chunk : int, optional
+        Length of the chunks of a vector that does not grow; all of it if not given.
 
     Returns
     -------
@@ -267,9 +272,11 @@ def put_array(place: Place, name: str, values: np.ndarray, dims: tuple[str, ...]
         The array.
     """
     text = values.dtype == object or values.dtype.kind in "UT"
-    chunks = tuple(SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True))
+    chunks: tuple[int, ...] = tuple(SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True))
     if STEP in dims and len(dims) > 2:  # floors: as many rows as make a chunk of about 4 MiB
         chunks = (1, max(1, min(SERIES_CHUNK, TILE_BYTES // (8 * max(1, values.shape[-1])))), max(1, values.shape[-1]))
+    if chunk is not None:
+        chunks = (max(1, min(chunk, values.size)),)
     kind: Any = str if text else values.dtype
     array = zarr.create_array(
         place.path(),

@@ -13,7 +13,7 @@ import xarray as xr
 
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
-from trajstats.data.layout import COMMITTED, FINISHED, FLOOR, STATE, STORE_FORMAT
+from trajstats.data.layout import COMMITTED, FINISHED, FLOOR, INITIAL, STATE, STORE_FORMAT
 from trajstats.data.place import Place
 from trajstats.data.schema import (
     CLOCKS,
@@ -304,7 +304,7 @@ def _dataset(
     coords: dict[str, Any] = {}
     for name, array in tiles.arrays().items():
         dims = tuple(str(d) for d in array.metadata.dimension_names or ())
-        if name == tiles.variable:
+        if name in (tiles.variable, INITIAL):
             continue
         values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
         if values.dtype.kind == "T":

@@ -121,7 +121,14 @@ class Tiles:
         """Count the slabs that `rows` rows take."""
         return -(-rows // self.layout.rows)
 
-    def write(self, rows: Rows, source: Source, *, clocks: Sequence[str] = (), **attrs: Any) -> None:
+    def write(
+        self,
+        rows: Rows,
+        source: Source,
+        *,
+        clocks: Sequence[str] = (),
+        finish: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         """Write rows as tiles and commit them.
 
         Any part of this may be done again from the start: a tile or array that was already written is written once
@@ -135,8 +142,8 @@ class Tiles:
             Gives a range of the flat rows.
         clocks : sequence of str
             Names of scalars that are clocks.
-        **attrs
-            Attributes to set with the commit.
+        finish : callable -> mapping
+            Called when all tiles are written; gives attributes to set with the commit.
         """
         array = self.array(rows.stop)
         floors = rows.floors
@@ -163,7 +170,7 @@ class Tiles:
         if self.place.local is not None:
             keys += [key.rpartition("/")[0] for key in keys]
         self.place.make_durable(dict.fromkeys(keys), "tiles") if self.place.local is not None else None
-        self._commit(rows, floors, clocks, attrs)
+        self._commit(rows, floors, clocks, finish())
 
     def _commit(self, rows: Rows, floors: np.ndarray | None, clocks: Sequence[str], attrs: Mapping[str, Any]) -> None:
         group = self.place.group()
@@ -213,10 +220,11 @@ class Tiles:
             array.resize((*array.shape[:axis], rows, *array.shape[axis + 1 :]))
 
     def mark(self, **attrs: Any) -> None:
-        """Replace the root's metadata in one atomic write: the commit of everything written before."""
+        """Replace the root's metadata in one atomic write: the commit of everything written before; None deletes."""
         group = self.place.group()
         assert group is not None
-        group.attrs.put({**group.attrs.asdict(), **attrs})
+        new = {**group.attrs.asdict(), **attrs}
+        group.attrs.put({name: value for name, value in new.items() if value is not None})
         self.place.make_durable(["zarr.json"], "commit")
 
     def missing_in(self, bounds: Sequence[tuple[int, int]]) -> list[str]:

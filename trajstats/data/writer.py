@@ -21,6 +21,7 @@ from trajstats.data.layout import (
     FINISHED,
     JOURNAL,
     STATE,
+    INITIAL,
     STORE_FORMAT,
     WRITING,
     array_of,
@@ -29,11 +30,12 @@ from trajstats.data.layout import (
     check_series_name,
     create_store,
     plan_layout,
+    put_array,
 )
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
 from trajstats.data.rounding import rounding_floor, source_type
-from trajstats.data.schema import CLOCKS, SCHEMA_VERSION, STEP, STORED_DTYPES, WEIGHTS
+from trajstats.data.schema import CLOCKS, PARAMETER, SCHEMA_VERSION, STEP, STORED_DTYPES, WEIGHTS
 from trajstats.data.tiles import Rows, Tiles
 from trajstats.errors import ArgumentError, SchemaError, StoreError, unknown
 
@@ -126,7 +128,7 @@ class TrajectoryWriter:
         self._source_dtype = source_dtype
         self._closed = False
         place = Place(path, write=True)
-        _check_vacant(place)
+        check_vacant(place)
         self._lock = WriterLock(place, take_over=take_over)
         try:
             self._open(place, replica, attrs or {}, dtype, expected_rows)
@@ -135,15 +137,15 @@ class TrajectoryWriter:
             raise
 
     def _open(self, place: Place, replica: int, attrs: Mapping[str, Any], dtype: str, expected_rows: int) -> None:
-        _clean(place)
-        if _state(place) in (None, CREATING):
+        clean(place)
+        if state_of(place) in (None, CREATING):
             extra = {} if self._sketch is None else self._sketch.coordinates(self.layers)
             row = (self.n_parameters,) if self._sketch is None else self._sketch.shape(self.layers)
             kind = dtype if self._sketch is None else "float64"
             variable = WEIGHTS if self._sketch is None else "sketch"
             layout = plan_layout(variable, row, kind, expected_rows=expected_rows)
             more = {} if self._sketch is None else self._sketch.attrs()
-            place.delete_under(variable) if _state(place) == CREATING else None
+            place.delete_under(variable) if state_of(place) == CREATING else None
             create_store(place, layout, self.layers, replica=replica, attrs={**attrs, **more}, extra=extra)
         self._tiles = Tiles(place)
         self._place = place
@@ -159,7 +161,7 @@ class TrajectoryWriter:
             raise ArgumentError(msg)
         if self._sketch is not None:
             self._sketch.check_same(known)
-            self._reference = self._sketch.reference(place)
+            self._reference = _stored_reference(place)
         self._source_dtype = known.get("source_dtype", self._source_dtype)
         self._tiled = int(known[COMMITTED])
         zarr.open_group(place.path(JOURNAL), mode="a")
@@ -326,10 +328,13 @@ class TrajectoryWriter:
         return total / np.maximum(np.diff(self._stops, prepend=0), 1)
 
     def _sketch_row(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        flat = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
+        flat = np.concatenate([a.reshape(-1) for a in arrays])
         if self._reference is None:
-            self._reference = self._sketch.keep_reference(self._place, np.ascontiguousarray(flat.reshape(-1)))
-        return self._sketch.project(flat.reshape(-1), self._stops, reference=self._reference).reshape(-1)
+            # Kept, so that a run that is continued measures from the same start.
+            put_array(self._place, INITIAL, flat, (PARAMETER,), chunk=2**20)
+            self._place.make_durable([f"{INITIAL}/zarr.json"], "initial weights")
+            self._reference = flat
+        return self._sketch.project(flat, self.layers, reference=self._reference).reshape(-1)
 
     def _compact_full_slabs(self) -> None:
         rows = len(self._steps) // self._layout.rows * self._layout.rows
@@ -541,13 +546,42 @@ def check_store(tiles: Tiles) -> dict[str, Any]:
     return known
 
 
-def _state(place: Place) -> str | None:
+def _stored_reference(place: Place) -> np.ndarray | None:
+    group = place.group()
+    assert group is not None
+    return np.asarray(array_of(group, INITIAL)[...]) if INITIAL in group else None
+
+
+def state_of(place: Place) -> str | None:
+    """Read the state of a store.
+
+    Parameters
+    ----------
+    place : Place
+        Where.
+
+    Returns
+    -------
+    str or None
+        ``"creating"``, ``"writing"`` or ``"finished"``; None if there is no store.
+    """
     group = place.group()
     return None if group is None else str(group.attrs.get(STATE, FINISHED))
 
 
-def _check_vacant(place: Place) -> None:
-    # Nothing that is not a store is ever written into.
+def check_vacant(place: Place) -> None:
+    """Check that a place holds a store or nothing: nothing else is ever written into.
+
+    Parameters
+    ----------
+    place : Place
+        Where.
+
+    Raises
+    ------
+    StoreError
+        If it holds other things.
+    """
     if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
         return
     others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(".partial")]
@@ -556,8 +590,14 @@ def _check_vacant(place: Place) -> None:
         raise StoreError(msg)
 
 
-def _clean(place: Place) -> None:
-    # What a killed writer had not yet renamed into place.
+def clean(place: Place) -> None:
+    """Delete the files that a killed writer had not yet renamed into place.
+
+    Parameters
+    ----------
+    place : Place
+        The store.
+    """
     if place.local is not None:
         for file in place.local.rglob("*.partial"):
             file.unlink(missing_ok=True)

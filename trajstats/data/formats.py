@@ -1,0 +1,350 @@
+"""Checkpoints of other people: what a file holds, from its header alone, and any range of any of its tensors."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError, UnsupportedError
+
+# name -> type in which the bytes are read; bfloat16 has no NumPy type and is widened to float32, exactly
+RAW = {
+    "bfloat16": np.dtype("<u2"),
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
+SKIPPED_FILES = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "scaler", "random_states")
+STATE_KEYS = ("optimizer", "optimizers", "optim", "opt_state", "optimizer_states", "optimizer_state_dict", "lr_schedulers")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights", "net")
+BOMB_RATIO = 100
+BOMB_BYTES = 64 * 2**20
+MAX_TENSORS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One array of a checkpoint.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``: the type in the file.
+    read : callable (start, stop) -> ndarray
+        Gives a range of the array flattened in C order; bfloat16 as the equal float32.
+    storage : object, optional
+        Equal for two names of one tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[int, int], np.ndarray]
+    storage: Any = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Checkpoint:
+    """The floating tensors of one checkpoint, unread.
+
+    Parameters
+    ----------
+    path : str
+        Where it is.
+    tensors : mapping name -> Tensor
+        By name, in the order of the file.
+    passed_over : mapping name -> reason
+        What else is in there: integer buffers, optimizer state, second names of a tensor.
+    """
+
+    path: str
+    tensors: dict[str, Tensor]
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+def open_checkpoint(path: str | Path, *, optimizer: bool = False) -> Checkpoint:
+    """Read the header of a checkpoint of any known format; its tensors are read later, range by range.
+
+    Parameters
+    ----------
+    path : path
+        A file (safetensors, torch ``.pt .pth .bin .ckpt``, npz, npy, HDF5, ``.keras``, flax msgpack), a sharded
+        checkpoint's index or folder, or an orbax folder.
+    optimizer : bool
+        Keep optimizer state too.
+
+    Returns
+    -------
+    Checkpoint
+        Names, shapes and types, and how to read them.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no such file.
+    UnsafeInputError
+        If the file could run code, leave its folder or exhaust memory.
+    UnsupportedError
+        If the format is not known.
+    StoreError
+        If the file is truncated or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"{path} does not exist"
+        raise StoreNotFoundError(msg)
+    try:
+        found = _reader(path)(path)
+    except (UnsafeInputError, UnsupportedError, StoreError):
+        raise
+    except (RecursionError, MemoryError) as error:
+        msg = f"{path}: its header is nested or sized beyond reason ({type(error).__name__}); it is not read"
+        raise UnsafeInputError(msg) from error
+    except (ValueError, OSError, KeyError, EOFError, IndexError, TypeError, OverflowError) as error:
+        msg = f"{path} is truncated or damaged: {type(error).__name__}: {error!s:.200}"
+        raise StoreError(msg) from error
+    return _tidy(found, optimizer)
+
+
+def _reader(path: Path) -> Callable[[Path], Checkpoint]:
+    from trajstats.data import formats_flat, formats_torch, formats_tree
+
+    if path.is_dir():
+        return formats_tree.read_folder
+    with path.open("rb") as stream:
+        magic = stream.read(16)
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".weights.h5") else path.suffix
+    if path.name.endswith(".index.json"):
+        return formats_flat.read_index
+    if suffix == ".safetensors":
+        return formats_flat.read_safetensors
+    if magic[:8] == b"\x89HDF\r\n\x1a\n" or suffix in {".h5", ".hdf5", ".weights.h5"}:
+        return formats_tree.read_hdf5
+    if suffix == ".npy" or magic[:6] == b"\x93NUMPY":
+        return formats_flat.read_npy
+    if suffix == ".npz":
+        return formats_flat.read_npz
+    if suffix == ".keras":
+        return formats_tree.read_keras
+    if suffix in {".msgpack", ".flax"}:
+        return formats_flat.read_msgpack
+    if suffix in {".pkl", ".pickle", ".joblib", ".dill"} or path.name == ".metadata":
+        msg = f"{path} is a Python pickle, which runs whatever its author wrote. Ask for safetensors or npz instead."
+        raise UnsafeInputError(msg)
+    if suffix in {".pt", ".pth", ".bin", ".ckpt", ".tar"}:
+        return formats_torch.read_torch
+    msg = (
+        f"{path}: unknown checkpoint format {suffix or 'without a suffix'}; known: .safetensors, .index.json, .pt, .pth, "
+        ".bin, .ckpt, .npz, .npy, .h5, .hdf5, .weights.h5, .keras, .msgpack, orbax folders"
+    )
+    raise UnsupportedError(msg)
+
+
+def _tidy(found: Checkpoint, optimizer: bool) -> Checkpoint:
+    if len(found.tensors) > MAX_TENSORS:
+        msg = f"{found.path}: {len(found.tensors)} tensors; at most {MAX_TENSORS} are believed"
+        raise UnsafeInputError(msg)
+    kept: dict[str, Tensor] = {}
+    seen: dict[Any, str] = {}
+    for name in sorted(found.tensors):  # sorted, so that the first name of a shared tensor does not depend on the file
+        tensor = found.tensors[name]
+        if not optimizer and any(part.lower() in STATE_KEYS for part in name.replace("/", ".").split(".")):
+            found.passed_over[name] = "optimizer state"
+        elif tensor.storage is not None and (tensor.storage, tensor.shape) in seen:
+            found.passed_over[name] = f"the same tensor as {seen[tensor.storage, tensor.shape]}"
+        else:
+            if tensor.storage is not None:
+                seen[tensor.storage, tensor.shape] = name
+            kept[name] = tensor
+    ordered = {name: kept[name] for name in found.tensors if name in kept}
+    return Checkpoint(found.path, _unwrap(ordered), found.passed_over)
+
+
+def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # {"state_dict": {...}} and {"model": {...}} around everything are no part of a name.
+    while tensors:
+        heads = {name.partition(".")[0] for name in tensors}
+        if len(heads) != 1 or (head := heads.pop()) not in WRAPPERS or any("." not in name for name in tensors):
+            return tensors
+        tensors = {name[len(head) + 1 :]: tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def need(module: str, pip: str) -> Any:
+    """Import a library that only one format uses.
+
+    Parameters
+    ----------
+    module : str
+        Its import name.
+    pip : str
+        What to install.
+
+    Returns
+    -------
+    module
+        The library.
+
+    Raises
+    ------
+    UnsupportedError
+        If it is not installed; the message holds the pip line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        msg = f"reading this format needs {module}, which is not installed: pip install '{pip}'"
+        raise UnsupportedError(msg) from error
+
+
+def decode(raw: bytes, dtype: str) -> np.ndarray:
+    """Turn little-endian bytes into numbers.
+
+    Parameters
+    ----------
+    raw : bytes
+        The bytes.
+    dtype : str
+        Type in the file.
+
+    Returns
+    -------
+    ndarray, 1-D
+        float16, float32 or float64; bfloat16 as the equal float32.
+    """
+    values = np.frombuffer(raw, dtype=RAW[dtype])
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+def file_tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Describe a tensor that lies in one piece in a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    offset : int
+        Where its first byte is.
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        Its type.
+
+    Returns
+    -------
+    Tensor
+        Reads ranges with one seek each.
+    """
+    item = RAW[dtype].itemsize
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(offset + start * item)
+            raw = stream.read((stop - start) * item)
+            while len(raw) < (stop - start) * item:
+                more = stream.read((stop - start) * item - len(raw))
+                if not more:
+                    msg = f"{path} ends before tensor element {stop}; it is truncated"
+                    raise StoreError(msg)
+                raw += more
+        return decode(raw, dtype)
+
+    return Tensor(shape, dtype, read)
+
+
+def check_size(where: str, claimed: int, present: int) -> None:
+    """Refuse data that unpack to far more than is there.
+
+    Parameters
+    ----------
+    where : str
+        File and member.
+    claimed : int
+        Bytes after unpacking.
+    present : int
+        Bytes in the file.
+
+    Raises
+    ------
+    UnsafeInputError
+        If it unpacks to more than a hundred times its size, beyond 64 MiB.
+    """
+    if claimed > BOMB_BYTES and claimed > BOMB_RATIO * max(1, present):
+        msg = f"{where}: {present} bytes claim to unpack to {claimed}; this looks like a bomb and is not read"
+        raise UnsafeInputError(msg)
+
+
+def check_shape(where: str, shape: Any) -> tuple[int, ...]:
+    """Check a shape that a file claims.
+
+    Parameters
+    ----------
+    where : str
+        File and tensor.
+    shape : sequence of int
+        What it claims.
+
+    Returns
+    -------
+    tuple of int
+        The shape.
+
+    Raises
+    ------
+    UnsafeInputError
+        If it is no shape.
+    """
+    sizes = tuple(shape) if isinstance(shape, list | tuple) else (None,)
+    if len(sizes) > 64 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in sizes):
+        msg = f"{where}: {shape!r:.80} is no shape"
+        raise UnsafeInputError(msg)
+    return sizes
+
+
+def flatten(tree: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """Flatten nested mappings and lists into dotted names.
+
+    Parameters
+    ----------
+    tree : mapping or list
+        The nest.
+    prefix : str
+        Put before every name.
+    depth : int
+        How deep this level is.
+
+    Returns
+    -------
+    dict name -> leaf
+        Leaves by dotted name.
+
+    Raises
+    ------
+    UnsafeInputError
+        If it is nested more than 64 deep.
+    """
+    if depth > 64:
+        msg = "nested more than 64 deep; it is not read"
+        raise UnsafeInputError(msg)
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if items is None:
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        out.update(flatten(value, name, depth + 1))
+    return out

@@ -1,0 +1,321 @@
+"""torch checkpoints, without torch: the pickle is walked by a machine that knows tensors and nothing else.
+
+``torch.load`` builds objects; this reader only needs to know where the bytes of each tensor lie. Its unpickler resolves
+a fixed list of names, all to stand-ins defined here, so nothing in the file can name a function that does anything.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from trajstats.data.formats import RAW, Checkpoint, Tensor, file_tensor, flatten
+from trajstats.data.formats_flat import member_offset, open_zip
+from trajstats.errors import StoreError, UnsafeInputError
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+}
+OTHER_STORAGES = {"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1}
+OTHER_STORAGES |= {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
+DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}
+DTYPES |= {name: name for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128")}
+MAX_PICKLE = 64 * 2**20
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Storage:
+    def __init__(self, dtype: str, key: str, size: int) -> None:
+        self.dtype, self.key, self.size = dtype, key, size
+
+
+class _View:
+    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any) -> None:
+        self.storage, self.offset = storage, offset
+        self.shape, self.stride = tuple(shape), tuple(stride)
+
+
+class _Blank:
+    """Stands for anything whose content does not matter."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _View:
+    return _View(storage, offset, shape, stride)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _from_type(data: Any, *_: Any) -> Any:
+    return data
+
+
+class _Ordered(OrderedDict):  # type: ignore[type-arg]
+    """An ordered mapping that ignores attributes such as ``_metadata``."""
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Ordered,
+    ("collections", "defaultdict"): lambda *_: _Ordered(),
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch", "Size"): lambda sizes=(): tuple(sizes),
+    ("torch", "device"): _Blank,
+    ("torch.serialization", "_get_layout"): _Blank,
+    ("_codecs", "encode"): _Blank,
+    ("builtins", "set"): lambda items=(): list(items),
+    ("__builtin__", "set"): lambda items=(): list(items),
+    ("builtins", "complex"): _Blank,
+    ("builtins", "slice"): _Blank,
+    ("numpy", "dtype"): _Blank,
+    ("numpy.core.multiarray", "scalar"): _Blank,
+    ("numpy._core.multiarray", "scalar"): _Blank,
+    ("numpy.core.multiarray", "_reconstruct"): _Blank,
+    ("numpy._core.multiarray", "_reconstruct"): _Blank,
+    ("numpy", "ndarray"): _Blank,
+    **{("torch", name): ("storage", name) for name in (*STORAGES, *OTHER_STORAGES)},
+    **{("torch.storage", name): ("storage", name) for name in ("UntypedStorage", "TypedStorage")},
+    **{("torch", name): ("dtype", name) for name in DTYPES},
+}
+
+
+class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """A pickle machine with a closed list of names.
+
+    The pure-Python machine is used because the one in C reserves memory for a memo index before it looks at it.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase, where: str) -> None:
+        super().__init__(stream, encoding="utf-8", errors="replace")
+        self._where = where
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in of a known name; refuse every other."""
+        known = _KNOWN.get((module, name))
+        if known is None:
+            self._refuse(f"asks for {module}.{name}")
+        return known
+
+    def persistent_load(self, key: Any) -> Any:
+        """Note a storage."""
+        if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], tuple):
+            self._refuse("holds a storage of an unknown kind")
+        name, number, size = key[1][1], str(key[2]), key[4]
+        dtype = STORAGES.get(name, f"other{OTHER_STORAGES.get(name, 1)}")
+        if not isinstance(size, int) or not 0 <= size < 2**60:
+            self._refuse(f"claims a storage of {size!r:.40} elements")
+        storage = self.storages.setdefault(number, _Storage(dtype, number, size))
+        if len(key) > 5 and key[5] is not None:  # a view into a storage, in the oldest files
+            self._refuse("holds a view of a storage, as torch wrote before 0.4; save it again with a newer torch")
+        return storage
+
+    def get_extension(self, code: int) -> NoReturn:
+        """Refuse extension codes, which name functions by number."""
+        self._refuse(f"asks for extension {code}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        msg = (
+            f"{self._where} {what:.200}, which no state dict needs and which could run code; it is not read. "
+            "Ask for safetensors, or save model.state_dict() alone."
+        )
+        raise UnsafeInputError(msg)
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def load_bytearray8(self) -> None:
+        """Refuse byte arrays: their length is believed before it is checked."""
+        self._refuse("holds a byte array")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    def load_reduce(self) -> None:
+        """Call a stand-in."""
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if not callable(function) or not any(function is known for known in _KNOWN.values()):
+            self._refuse("calls something that is no known function")
+        self.stack[-1] = function(*arguments)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_build(self) -> None:
+        """Leave attributes out."""
+        self.stack.pop()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_newobj(self) -> None:
+        """Make a stand-in."""
+        arguments = self.stack.pop()
+        kind = self.stack.pop()
+        if kind not in (_Ordered, _Blank):
+            self._refuse("makes an object that is no mapping")
+        self.append(kind() if kind is _Ordered else kind(*arguments))
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_forbidden(self) -> None:
+        """Refuse opcodes that make instances in ways no state dict uses."""
+        self._refuse("makes an instance of a class")
+
+    dispatch[pickle.INST[0]] = load_forbidden
+    dispatch[pickle.OBJ[0]] = load_forbidden
+    dispatch[pickle.NEWOBJ_EX[0]] = load_forbidden
+
+
+def _run(machine: _Machine, where: str) -> Any:
+    try:
+        return machine.load()
+    except UnsafeInputError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        msg = f"{where}: the pickle exhausts memory or nesting ({type(error).__name__}); it is not read"
+        raise UnsafeInputError(msg) from error
+    except Exception as error:  # a broken pickle may fail in any way; none of it ran anything
+        msg = f"{where}: the pickle is truncated or damaged ({type(error).__name__}: {error!s:.100})"
+        raise StoreError(msg) from error
+
+
+def read_torch(path: Path) -> Checkpoint:
+    """Read a torch checkpoint, in the zip format of torch >= 1.6 or the one before it."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    return _read_zip(path) if magic == b"PK\x03\x04" else _read_legacy(path)
+
+
+def _read_zip(path: Path) -> Checkpoint:
+    with open_zip(path) as archive:
+        infos = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in infos if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1 or any("/code/" in name for name in infos):
+            msg = f"{path} holds {len(pickles)} data.pkl or code (TorchScript); only state dicts are read"
+            raise UnsafeInputError(msg)
+        root = pickles[0].removesuffix("data.pkl")
+        if (order := infos.get(f"{root}byteorder")) is not None and archive.read(order).strip() != b"little":
+            msg = f"{path} was written on a big-endian machine; save it again on a little-endian one"
+            raise StoreError(msg)
+        if infos[pickles[0]].file_size > MAX_PICKLE:
+            msg = f"{path}: data.pkl of {infos[pickles[0]].file_size} bytes; at most {MAX_PICKLE} are read"
+            raise UnsafeInputError(msg)
+        machine = _Machine(io.BytesIO(archive.read(pickles[0])), str(path))
+        tree = _run(machine, str(path))
+
+    def locate(storage: _Storage) -> tuple[int, int]:
+        info = infos.get(f"{root}data/{storage.key}")
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            msg = f"{path}: storage {storage.key:.40} is missing or compressed; the file is damaged"
+            raise StoreError(msg)
+        return member_offset(path, info), info.file_size
+
+    return _collect(path, tree, locate)
+
+
+def _read_legacy(path: Path) -> Checkpoint:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(min(size, MAX_PICKLE))
+    stream = io.BytesIO(head)
+    where = str(path)
+    if _run(_Machine(stream, where), where) != LEGACY_MAGIC:
+        msg = f"{path} is a bare pickle or no torch file; it is not read. Ask for safetensors or npz instead."
+        raise UnsafeInputError(msg)
+    for _ in range(2):  # protocol version, system information
+        _run(_Machine(stream, where), where)
+    machine = _Machine(stream, where)
+    tree = _run(machine, where)
+    keys = _run(_Machine(stream, where), where)
+    position = stream.tell()
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys if isinstance(keys, list) else []:
+        storage = machine.storages.get(str(key))
+        with path.open("rb") as file:
+            file.seek(position)
+            raw = file.read(8)
+        if storage is None or len(raw) != 8:
+            msg = f"{path} is truncated or damaged at byte {position}"
+            raise StoreError(msg)
+        count = struct.unpack("<q", raw)[0]
+        item = RAW[storage.dtype].itemsize if storage.dtype in RAW else int(storage.dtype[5:])
+        if count < 0 or position + 8 + count * item > size:
+            msg = f"{path} is truncated: storage {key!s:.40} ends beyond the file"
+            raise StoreError(msg)
+        places[str(key)] = (position + 8, count * item)
+        position += 8 + count * item
+
+    def locate(storage: _Storage) -> tuple[int, int]:
+        if storage.key not in places:
+            msg = f"{path}: storage {storage.key:.40} is missing"
+            raise StoreError(msg)
+        return places[storage.key]
+
+    return _collect(path, tree, locate)
+
+
+def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]]) -> Checkpoint:
+    found = Checkpoint(str(path), {})
+    if not isinstance(tree, Mapping | list | tuple):
+        tree = {"tensor": tree}
+    for name, leaf in flatten(tree).items():
+        if not isinstance(leaf, _View):
+            continue
+        storage = leaf.storage
+        if not isinstance(storage, _Storage) or storage.dtype not in RAW:
+            found.passed_over[name] = "not a floating tensor"
+            continue
+        found.tensors[name] = _view_tensor(path, name, leaf, storage, *locate(storage))
+    return found
+
+
+def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: int, n_bytes: int) -> Tensor:
+    item = RAW[storage.dtype].itemsize
+    numbers = [view.offset, *view.shape, *view.stride]
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in numbers) or len(view.shape) != len(
+        view.stride
+    ):
+        msg = f"{path}: tensor {name!r:.80} has offset, shape or stride that are no sizes"
+        raise UnsafeInputError(msg)
+    size = math.prod(view.shape)
+    last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True)) if size else view.offset
+    if size and ((last + 1) * item > n_bytes or size > n_bytes // item):
+        msg = f"{path}: tensor {name!r:.80} of shape {view.shape} reaches beyond its storage of {n_bytes // item} elements"
+        raise UnsafeInputError(msg)
+    identity = (storage.key, view.offset, view.stride)
+    contiguous = tuple(math.prod(view.shape[k + 1 :]) for k in range(len(view.shape)))
+    matters = [(a, b) for a, b, n in zip(view.stride, contiguous, view.shape, strict=True) if n > 1]
+    if all(a == b for a, b in matters):
+        plain = file_tensor(path, base + view.offset * item, view.shape, storage.dtype)
+        return Tensor(plain.shape, plain.dtype, plain.read, identity)
+    whole = file_tensor(path, base, (n_bytes // item,), storage.dtype)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        index = np.unravel_index(np.arange(start, stop), view.shape)
+        at = view.offset + sum(i * s for i, s in zip(index, view.stride, strict=True))
+        low, high = int(np.min(at)), int(np.max(at)) + 1
+        return whole.read(low, high)[np.asarray(at) - low]
+
+    return Tensor(view.shape, storage.dtype, read, identity)
