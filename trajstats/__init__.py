@@ -71,6 +71,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name == "theory":
+        return importlib.import_module("trajstats.theory")
     msg = f"module 'trajstats' has no attribute {name!r}; public names: {', '.join(__all__)}"
     raise AttributeError(msg)
 
