@@ -21,7 +21,15 @@ RAW = {
     "float64": np.dtype("<f8"),
 }
 SKIPPED_FILES = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "scaler", "random_states")
-STATE_KEYS = ("optimizer", "optimizers", "optim", "opt_state", "optimizer_states", "optimizer_state_dict", "lr_schedulers")
+STATE_KEYS = (
+    "optimizer",
+    "optimizers",
+    "optim",
+    "opt_state",
+    "optimizer_states",
+    "optimizer_state_dict",
+    "lr_schedulers",
+)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights", "net")
 BOMB_RATIO = 100
 BOMB_BYTES = 64 * 2**20

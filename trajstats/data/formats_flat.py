@@ -75,7 +75,12 @@ def read_index(path: Path) -> Checkpoint:
         raise StoreError(msg)
     found = Checkpoint(str(path), {})
     for shard in dict.fromkeys(weight_map.values()):
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard in {"", ".", ".."}:
+        if (
+            not isinstance(shard, str)
+            or PurePosixPath(shard).name != shard
+            or "\\" in shard
+            or shard in {"", ".", ".."}
+        ):
             msg = f"{path}: shard {shard!r:.80} is not a plain file name"
             raise UnsafeInputError(msg)
         file = path.parent / shard
@@ -176,7 +181,13 @@ def read_npz(path: Path) -> Checkpoint:
 
 
 def _member_tensor(
-    path: Path, info: zipfile.ZipInfo, offset: int, shape: tuple[int, ...], kind: str, fortran: bool, dtype: np.dtype[Any]
+    path: Path,
+    info: zipfile.ZipInfo,
+    offset: int,
+    shape: tuple[int, ...],
+    kind: str,
+    fortran: bool,
+    dtype: np.dtype[Any],
 ) -> Tensor:
     plain = not fortran and dtype.byteorder != ">"
     if info.compress_type == zipfile.ZIP_STORED and plain:
@@ -239,7 +250,12 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         for info in infos:
             name = info.filename
-            if ".." in name.replace("\\", "/").split("/") or name.startswith(("/", "\\")) or "\0" in name or ":" in name[:3]:
+            if (
+                ".." in name.replace("\\", "/").split("/")
+                or name.startswith(("/", "\\"))
+                or "\0" in name
+                or ":" in name[:3]
+            ):
                 msg = f"{path}: member {name!r:.80} points out of its folder"
                 raise UnsafeInputError(msg)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
@@ -395,5 +411,3 @@ class _MsgpackWalker:
             msg = f"{self.path}: array at {start} of shape {shape} does not fit its bytes"
             raise UnsafeInputError(msg)
         return file_tensor(self.path, where[0], shape, dtype)
-
-

@@ -28,7 +28,14 @@ STORAGES = {
     "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
 }
-OTHER_STORAGES = {"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1}
+OTHER_STORAGES = {
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+}
 OTHER_STORAGES |= {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {name: name for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128")}
@@ -294,9 +301,9 @@ def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]
 def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: int, n_bytes: int) -> Tensor:
     item = RAW[storage.dtype].itemsize
     numbers = [view.offset, *view.shape, *view.stride]
-    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in numbers) or len(view.shape) != len(
-        view.stride
-    ):
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in numbers) or len(
+        view.shape
+    ) != len(view.stride):
         msg = f"{path}: tensor {name!r:.80} has offset, shape or stride that are no sizes"
         raise UnsafeInputError(msg)
     size = math.prod(view.shape)

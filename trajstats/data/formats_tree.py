@@ -30,7 +30,13 @@ from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, Unsupp
 HDF5_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 MAX_CHUNK = 2**28
 MAX_MEMBER = 2**31
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.weights.h5", "flax_model.msgpack", "consolidated.00.pth")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.weights.h5",
+    "flax_model.msgpack",
+    "consolidated.00.pth",
+)
 ORBAX_MARKS = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 
 
@@ -92,7 +98,9 @@ def _read_hdf5(source: Any, where: str, size: int) -> Checkpoint:
                 name = f"{prefix}.{key}" if prefix else str(key)
                 link = group.get(key, getlink=True)
                 if not isinstance(link, h5py.HardLink):
-                    msg = f"{where}: {name!r:.80} is a {type(link).__name__} that leads elsewhere; links are not followed"
+                    msg = (
+                        f"{where}: {name!r:.80} is a {type(link).__name__} that leads elsewhere; links are not followed"
+                    )
                     raise UnsafeInputError(msg)
                 node = group[key]
                 mark = h5py.h5o.get_info(node.id).addr
@@ -171,7 +179,11 @@ def _from_archive(path: Path, name: str, tensor: Tensor) -> Tensor:
     h5py = need("h5py", "trajstats[hdf5]")
 
     def read_rows(start: int, stop: int) -> np.ndarray:
-        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as stream, h5py.File(stream, "r") as file:
+        with (
+            zipfile.ZipFile(path) as archive,
+            archive.open("model.weights.h5") as stream,
+            h5py.File(stream, "r") as file,
+        ):
             node = file[name.replace(".", "/")] if name.replace(".", "/") in file else _find(file, name)
             return node[start:stop] if tensor.shape else node[()]
 

@@ -19,9 +19,7 @@ from trajstats.data.layout import (
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
-    FINISHED,
     JOURNAL,
-    STATE,
     Layout,
     check_same_layers,
     create_store,
@@ -90,10 +88,16 @@ class IngestPlan:
             f"steps {self.steps[0]} to {self.steps[-1]} (by {self.rule}), {len(self.layers)} layers, "
             f"{self.n_parameters:,} weights, {self.n_bytes / 1e9:.3g} GB as {self.dtype}, about {self.seconds:.0f} s",
         ]
-        lines += [f"  step {step:>10}  {name}" for step, name in _shortened(list(zip(self.steps, self.files, strict=True)))]
+        lines += [
+            f"  step {step:>10}  {name}" for step, name in _shortened(list(zip(self.steps, self.files, strict=True)))
+        ]
         lines += [f"  layer {name!r:.120} {shape}" for name, shape in _shortened(list(self.layers.items()))]
         lines += [f"  left out {name!r:.120}: {why}" for name, why in _shortened(list(self.passed_over.items()))]
-        lines += [f"  ! {finding}" for finding in _shortened([(f, None) for f in self.findings], 50) for finding in finding[:1]]
+        lines += [
+            f"  ! {finding}"
+            for finding in _shortened([(f, None) for f in self.findings], 50)
+            for finding in finding[:1]
+        ]
         return "\n".join(lines)
 
 
@@ -215,7 +219,9 @@ def ingest(
     if fatal := [finding for finding in series.findings if finding.kind in FATAL]:
         lines = "\n".join(f"  {finding}" for finding in fatal[:20])
         more = f"\n  and {len(fatal) - 20} more" if len(fatal) > 20 else ""
-        msg = f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
+        msg = (
+            f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
+        )
         raise SchemaError(msg)
     began = time.monotonic()
     _Ingest(series, plan, out, memory, workers, on_finding, progress).run(replica, attrs or {})
@@ -263,7 +269,7 @@ class _Ingest:
             self.plan.findings += [Finding(*entry) for entry in json.loads(str(known.get("content_findings", "[]")))]
             self._write(tiles, int(known[COMMITTED]))
             findings = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in self.plan.findings])
-            tiles.mark(**{STATE: FINISHED, "findings": findings, "digests": None, "content_findings": None})
+            tiles.finish(findings=findings, digests=None, content_findings=None)
         finally:
             lock.release()
         self.place.delete_under(JOURNAL)
@@ -288,7 +294,9 @@ class _Ingest:
         if self.progress:
             from tqdm import tqdm
 
-            bar = tqdm(total=self.plan.n_bytes, initial=done * layout.row_bytes, unit="B", unit_scale=True, desc="ingest")
+            bar = tqdm(
+                total=self.plan.n_bytes, initial=done * layout.row_bytes, unit="B", unit_scale=True, desc="ingest"
+            )
         with ThreadPoolExecutor(self.workers) as pool:
             while done < total:
                 stop = min(total, (done // layout.rows + 1) * layout.rows)
@@ -321,9 +329,7 @@ class _Ingest:
         new = self._judge_later(first, crcs, bad)
         tiles.write(rows, source, finish=new)
 
-    def _fill(
-        self, out: np.ndarray, row: int, start: int, stop: int, crc: int, bad: dict[tuple[int, str], int]
-    ) -> int:
+    def _fill(self, out: np.ndarray, row: int, start: int, stop: int, crc: int, bad: dict[tuple[int, str], int]) -> int:
         checkpoint = self.series.checkpoints[row]
         begin = 0
         for name, end in zip(self.series.layers, self.stops.tolist(), strict=True):
@@ -377,4 +383,3 @@ class _Ingest:
                 if a.read(start, stop).tobytes() != b.read(start, stop).tobytes():
                     return False
         return True
-

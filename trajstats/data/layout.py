@@ -32,6 +32,8 @@ from trajstats.errors import ArgumentError, StoreError, unknown
 STORE_FORMAT = 1
 COMMITTED = "committed_rows"
 STATE = "state"
+CHECKSUMS = "checksums"
+STRUCTURAL = ("schema_version", "store_format", COMMITTED, STATE, "coordinates", "uid", "source_dtype")
 CREATING, WRITING, FINISHED = "creating", "writing", "finished"
 JOURNAL = "journal"
 FLOOR = "rounding_floor"
@@ -272,7 +274,9 @@ def put_array(
         The array.
     """
     text = values.dtype == object or values.dtype.kind in "UT"
-    chunks: tuple[int, ...] = tuple(SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True))
+    chunks: tuple[int, ...] = tuple(
+        SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True)
+    )
     if STEP in dims and len(dims) > 2:  # floors: as many rows as make a chunk of about 4 MiB
         chunks = (1, max(1, min(SERIES_CHUNK, TILE_BYTES // (8 * max(1, values.shape[-1])))), max(1, values.shape[-1]))
     if chunk is not None:

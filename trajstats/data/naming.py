@@ -30,11 +30,14 @@ def natural_key(name: object) -> list[tuple[int, int, str]]:
 
 # Rules from the surest to the least sure; the first that all names of a series obey is taken.
 _STEP = re.compile(
-    r"(?:(?<![a-z])|(?<=_))(?:global[_-]?step|steps?|checkpoints?|ckpt|iter(?:ation)?s?|itr)[=_\-. ]?0*([0-9]+)", re.IGNORECASE
+    r"(?:(?<![a-z])|(?<=_))(?:global[_-]?step|steps?|checkpoints?|ckpt|iter(?:ation)?s?|itr)[=_\-. ]?0*([0-9]+)",
+    re.IGNORECASE,
 )
 _EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_\-. ]?0*([0-9]+)", re.IGNORECASE)
 _LAST = re.compile(r"([0-9]+)(?![^/]*[0-9])")
-_NOISE = re.compile(r"-?[0-9]+-of-[0-9]+|\.(?:safetensors|weights\.h5|h5|hdf5|msgpack|npz|npy|keras|[a-z]{1,8})$", re.IGNORECASE)
+_NOISE = re.compile(
+    r"-?[0-9]+-of-[0-9]+|\.(?:safetensors|weights\.h5|h5|hdf5|msgpack|npz|npy|keras|[a-z]{1,8})$", re.IGNORECASE
+)
 STEP_RULES = {"step": _STEP, "epoch": _EPOCH, "number": _LAST}
 
 

@@ -18,7 +18,20 @@ from trajstats.data.guard import check_links
 from trajstats.data.naming import natural_key, steps_of
 from trajstats.errors import ArgumentError, StoreNotFoundError, UnsupportedError
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".flax")
+SUFFIXES = (
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".msgpack",
+    ".flax",
+)
 REFUSED_SUFFIXES = (".pkl", ".pickle")
 # Kinds that leave no way to put the checkpoints into one array.
 FATAL = ("missing", "extra", "reshaped", "duplicate step", "renamed")

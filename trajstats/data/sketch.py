@@ -108,7 +108,9 @@ class Sketch:
         if self.kind not in KINDS:
             raise ArgumentError(unknown("kind of sketch", self.kind, KINDS))
         if not 1 <= self.buckets < 2**31 or self.hashes < 2 or not 0 <= self.seed < 2**63:
-            msg = f"buckets={self.buckets}, hashes={self.hashes}, seed={self.seed}: need >= 1, >= 2 and 0 <= seed < 2**63"
+            msg = (
+                f"buckets={self.buckets}, hashes={self.hashes}, seed={self.seed}: need >= 1, >= 2 and 0 <= seed < 2**63"
+            )
             raise ArgumentError(msg)
 
     def sizes(self, layers: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -250,9 +252,15 @@ class Sketch:
         begin = at = 0
         for name, n, k in zip(layers, shapes, sizes.tolist(), strict=True):
             now = _floats(weights[begin : begin + n])
-            old = np.broadcast_to(np.zeros(1, now.dtype), now.shape) if reference is None else _floats(then[begin : begin + n])
+            old = (
+                np.broadcast_to(np.zeros(1, now.dtype), now.shape)
+                if reference is None
+                else _floats(then[begin : begin + n])
+            )
             for replica in range(self.hashes):
-                _project(now, old, 0, self.key(name, replica), out[replica, at : at + k], 1 if self.kind == KINDS[0] else 4)
+                _project(
+                    now, old, 0, self.key(name, replica), out[replica, at : at + k], 1 if self.kind == KINDS[0] else 4
+                )
             begin, at = begin + n, at + k
         return out
 
@@ -301,7 +309,9 @@ def check_sketch(trajectory: xr.Dataset) -> xr.Dataset:
     return trajectory
 
 
-def sketch_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /, *, per: str = "layer") -> tuple[xr.DataArray, xr.DataArray]:
+def sketch_msd(
+    trajectory: xr.Dataset, pairs: xr.Dataset, /, *, per: str = "layer"
+) -> tuple[xr.DataArray, xr.DataArray]:
     r"""Estimate mean squared displacements from a sketched trajectory.
 
     :math:`\hat\Delta_h=\frac1N\sum_b[S_{hb}(t_w+t)-S_{hb}(t_w)]^2` for each hash replica `h`; the estimate is the mean over
@@ -348,7 +358,7 @@ def sketch_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /, *, per: str = "laye
     ...     run.append(1, np.full(4000, 2.0))
     >>> run = open_trajectory(path)
     >>> estimate, stderr = sketch_msd(run, time_pairs(run))
-    >>> bool(abs(float(estimate) - 4.0) < 5 * float(stderr))
+    >>> bool(abs(estimate.values.item() - 4.0) < 5 * stderr.values.item())
     True
     """
     trajectory = check_sketch(trajectory)
@@ -381,4 +391,3 @@ def sketch_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /, *, per: str = "laye
     squares = squares.assign_coords({name: pairs[name] for name in ("waiting_time", "lag") if name in pairs.coords})
     n = trajectory.sizes["hash"]
     return squares.mean("hash"), squares.std("hash", ddof=1) / np.sqrt(n)
-

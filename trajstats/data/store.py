@@ -272,9 +272,13 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
                 raise StoreError(msg)
         if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again
             break
+    if attrs.get("store_format") == STORE_FORMAT and damaged == "raise":
+        if changed := tiles.changed_metadata():
+            msg = f"{place}: {', '.join(changed)} changed since the store was finished; restore it from a copy"
+            raise StoreError(msg)
+        if lost := tiles.missing(rows):
+            raise StoreError(missing_tiles(place, lost))
     trajectory = _dataset(target, tiles, rows, records, attrs, block_bytes)
-    if attrs.get("store_format") == STORE_FORMAT and (lost := tiles.missing(rows)) and damaged == "raise":
-        raise StoreError(missing_tiles(place, lost))
     if damaged == "drop":
         from trajstats.data.verify import verify
 
@@ -306,7 +310,11 @@ def _dataset(
         dims = tuple(str(d) for d in array.metadata.dimension_names or ())
         if name in (tiles.variable, INITIAL):
             continue
-        values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
+        try:
+            values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
+        except (ValueError, RuntimeError, OSError) as error:
+            msg = f"{tiles.place}: the array {name!r:.80} is damaged ({error}); restore it from a copy"
+            raise StoreError(msg) from error
         if values.dtype.kind == "T":
             values = values.astype(object)
         if STEP in dims:
@@ -320,7 +328,7 @@ def _dataset(
             values = np.concatenate([before, _journal_values(name, dims, records, before)], axis=-1)
             (coords if clock else variables)[name] = (dims, values)
     dims = SKETCH_DIMS if tiles.variable == SKETCH else WEIGHT_DIMS
-    kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format"}}
+    kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format", "checksums"}}
     kept[COMMITTED] = total
     kept.setdefault(STATE, FINISHED)
     return check_trajectory(

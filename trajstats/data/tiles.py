@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 
 from trajstats.data.layout import (
+    CHECKSUMS,
     COMMITTED,
+    FINISHED,
     FLOOR,
     JOURNAL,
     STATE,
+    STRUCTURAL,
     WRITING,
     Layout,
     array_of,
@@ -98,6 +103,11 @@ class Tiles:
         metadata = array.metadata.to_dict() | {"shape": (1, rows, *array.shape[2:])}
         return zarr.Array(zarr.AsyncArray.from_dict(array.store_path, metadata))
 
+    def _whole(self, array: zarr.Array) -> zarr.Array:
+        # A chunk that holds only the fill value is written all the same: a chunk that is not there is a lost one.
+        config = {"order": "C", "write_empty_chunks": True}
+        return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config))
+
     def arrays(self) -> dict[str, zarr.Array]:
         """Open every array of the root; files that a killed writer left behind are passed over in silence."""
         group = self.place.group()
@@ -145,7 +155,7 @@ class Tiles:
         finish : callable -> mapping
             Called when all tiles are written; gives attributes to set with the commit.
         """
-        array = self.array(rows.stop)
+        array = self._whole(self.array(rows.stop))
         floors = rows.floors
         stops: np.ndarray | None = None
         source_dtype = str(self.attrs.get("source_dtype", self.layout.dtype.name))
@@ -154,15 +164,14 @@ class Tiles:
             assert group is not None
             stops = np.asarray(array_of(group, "layer_stop")[...])
             floors = np.zeros((len(rows.steps), stops.size))
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            for index, flat in self.layout.blocks():
-                block = source(flat.start, flat.stop)
-                if stops is not None and floors is not None:
-                    for k, row in enumerate(block):
-                        floors[k] += _floor(row, stops, source_dtype, flat.start)
-                shape = (len(rows.steps), *(1 for _ in index[:-1]), flat.stop - flat.start)
-                target = (slice(0, 1), slice(rows.first, rows.stop), *(slice(i, i + 1) for i in index[:-1]), index[-1])
-                array[target] = block.reshape(1, *shape)
+        for index, flat in self.layout.blocks():
+            block = source(flat.start, flat.stop)
+            if stops is not None and floors is not None:
+                for k, row in enumerate(block):
+                    floors[k] += _floor(row, stops, source_dtype, flat.start)
+            shape = (len(rows.steps), *(1 for _ in index[:-1]), flat.stop - flat.start)
+            target = (slice(0, 1), slice(rows.first, rows.stop), *(slice(i, i + 1) for i in index[:-1]), index[-1])
+            array[target] = block.reshape(1, *shape)
         if stops is not None and floors is not None:
             floors /= np.maximum(np.diff(stops, prepend=0), 1)
         first, last = rows.first // self.layout.rows, self.slabs(rows.stop)
@@ -191,7 +200,11 @@ class Tiles:
             if STEP not in dims or name == self.variable:
                 continue
             axis = dims.index(STEP)
+            before = array.shape[axis]
             self._resize(array, axis, rows.stop)
+            array = self._whole(array)
+            if before < rows.first:  # a scalar that appears late
+                array[(slice(None),) * axis + (slice(before, rows.first),)] = np.nan
             target = (slice(None),) * axis + (slice(rows.first, rows.stop),)
             if name == STEP:
                 array[target] = np.asarray(rows.steps, dtype=np.int64)
@@ -205,14 +218,14 @@ class Tiles:
             lead, tail = ["0"] * axis, ["0"] * (len(dims) - axis - 1)
             touched += [
                 "/".join([name, "c", *lead, str(k), *tail])
-                for k in range(rows.first // chunk, -(-rows.stop // chunk) if array.size else 0)
+                for k in range(min(before, rows.first) // chunk, -(-rows.stop // chunk) if array.size else 0)
             ]
             touched.append(f"{name}/zarr.json")
         self._resize(array_of(group, self.variable), 1, rows.stop)
         touched.append(f"{self.variable}/zarr.json")
         self.place.make_durable(touched, "series") if self.place.local is not None else None
         coordinates += [name for name in names if name in clocks and name not in coordinates]
-        self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, **attrs})
+        self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, CHECKSUMS: None, **attrs})
 
     @staticmethod
     def _resize(array: zarr.Array, axis: int, rows: int) -> None:
@@ -226,6 +239,53 @@ class Tiles:
         new = {**group.attrs.asdict(), **attrs}
         group.attrs.put({name: value for name, value in new.items() if value is not None})
         self.place.make_durable(["zarr.json"], "commit")
+
+    def truncate(self, rows: int) -> None:
+        """Give up the rows from `rows` on: first the commit, then what it no longer covers."""
+        self.mark(**{COMMITTED: rows, STATE: WRITING, CHECKSUMS: None})
+        for array in self.arrays().values():
+            dims = array.metadata.dimension_names or ()
+            if STEP in dims:
+                self._resize(array, dims.index(STEP), rows)
+
+    def finish(self, **attrs: Any) -> None:
+        """Mark the store as finished, with checksums of the metadata, which carry none of their own."""
+        self.mark(**{STATE: FINISHED, CHECKSUMS: None, **attrs})
+        checksums = {name: self._metadata_crc(name) for name in self.arrays()}
+        known = self.attrs
+        checksums["."] = _crc({name: known.get(name) for name in STRUCTURAL})
+        checksums["*"] = _crc({name: value for name, value in known.items() if name != CHECKSUMS})
+        self.mark(**{CHECKSUMS: checksums})
+
+    def _metadata_crc(self, name: str) -> int:
+        return int(google_crc32c.value(self.place.get(f"{name}/zarr.json") or b""))
+
+    def changed_metadata(self, *, every: bool = False) -> list[str]:
+        """List the metadata of a finished store that differ from its checksums: ``name/zarr.json``."""
+        known = self.attrs
+        checksums = known.get(CHECKSUMS)
+        if known.get(STATE) != FINISHED or not isinstance(checksums, dict):
+            return []
+        bad = [
+            f"{name}/zarr.json"
+            for name in checksums
+            if name not in ".*" and self._metadata_crc(name) != checksums[name]
+        ]
+        structural = _crc({name: known.get(name) for name in STRUCTURAL}) != checksums.get(".")
+        whole = _crc({name: value for name, value in known.items() if name != CHECKSUMS}) != checksums.get("*")
+        return [*bad, "zarr.json"] if structural or (every and whole) else bad
+
+    def small_chunks(self, rows: int) -> dict[str, str]:
+        """List the chunks that the arrays beside the weights must have: key -> name of the array."""
+        keys = {}
+        for name, array in self.arrays().items():
+            if name == self.variable:
+                continue
+            dims = array.metadata.dimension_names or ()
+            shape = [rows if dim == STEP else n for dim, n in zip(dims, array.shape, strict=True)]
+            grid = [-(-n // c) for n, c in zip(shape, array.chunks, strict=True)]
+            keys |= {"/".join([name, "c", *map(str, index)]): name for index in np.ndindex(*grid)}
+        return keys
 
     def missing_in(self, bounds: Sequence[tuple[int, int]]) -> list[str]:
         """List the files missing from a range of rows and parameters, given as (start, stop) of each dimension."""
@@ -241,19 +301,27 @@ class Tiles:
 
     def missing(self, rows: int) -> list[str]:
         """List the files that `rows` committed rows must have and that are not there."""
-        if not rows or not self.layout.size:
-            return []
+        small = self.small_chunks(rows)
         if self.place.local is not None:
             root = self.place.local
-            lost = []
+            lost = [key for key in small if not (root / key).is_file()]
+            if not rows or not self.layout.size:
+                return lost
             for slab in range(self.slabs(rows)):
                 wanted = self.keys_of_slab(slab)
                 folders = {key.rpartition("/")[0] for key in wanted}
                 there = {f"{f}/{e.name}" for f in folders if (root / f).is_dir() for e in (root / f).iterdir()}
                 lost += [key for key in wanted if key not in there]
             return lost
+        lost = [key for key in small if self.place.get(key) is None]
+        if not rows or not self.layout.size:
+            return lost
         there = set(self.place.list_under(self.variable))
-        return [key for slab in range(self.slabs(rows)) for key in self.keys_of_slab(slab) if key not in there]
+        return lost + [key for slab in range(self.slabs(rows)) for key in self.keys_of_slab(slab) if key not in there]
+
+
+def _crc(values: Mapping[str, Any]) -> int:
+    return int(google_crc32c.value(json.dumps(values, sort_keys=True).encode()))
 
 
 def _floor(row: np.ndarray, stops: np.ndarray, source_dtype: str, start: int) -> np.ndarray:

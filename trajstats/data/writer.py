@@ -15,6 +15,7 @@ import zarr
 
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import (
+    CHECKSUMS,
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
@@ -170,7 +171,7 @@ class TrajectoryWriter:
         self._records: list[Record] = records
         self._pending = len(records)  # rows from here on wait for a flush: none yet
         self._journal.continue_after(records)
-        self._tiles.mark(**{STATE: WRITING})
+        self._tiles.mark(**{STATE: WRITING, CHECKSUMS: None})
         self._steps = [int(s) for s in np.asarray(array_of(group, STEP)[: self._tiled])] + [r.step for r in records]
         self._durable = len(self._steps)
         self._flushed_at = time.monotonic()
@@ -260,7 +261,7 @@ class TrajectoryWriter:
             if self._queued < rows:
                 self._compact(self._queued, rows)
             self._journal.close()
-            self._tiles.mark(**{STATE: FINISHED})
+            self._tiles.finish()
         except OSError as error:
             msg = (
                 f"the rows of {self._place} could not be gathered into tiles: {error}. All {self._durable} rows are safe "

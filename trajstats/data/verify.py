@@ -1,0 +1,192 @@
+"""Is a store whole? Every tile is read once, and the damaged ones are named with the rows and layers they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trajstats.data.guard import check_zarr
+from trajstats.data.journal import Damage, open_journal
+from trajstats.data.layout import COMMITTED, FINISHED, STATE, array_of
+from trajstats.data.place import Place
+from trajstats.data.schema import LAYER, SKETCH
+from trajstats.data.tiles import Tiles
+
+
+@dataclass(frozen=True)
+class DamagedTile:
+    """A tile that cannot be read as it was written.
+
+    Parameters
+    ----------
+    file : str
+        Key of the file below the store.
+    rows : range
+        Positions along `step`.
+    parameters : range
+        Positions along `parameter` (along the flat hash x bucket for sketches).
+    layers : tuple of str
+        Layers that have weights in it.
+    reason : str
+        ``missing``, or what the decoder said.
+    """
+
+    file: str
+    rows: range
+    parameters: range
+    layers: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{name!r:.60}" for name in self.layers[:4]) + (", ..." if len(self.layers) > 4 else "")
+        return (
+            f"{self.file}: rows {self.rows.start} to {self.rows.stop}, parameters {self.parameters.start} to "
+            f"{self.parameters.stop} (layers {names}): {self.reason}"
+        )
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found.
+
+    Parameters
+    ----------
+    path : str
+        The store.
+    checked : int
+        Tiles read.
+    tiles : list of DamagedTile
+        All that are damaged, and no other.
+    other : list of str
+        Damaged coordinates, series and metadata.
+    journal : Damage or None
+        First damaged record of the journal, if the store is not finished. A torn one is the end of a write that was cut
+        off, which is no row.
+    """
+
+    path: str
+    checked: int
+    tiles: list[DamagedTile] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    journal: Damage | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged; a torn end of the journal is no damage."""
+        return not self.tiles and not self.other and (self.journal is None or self.journal.torn)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.checked} tiles read, {len(self.tiles)} damaged"]
+        lines += [f"  {tile}" for tile in self.tiles] + [f"  {text}" for text in self.other]
+        if self.journal is not None:
+            kind = "a write that was cut off, or a file cut short" if self.journal.torn else "damaged"
+            lines.append(
+                f"  journal/{self.journal.where} at byte {self.journal.offset} (row {self.journal.row}): {kind}; "
+                f"{self.journal.after} whole rows follow"
+            )
+        return "\n".join(lines)
+
+
+def verify(target: Any, /) -> Verification:
+    """Read every tile, coordinate and journal record of a store once, and name what is damaged.
+
+    Parameters
+    ----------
+    target : path, URL, zarr store or repository
+        The store.
+
+    Returns
+    -------
+    Verification
+        All damaged tiles and no other; prints as a list.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    UnsafeInputError
+        If the metadata cannot be believed.
+
+    Notes
+    -----
+    Reads the whole store, one tile at a time. What a checksum cannot show: a journal cut exactly between two records,
+    and a store put back to an earlier copy as a whole.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from trajstats.data.store import TrajectoryWriter
+    >>> path = tempfile.mkdtemp() + "/run.zarr"
+    >>> with TrajectoryWriter(path, {"w": (3,)}) as run:
+    ...     run.append(0, np.zeros(3))
+    >>> verify(path).ok
+    True
+    """
+    place = Place(target)
+    attrs = check_zarr(place)
+    tiles = Tiles(place)
+    rows = int(attrs.get(COMMITTED, tiles.array().shape[1]))
+    report = Verification(str(place), 0)
+    report.other += [f"{key}: changed since the store was finished" for key in tiles.changed_metadata(every=True)]
+    names = _small_arrays(tiles, rows, report)
+    _weights(tiles, rows, names, report)
+    if attrs.get(STATE, FINISHED) != FINISHED:
+        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows)
+        report.journal = journal.scan(rows)[1]
+    return report
+
+
+def _small_arrays(tiles: Tiles, rows: int, report: Verification) -> tuple[list[str], np.ndarray]:
+    lost = {key: name for key, name in tiles.small_chunks(rows).items() if tiles.place.get(key, 0, 1) is None}
+    report.other += [f"{key}: missing" for key in lost]
+    stops = "bucket_layer_stop" if tiles.variable == SKETCH else "layer_stop"
+    kept: dict[str, np.ndarray] = {}
+    for name, array in tiles.arrays().items():
+        if name == tiles.variable or name in lost.values():
+            continue
+        try:
+            values = np.asarray(array[...])
+        except (ValueError, RuntimeError, OSError) as error:
+            report.other.append(f"{name}: {error!s:.200}")
+            continue
+        if name in (LAYER, stops):
+            kept[name] = values
+    return [str(name) for name in kept.get(LAYER, [])], kept.get(stops, np.zeros(0, dtype=np.int64))
+
+
+def _weights(tiles: Tiles, rows: int, known: tuple[list[str], np.ndarray], report: Verification) -> None:
+    layout = tiles.layout
+    group = tiles.place.group()
+    if not rows or not layout.size or group is None:
+        return
+    array = array_of(group, tiles.variable)
+    lost = set(tiles.missing(rows))
+    last = layout.row_shape[-1]
+    for slab in range(tiles.slabs(rows)):
+        within = range(slab * layout.rows, min(rows, (slab + 1) * layout.rows))
+        for lead in np.ndindex(*layout.row_shape[:-1]):
+            offset = int(np.ravel_multi_index(lead, layout.row_shape[:-1])) * last if lead else 0
+            for begin in range(0, last, layout.columns):
+                end = min(begin + layout.columns, last)
+                key = tiles.tile_key(slab, *lead, begin // layout.shard)
+                report.checked += 1
+                reason = "missing"
+                if key not in lost:
+                    try:
+                        array[(slice(0, 1), slice(within.start, within.stop), *lead, slice(begin, end))]
+                        continue
+                    except Exception as error:  # whatever a decoder makes of damaged bytes
+                        reason = f"{type(error).__name__}: {error!s:.200}"
+                where = range(offset + begin, offset + end)
+                columns = range(begin, end)
+                report.tiles.append(DamagedTile(key, within, where, _layers_in(columns, *known), reason))
+
+
+def _layers_in(columns: range, names: list[str], stops: np.ndarray) -> tuple[str, ...]:
+    if len(names) != stops.size:
+        return ()
+    starts = np.concatenate([[0], stops[:-1]])
+    hit = np.flatnonzero((starts < columns.stop) & (stops > columns.start) & (stops > starts))
+    return tuple(names[k] for k in hit)
