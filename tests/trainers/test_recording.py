@@ -1,0 +1,63 @@
+"""Flattening, recording and batch orders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import trajstats as ts
+from trainers.recording import Recorder, batch_order, flatten, layer_shapes, steps_per_epoch, unflatten
+
+
+def test_flatten_round_trip():
+    arrays = {"b": np.arange(3.0), "a": np.arange(6.0).reshape(2, 3), "empty": np.zeros((0, 4)), "one": np.array(7.0)}
+    back = unflatten(flatten(arrays), layer_shapes(arrays))
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_unflatten_refuses_another_length():
+    with pytest.raises(ts.SchemaError, match=r"\(4,\).*\(6,\)"):
+        unflatten(np.zeros(4), {"w": (2, 3)})
+
+
+def test_recorder_takes_torch_and_resumes(tmp_path):
+    module = torch.nn.Linear(3, 2)
+    weights = dict(module.named_parameters())
+    path = tmp_path / "run.zarr"
+    with Recorder(path, layer_shapes(weights), schedule=[0, 1, 4]) as recorder:
+        recorder.record(0, weights, loss=1.0)
+    with Recorder(path, layer_shapes(weights), schedule=[0, 1, 4]) as recorder:
+        assert [step for step in range(6) if recorder.due(step)] == [1, 4]
+        recorder.record(1, weights, loss=0.5)
+        recorder.record(4, flatten({k: v.detach() for k, v in weights.items()}), loss=0.25)
+    run = ts.open_trajectory(str(path))
+    assert run.step.values.tolist() == [0, 1, 4]
+    assert run.loss.values.tolist() == [[1.0, 0.5, 0.25]]
+    np.testing.assert_array_equal(run.weights.values[0, 2], flatten({k: v.detach() for k, v in weights.items()}))
+
+
+@pytest.mark.parametrize("schedule", [[], [-1, 3], [2, 2]])
+def test_recorder_refuses_bad_schedules(tmp_path, schedule):
+    with pytest.raises(ts.ArgumentError, match="schedule"):
+        Recorder(tmp_path / "run.zarr", {"w": (2,)}, schedule=schedule)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_batch_orders():
+    first, again = (batch_order("shuffled", 100, seed=1, epoch=2) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert sorted(first.tolist()) == list(range(100))
+    assert (first != batch_order("shuffled", 100, seed=1, epoch=3)).any()
+    assert (first != batch_order("shuffled", 100, seed=2, epoch=2)).any()
+    assert len(set(batch_order("replacement", 100, seed=1, epoch=2).tolist())) < 100
+    with pytest.raises(ts.ArgumentError, match="unknown order 'shufled'"):
+        batch_order("shufled", 100, seed=0, epoch=0)
+
+
+def test_steps_per_epoch():
+    assert steps_per_epoch(103, 50) == 2
+    with pytest.raises(ts.ArgumentError, match="batch_size=104"):
+        steps_per_epoch(103, 104)
