@@ -113,14 +113,18 @@ def sample_posterior(
 
     done = min(run.length for run in runs)
     # a resumed run looks back at its last two checks, so that it stops where the uninterrupted one would
-    taus = [_tau(np.concatenate([r.chain[:k] for r in runs], axis=1)) for k in (done - check_every, done) if k > 0]
+    taus = [
+        autocorrelation_time(np.concatenate([r.chain[:k] for r in runs], axis=1))
+        for k in (done - check_every, done)
+        if k > 0
+    ]
     with tqdm(total=max_steps, disable=not progress, desc="sampling", unit="step") as bar:
         # ensembles advance together, so that their common autocorrelation time is known as early as can be
         while not _resolved(runs, taus) and (done := min(run.length for run in runs)) < max_steps:
             target = min(done + check_every, max_steps)
             for run in runs:
                 run.advance(target)
-            taus.append(_tau(np.concatenate([run.chain for run in runs], axis=1)))
+            taus.append(autocorrelation_time(np.concatenate([run.chain for run in runs], axis=1)))
             bar.update(target - done)
     return _collect(runs, names, taus, max_steps)
 
@@ -156,7 +160,7 @@ class _Ensemble:
         if store is not None and (store / "zarr.json").exists():
             self._resume(store)
         else:
-            self.state = emcee.State(_scatter(log_prob, start, covariance, n_walkers, stream))
+            self.state = emcee.State(scatter_walkers(log_prob, start, covariance, n_walkers, stream))
             self.state.random_state = self.random_state
 
     @property
@@ -221,9 +225,33 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _scatter(
+def scatter_walkers(
     log_prob: LogProb, start: np.ndarray, covariance: np.ndarray, n_walkers: int, stream: np.random.Generator
 ) -> np.ndarray:
+    """Place walkers around a maximum, every one at a finite density.
+
+    Parameters
+    ----------
+    log_prob : callable
+        Log posterior density of many points.
+    start : ndarray, (coefficient,)
+        Maximum.
+    covariance : ndarray, (coefficient, coefficient)
+        Spread.
+    n_walkers : int
+        How many.
+    stream : numpy.random.Generator
+        Randomness.
+
+    Returns
+    -------
+    ndarray, (walker, coefficient)
+
+    Raises
+    ------
+    FitError
+        If no finite density is found near the maximum.
+    """
     # emcee starts at -inf silently: points outside the prior are drawn again, closer to the maximum each time
     factor = np.linalg.cholesky(covariance + 1e-12 * np.diag(np.maximum(np.diagonal(covariance), 1e-12)))
     points = start + stream.standard_normal((n_walkers, start.size)) @ factor.T
@@ -236,7 +264,18 @@ def _scatter(
     raise FitError(msg)
 
 
-def _tau(chain: np.ndarray) -> np.ndarray:
+def autocorrelation_time(chain: np.ndarray) -> np.ndarray:
+    """Integrated autocorrelation time in steps, averaged over walkers.
+
+    Parameters
+    ----------
+    chain : ndarray, (step, walker, coefficient)
+        Chain.
+
+    Returns
+    -------
+    ndarray, (coefficient,)
+    """
     import emcee
 
     return emcee.autocorr.integrated_time(chain, c=5, tol=0, quiet=True)
@@ -244,7 +283,7 @@ def _tau(chain: np.ndarray) -> np.ndarray:
 
 def _collect(runs: Sequence[_Ensemble], names: Sequence[str], taus: Sequence[np.ndarray], max_steps: int) -> Draws:
     length = min(run.length for run in runs)
-    tau = taus[-1] if taus else _tau(np.concatenate([run.chain[:length] for run in runs], axis=1))
+    tau = taus[-1] if taus else autocorrelation_time(np.concatenate([run.chain[:length] for run in runs], axis=1))
     longest = float(np.nanmax(tau)) if np.isfinite(tau).any() else float("inf")
     burn = min(int(5 * longest), length // 2) if np.isfinite(longest) else length // 2
     thin = max(int(longest / 2), 1) if np.isfinite(longest) else 1

@@ -22,7 +22,8 @@ from trajstats.inference.divergence import (
 )
 from trajstats.inference.fitting import Maximum, maximise
 from trajstats.inference.results import FitResult
-from trajstats.inference.sampling import Draws, sample_posterior
+from trajstats.inference.ensemble import draw_posterior
+from trajstats.inference.sampling import Draws
 
 _EDGE = 0.02
 _MIN_WIDTHS = 3
@@ -162,6 +163,7 @@ def fit_divergence(
     stuck: bool = False,
     budget: float | None = None,
     prior: Priors | None = None,
+    sampler: str = "batched",
     max_steps: int = 20_000,
     progress: bool = False,
 ) -> FitResult:
@@ -186,6 +188,8 @@ def fit_divergence(
         Largest time watched; needed with infinite times and no ``budget`` variable.
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction``; defaults in `default_priors`.
+    sampler : str
+        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same rules.
     max_steps : int
         Longest chain.
     progress : bool
@@ -228,20 +232,24 @@ def fit_divergence(
     if "depth" in table.coords and np.unique(table["depth"].values).size > 1:
         from trajstats.inference.sweeps import fit_depths
 
-        return fit_depths(table, rng=rng, nu=nu, stuck=stuck, prior=prior, max_steps=max_steps, progress=progress)
+        return fit_depths(
+            table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
+        )
     if "loss" in table.dims:
         from trajstats.inference.sweeps import fit_losses
 
-        return fit_losses(table, rng=rng, nu=nu, stuck=stuck, prior=prior, max_steps=max_steps, progress=progress)
+        return fit_losses(
+            table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
+        )
     data = learning_arrays(table)
     priors = checked_priors(data, prior)
     if nu is not None:
         priors["nu"] = (nu - 1e-6, nu + 1e-6)
     names = [*NAMES, *([STUCK] if stuck else [])]
     best = maximum(data, priors, names)
-    draws = sample_posterior(
+    draws = draw_posterior(
         lambda theta: log_posterior(theta, data, priors),
-        best.vector, best.covariance, names=names, rng=rng, max_steps=max_steps, progress=progress,
+        best.vector, best.covariance, names=names, rng=rng, sampler=sampler, max_steps=max_steps, progress=progress,
     )  # fmt: skip
     return _result(table, data, draws, priors, names, nu)
 

@@ -1,0 +1,365 @@
+"""fit_decay: how the loss relaxes, and whether to a floor above zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.schema import REPLICA, STEP
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.inference.comparison import information_criteria, savage_dickey
+from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.relaxation import CURVES, NAMES, Binned, decay_shape, log_bins, log_likelihood
+from trajstats.inference.results import FitResult
+from trajstats.inference.ensemble import draw_posterior
+from trajstats.inference.sampling import Draws
+
+_MIN_POINTS = 10
+_MIN_DECADES = 1.0
+
+
+Priors = Mapping[str, tuple[float, float]]
+
+
+def fit_decay(
+    loss: xr.DataArray,
+    /,
+    *,
+    rng: int | np.random.Generator | None,
+    curve: str = "power_law",
+    floor: bool = True,
+    clock: str = "step",
+    window: tuple[float, float] | None = None,
+    bins_per_decade: int = 20,
+    prior: Priors | None = None,
+    sampler: str = "batched",
+    max_steps: int = 20_000,
+    progress: bool = False,
+) -> FitResult:
+    r"""Fit the decay of a training curve to a floor, :math:`L(t)=L_\infty+A\,t^{-\beta}`.
+
+    The curve is averaged in logarithmic bins. Its noise is an Ornstein-Uhlenbeck process in ln t plus white noise, both proportional to
+    (curve)\ :sup:`power`; all of it is inferred, so that a correlated training curve does not pretend to be many measurements.
+
+    Parameters
+    ----------
+    loss : xarray.DataArray
+        Along `step` (or the clock); one run: select one replica, or average them.
+    rng : int or numpy.random.Generator
+        Seed.
+    curve : str
+        ``"power_law"``, ``"stretched_exponential"``, ``"logarithmic"`` or ``"exponential"``; all four are compared in ``tables["models"]``.
+    floor : bool
+        Let L_inf be positive; the probability that it is, is in ``tables["floor"]``.
+    clock : str
+        Coordinate of the times.
+    window : (float, float), optional
+        First and last time used. If not given: from the time at which half of the total fall of ln L is still to come after the
+        initial plateau's end (the loss has left 95 % of its first value), to the end.
+    bins_per_decade : int
+        Logarithmic bins.
+    prior : mapping name -> (lower, upper), optional
+        Uniform priors of ``L_inf``, ``beta``, ``log_drift``, ``log_range``, ``log_white``, ``power``, ``log_middle``.
+    sampler : str
+        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same rules.
+    max_steps : int
+        Longest chain.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    FitResult
+        Posterior ``L_inf``, ``A`` (in units of loss times time to the beta, for the power law), ``beta`` and the noise.
+
+    Raises
+    ------
+    ArgumentError
+        If an option or label is unknown.
+    NonFiniteError
+        If a loss is NaN or infinite.
+    FitError
+        If losses are not positive, times do not increase, or fewer than 10 bins over one decade are left.
+
+    Notes
+    -----
+    L_inf and beta are strongly correlated; fixing the floor at 0 when it is not biases beta down.
+
+    References
+    ----------
+    chorales (arXiv:2412.10094).
+
+    Examples
+    --------
+    >>> t = np.geomspace(1, 1e4, 80)
+    >>> noise = np.random.default_rng(0).normal(0, 0.01, 80)
+    >>> loss = xr.DataArray((0.1 + t**-0.5) * (1 + noise), dims="step", coords={"step": t})
+    >>> fit = fit_decay(loss, rng=0)
+    >>> bool(abs(fit.summary()["value"].sel(coefficient="beta") - 0.5) < 0.05)
+    True
+    """
+    if curve not in CURVES:
+        raise ArgumentError(unknown("curve", curve, CURVES))
+    time, values = _checked(loss, clock)
+    chosen = _window(time, values) if window is None else window
+    inside = (time >= chosen[0]) & (time <= chosen[1])
+    if (values[inside] <= 0).any():
+        msg = f"{int((values[inside] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs positive losses"
+        raise FitError(msg)
+    data = log_bins(time[inside], values[inside], bins_per_decade)
+    _check_size(data, chosen)
+    priors = default_priors(data, curve)
+    for name, (low, high) in (prior or {}).items():
+        if name not in priors:
+            raise ArgumentError(unknown("prior", name, priors))
+        priors[name] = (float(low), float(high))
+    scale = float(priors["L_inf"][1])
+    if not floor:
+        priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
+    best = maximum(data, curve, priors)
+
+    def log_prob(theta: np.ndarray) -> np.ndarray:
+        return log_posterior(theta, data, curve, priors)
+
+    draws = draw_posterior(
+        log_prob,
+        best.vector,
+        best.covariance,
+        names=NAMES,
+        rng=rng,
+        sampler=sampler,
+        max_steps=max_steps,
+        progress=progress,
+    )
+    return _result(data, draws, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
+
+
+def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(loss, xr.DataArray):
+        msg = f"loss must be a DataArray along step; got {type(loss).__name__}"
+        raise ArgumentError(msg)
+    if REPLICA in loss.dims:
+        if loss.sizes[REPLICA] > 1:
+            msg = (
+                f"loss has {loss.sizes[REPLICA]} replicas: fit one (.sel(replica=...)) or their mean, or use fit_batch"
+            )
+            raise ArgumentError(msg)
+        loss = loss.isel({REPLICA: 0})
+    if len(loss.dims) != 1 or clock not in loss.coords:
+        msg = f"loss has dims {loss.dims} and coords {list(map(str, loss.coords))}; one dim with the coordinate {clock!r} is needed"
+        raise ArgumentError(msg)
+    time, values = loss[clock].values.astype(float), np.asarray(loss.values, dtype=float)
+    if not np.isfinite(values).all():
+        first = float(time[np.argmax(~np.isfinite(values))])
+        msg = f"{int((~np.isfinite(values)).sum())} of {values.size} losses are NaN or infinite (first at {clock} {first:g})"
+        raise NonFiniteError(msg)
+    if (np.diff(time) <= 0).any():
+        msg = f"times do not increase near row {int(np.argmax(np.diff(time) <= 0))}; sort them and drop duplicates"
+        raise FitError(msg)
+    return time[time > 0], values[time > 0]
+
+
+def _window(time: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
+    # the initial plateau is not part of the decay: start where the loss has left its first value by 5 % of the fall
+    if time.size == 0:
+        return 0.0, 0.0
+    first, last = float(np.median(loss[: max(time.size // 50, 1)])), float(np.median(loss[-max(time.size // 10, 1) :]))
+    left = np.flatnonzero(loss < first - 0.05 * (first - last)) if first > last else np.array([0])
+    return float(time[left[0]] if left.size else time[0]), float(time[-1])
+
+
+def _check_size(data: Binned, window: tuple[float, float]) -> None:
+    decades = float(np.log10(data.time[-1] / data.time[0])) if data.time.size > 1 else 0.0
+    if data.time.size < _MIN_POINTS or decades < _MIN_DECADES:
+        msg = (
+            f"{data.time.size} bins over {decades:.1f} decades between {window[0]:g} and {window[1]:g}: a decay needs "
+            f"{_MIN_POINTS} bins over {_MIN_DECADES:g} decade. Widen window=(first, last) or save more."
+        )
+        raise FitError(msg)
+    if np.ptp(data.loss) == 0:
+        msg = "the loss is constant (zero variance): nothing decays"
+        raise FitError(msg)
+
+
+def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
+    """Uniform priors of a decay.
+
+    Parameters
+    ----------
+    data : Binned
+        Data.
+    curve : str
+        Which curve.
+
+    Returns
+    -------
+    dict name -> (lower, upper)
+        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss) 1e-5 to 1, its range in ln
+        t 0.02 to 10 (all log uniform); power -0.5 to 2.
+    """
+    middle = float(np.log(np.median(data.loss)))
+    return {
+        "L_inf": (0.0, 1.1 * float(data.loss.min())),
+        "log_middle": (middle - 12.0, middle + 6.0),
+        "beta": (0.01, 4.0 if curve != "exponential" else 40.0),
+        "log_drift": (float(np.log(1e-5)), 0.0),
+        "log_range": (float(np.log(0.02)), float(np.log(10.0))),
+        "log_white": (float(np.log(1e-5)), 0.0),
+        "power": (-0.5, 2.0),
+    }
+
+
+def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -> np.ndarray:
+    """Log posterior density under uniform priors.
+
+    Parameters
+    ----------
+    theta : ndarray, (m, 7)
+        As `relaxation.NAMES`.
+    data : Binned
+        Data.
+    curve : str
+        Which curve.
+    priors : mapping
+        Bounds.
+
+    Returns
+    -------
+    ndarray, (m,)
+    """
+    low, high = np.array([priors[name] for name in NAMES]).T
+    inside = ((theta > low) & (theta < high)).all(axis=1)
+    out = np.full(len(theta), -np.inf)
+    if inside.any():
+        with np.errstate(all="ignore"):
+            out[inside] = log_likelihood(theta[inside], data, curve)
+    return np.where(np.isfinite(out), out, -np.inf)
+
+
+def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
+    """Most probable coefficients.
+
+    Parameters
+    ----------
+    data : Binned
+        Data.
+    curve : str
+        Which curve.
+    priors : mapping
+        Bounds.
+
+    Returns
+    -------
+    Maximum
+    """
+    low, high = priors["L_inf"]
+    guess = {
+        "L_inf": low + 0.5 * (high - low), "log_middle": float(np.log(np.median(data.loss) - min(0.5 * high, 0.5 * data.loss.min()))),
+        "beta": 0.5, "log_drift": np.log(0.03), "log_range": 0.0, "log_white": np.log(0.03), "power": 1.0,
+    }  # fmt: skip
+    start = {}
+    for name in NAMES:
+        a, b = priors[name]
+        start[name] = (min(max(float(guess[name]), a + 0.02 * (b - a)), b - 0.02 * (b - a)), a, b)
+
+    def one(vector: np.ndarray) -> float:
+        with np.errstate(all="ignore"):
+            return float(log_likelihood(vector[None], data, curve)[0])
+
+    return maximise(one, start)
+
+
+def _result(
+    data: Binned,
+    draws: Draws,
+    curve: str,
+    priors: Priors,
+    floor: bool,
+    window: tuple[float, float],
+    clock: str,
+    source: str,
+) -> FitResult:
+    values = dict(zip(NAMES, np.moveaxis(draws.values, -1, 0), strict=True))
+    amplitude = np.exp(values["log_middle"] + (values["beta"] * np.log(data.pivot) if curve == "power_law" else 0.0))
+    columns = {
+        "L_inf": values["L_inf"] if floor else np.zeros_like(values["L_inf"]), "A": amplitude, "beta": values["beta"],
+        "noise_drift": np.exp(values["log_drift"]), "noise_range": np.exp(values["log_range"]),
+        "noise_white": np.exp(values["log_white"]), "noise_power": values["power"],
+    }  # fmt: skip
+    posterior = xr.Dataset(
+        {name: (("chain", "draw"), column) for name, column in columns.items()},
+        coords={"chain": np.arange(draws.values.shape[0]), "draw": np.arange(draws.values.shape[1])},
+    )
+    mean = np.median(columns["L_inf"]) + np.exp(np.median(values["log_middle"])) * decay_shape(
+        data.time, data.pivot, np.array([np.median(values["beta"])]), curve
+    )
+    observed = xr.Dataset(
+        {
+            "loss": (STEP, data.loss),
+            "predicted": (STEP, mean),
+            "residual": (STEP, np.log(data.loss / mean)),
+            "count": (STEP, data.count),
+        },
+        coords={STEP: data.time},
+    )
+    tables = {"models": _models(data, priors)}
+    flags = [f"fitted from {window[0]:g} to {window[1]:g} ({clock}), {data.time.size} logarithmic bins"]
+    if floor:
+        log_odds = savage_dickey(columns["L_inf"].ravel(), 0.0, priors["L_inf"])
+        positive = 1 / (1 + np.exp(min(log_odds, 700.0)))
+        tables["floor"] = xr.Dataset({"log_bayes_factor_zero": log_odds, "probability_positive": positive})
+        flags.append(f"probability of a floor above zero: {positive:.3f} (even prior odds)")
+    best = str(tables["models"]["model"].values[int(np.argmin(tables["models"]["bic"].values))])
+    if best.split(" ")[0] != curve:
+        flags.append(f"by BIC the data prefer the model {best!r} to {curve!r}")
+    return FitResult(
+        "fit_decay", posterior, observed, draws.diagnostics, tables, tuple(flags),
+        "ok" if bool(draws.diagnostics["converged"]) else "not converged",
+        {"curve": curve, "pivot": data.pivot, "window": list(window), "clock": clock, "floor": floor, "source": source,
+         "priors": {k: list(v) for k, v in priors.items()}},
+    )  # fmt: skip
+
+
+def _models(data: Binned, priors: Priors) -> xr.Dataset:
+    rows = {}
+    for curve in CURVES:
+        for name, edge in (("", priors["L_inf"]), (" without floor", None)):
+            top = 1.1 * float(data.loss.min())
+            bounds = {**default_priors(data, curve), "L_inf": edge if edge is not None else (-1e-9 * top, 1e-9 * top)}
+            n_coefficients = len(NAMES) - (edge is None)
+            best = maximum(data, curve, bounds)
+            rows[curve + name] = information_criteria(best.log_likelihood, n_coefficients, data.time.size)
+    return xr.Dataset(
+        {
+            key: ("model", [row[key] for row in rows.values()])
+            for key in ("log_likelihood", "n_coefficients", "aicc", "bic")
+        },
+        coords={"model": list(rows)},
+    )
+
+
+def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
+    """Noise-free loss at given times, one curve per draw.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_decay`.
+    time : array, optional
+        Times; those of the bins if not given.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims (chain, draw, step).
+    """
+    at = fit.data[STEP].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
+    pivot, curve = float(fit.attrs["pivot"]), str(fit.attrs["curve"])
+    posterior = fit.posterior
+    beta = posterior["beta"].values[..., None]
+    level = posterior["A"].values[..., None] * (pivot**-beta if curve == "power_law" else 1.0)
+    values = posterior["L_inf"].values[..., None] + level * decay_shape(at, pivot, beta, curve)
+    return xr.DataArray(values, dims=("chain", "draw", STEP), coords={STEP: at}, name="loss")

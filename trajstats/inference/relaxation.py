@@ -1,0 +1,140 @@
+r"""The likelihood of a training curve relaxing to a floor, with noise that is correlated in ln t."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+NAMES = ("L_inf", "log_middle", "beta", "log_drift", "log_range", "log_white", "power")
+CURVES = ("power_law", "stretched_exponential", "logarithmic", "exponential")
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A training curve in logarithmic bins.
+
+    Attributes
+    ----------
+    time : ndarray, (n,)
+        Geometric mean time of each bin.
+    loss : ndarray, (n,)
+        Mean loss of the bin.
+    count : ndarray, (n,)
+        Saved points in it.
+    """
+
+    time: np.ndarray
+    loss: np.ndarray
+    count: np.ndarray
+
+    @property
+    def pivot(self) -> float:
+        """Time at which the amplitude is known best."""
+        return float(np.exp(np.log(self.time).mean()))
+
+
+def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
+    """Average a training curve in logarithmic bins of time.
+
+    Parameters
+    ----------
+    time, loss : ndarray, (n,)
+        Increasing positive times, losses.
+    per_decade : int
+        Bins per decade; bins without a point are left out.
+
+    Returns
+    -------
+    Binned
+    """
+    cell = np.floor(np.log10(time) * per_decade + 1e-9).astype(int)
+    _, index, count = np.unique(cell, return_inverse=True, return_counts=True)
+    return Binned(
+        np.exp(np.bincount(index, np.log(time)) / count), np.bincount(index, loss) / count, count.astype(float)
+    )
+
+
+def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) -> np.ndarray:
+    r"""Decaying part of the loss, 1 at the pivot.
+
+    With :math:`x=t/t_p`: :math:`x^{-\beta}`; :math:`e^{1-x^\beta}`; :math:`1/[1+\beta\ln(1+x)]` over its value at 1; :math:`e^{\beta(1-x)}`.
+
+    Parameters
+    ----------
+    time : ndarray, (n,)
+        Times.
+    pivot : float
+        Unit of time.
+    beta : ndarray, (..., 1)
+        Exponent or rate.
+    curve : str
+        One of `CURVES`.
+
+    Returns
+    -------
+    ndarray, (..., n)
+    """
+    x = time / pivot
+    if curve == "power_law":
+        return x**-beta
+    if curve == "stretched_exponential":
+        return np.exp(1 - x**beta)
+    if curve == "logarithmic":
+        return (1 + beta * np.log(2)) / (1 + beta * np.log1p(x))
+    return np.exp(beta * (1 - x))
+
+
+def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
+    r"""Log likelihood of a curve with a floor.
+
+    :math:`L_i=L_\infty+Af(t_i)+m_i(\eta_i+\xi_i)` with the scale of the noise :math:`m_i\propto` (curve)\ :sup:`power`: power 1 is noise
+    proportional to the loss, 0 is additive noise. :math:`\eta` is an Ornstein-Uhlenbeck process in ln t, :math:`\xi` is white.
+
+    Parameters
+    ----------
+    theta : ndarray, (m, 7)
+        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd and ln range (in ln t) of the drift, ln sd of the white
+        part, power.
+    data : Binned
+        Data.
+    curve : str
+        One of `CURVES`.
+
+    Returns
+    -------
+    ndarray, (m,)
+    """
+    shape = decay_shape(data.time, data.pivot, theta[:, 2:3], curve)
+    mean = theta[:, :1] + np.exp(theta[:, 1:2]) * shape
+    typical = np.exp(np.log(np.maximum(data.loss, 1e-300)).mean())
+    scale = np.maximum(mean / typical, 1e-12) ** theta[:, 6:7]
+    residual = (data.loss / typical - mean / typical) / scale
+    kalman = _kalman(
+        residual, np.diff(np.log(data.time)), np.exp(theta[:, 3]), np.exp(theta[:, 4]), np.exp(theta[:, 5])
+    )
+    return kalman - np.log(scale).sum(axis=1)
+
+
+@njit(cache=True, nogil=True)
+def _kalman(
+    residual: np.ndarray, gap: np.ndarray, drift: np.ndarray, reach: np.ndarray, white: np.ndarray
+) -> np.ndarray:
+    # OU + white noise in O(n): the filter's innovations are independent
+    total = np.empty(residual.shape[0])
+    for w in range(residual.shape[0]):
+        mean, variance, value = 0.0, drift[w] ** 2, 0.0
+        for i in range(residual.shape[1]):
+            if i > 0:
+                keep = np.exp(-gap[i - 1] / reach[w])
+                mean *= keep
+                variance = variance * keep * keep + drift[w] ** 2 * (1 - keep * keep)
+            spread = variance + white[w] ** 2
+            surprise = residual[w, i] - mean
+            value -= 0.5 * (surprise * surprise / spread + np.log(2 * np.pi * spread))
+            gain = variance / spread
+            mean += gain * surprise
+            variance *= 1 - gain
+        total[w] = value
+    return total
