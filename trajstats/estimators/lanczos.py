@@ -13,6 +13,8 @@ Apply = Callable[[np.ndarray], np.ndarray]
 
 # A second pass of Gram-Schmidt only where the first removed more than this share of the norm (Daniel et al. 1976).
 SECOND_PASS = 0.7
+# The same where the recurrence itself cancelled down to this share of the image.
+CANCELLED = 1e-2
 # Below this many units of rounding, relative to the operator, a new direction is noise and the recurrence has ended.
 BREAKDOWN = 64.0
 # Residual, relative to its Ritz value, below which a pair counts as an eigenpair.
@@ -69,47 +71,51 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     alpha, beta = np.zeros((k, order)), np.zeros((k, order))
     basis = np.empty((k, order, n), start.dtype)
     length, scale = np.zeros(k, int), np.zeros(k)
-    alive = np.einsum("ij,ij->i", start, start, dtype=np.float64) > 0
+    alive = _norms(start) > 0
     current = start.copy()
     for j in range(order):
         basis[:, j] = current
-        image = apply(current)
+        images = np.array(apply(current), dtype=start.dtype)
+        scale = np.maximum(scale, _norms(images))
+        # The three-term part goes first: what the passes over all vectors remove is then rounding only. The complement
+        # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
+        alpha[:, j] = np.where(alive, np.einsum("ij,ij->i", current, images, dtype=np.float64), 0.0)
+        images -= alpha[:, j, None].astype(start.dtype) * current
+        if j:
+            images -= beta[:, j - 1, None].astype(start.dtype) * basis[:, j - 1]
         if within is not None:
-            image = _complement(image, within)
+            images = _complement(images, within)
         for i in np.flatnonzero(alive):
-            w = np.asarray(image[i], dtype=start.dtype).copy()
-            scale[i] = max(scale[i], _norm(w))
-            alpha[i, j], beta[i, j] = _extend(basis[i], w, j)
+            beta[i, j] = _orthogonalise(images[i], basis[i, : j + 1], scale[i], within)
             length[i] = j + 1
-            if beta[i, j] <= BREAKDOWN * eps * scale[i]:
-                alive[i] = False
-                w[:] = 0
-            else:
-                w *= start.dtype.type(1 / beta[i, j])
-            current[i] = w
+            alive[i] = beta[i, j] > BREAKDOWN * eps * scale[i]
+        factor = np.divide(1.0, beta[:, j], out=np.zeros(k), where=alive)
+        current = images * factor[:, None].astype(start.dtype)
         if not alive.any():
             break
     return Recurrence(alpha, beta, length, basis)
 
 
-def _extend(basis: np.ndarray, w: np.ndarray, j: int) -> tuple[float, float]:
-    # Orthogonalises w in place against basis[:j + 1]; gives alpha_j and beta_j.
-    alpha = float(np.dot(basis[j].astype(np.float64), w.astype(np.float64)))
-    w -= w.dtype.type(alpha) * basis[j]
+def _orthogonalise(w: np.ndarray, known: np.ndarray, scale: float, within: np.ndarray | None) -> float:
+    # Orthogonalises w in place against the run's vectors; gives the norm left.
     before = _norm(w)
-    known = basis[: j + 1]
-    for _ in range(2):
+    w -= (known @ w) @ known
+    after = _norm(w)
+    if after <= SECOND_PASS * before or after <= CANCELLED * scale:
+        # Little is left, so its rounding along everything known has grown in proportion.
+        if within is not None:
+            w -= (within @ w) @ within
         w -= (known @ w) @ known
         after = _norm(w)
-        if after > SECOND_PASS * before:
-            break
-        before = after
-    return alpha, after
+    return after
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def _norm(vector: np.ndarray) -> float:
-    double = vector.astype(np.float64)
-    return float(np.sqrt(np.dot(double, double)))
+    return float(_norms(vector[None])[0])
 
 
 def _complement(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
@@ -182,7 +188,7 @@ def project_out(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
     """
     for _ in range(2):
         rows = _complement(rows, within)
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))[:, None]
+        norms = _norms(rows)[:, None]
         rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
     return rows
 

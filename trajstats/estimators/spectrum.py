@@ -269,7 +269,7 @@ def _count(
         variance = 2 / (share * n + 2) * value * (1 - value) / len(nodes)
         if not variance > 0:
             return value
-        freedom = 2 * value**2 / variance
+        freedom = max(2 * value**2 / variance, len(nodes))
         return min(value * freedom / float(scipy.stats.chi2.isf(tail, freedom)), 1.0)
 
     tail = (1 - level) / 2
@@ -305,7 +305,8 @@ def _band(
         half = scipy.stats.norm.isf(tail) * np.sqrt(variance)
         return atoms + estimate, atoms + estimate - half, atoms + estimate + half
     with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
-        freedom = 2 * estimate**2 / variance
+        # At least one eigenvalue contributes, and each adds one degree per probe.
+        freedom = np.maximum(2 * estimate**2 / variance, probes)
         low = estimate * freedom / scipy.stats.chi2.isf(tail, freedom)
         high = estimate * freedom / scipy.stats.chi2.ppf(tail, freedom)
     sure = ~np.isfinite(freedom) | (freedom > 1e9)
