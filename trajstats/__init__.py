@@ -58,7 +58,17 @@ _MODULES = {
     "trajstats.estimators.fragility": ["fragility"],
     "trajstats.inference.response_separation": ["fit_response_decay", "separate_response"],
     "trajstats.inference.results": ["FitResult"],
-    "trajstats.report.plots": ["plot_collapse", "plot_loss", "plot_msd", "plot_posterior", "plot_spectrum"],
+    "trajstats.report.plots": [
+        "plot_collapse",
+        "plot_local_exponent",
+        "plot_loss",
+        "plot_msd",
+        "plot_msd_layers",
+        "plot_posterior",
+        "plot_spectrum",
+        "plot_two_time_map",
+        "plot_van_hove",
+    ],
     "trajstats.report.html": ["write_report"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

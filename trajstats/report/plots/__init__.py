@@ -3,5 +3,9 @@
 from trajstats.report.plots.fits import plot_collapse as plot_collapse
 from trajstats.report.plots.posterior import plot_posterior as plot_posterior
 from trajstats.report.plots.spectra import plot_spectrum as plot_spectrum
+from trajstats.report.plots.two_time import plot_local_exponent as plot_local_exponent
 from trajstats.report.plots.two_time import plot_loss as plot_loss
 from trajstats.report.plots.two_time import plot_msd as plot_msd
+from trajstats.report.plots.two_time import plot_msd_layers as plot_msd_layers
+from trajstats.report.plots.two_time import plot_two_time_map as plot_two_time_map
+from trajstats.report.plots.two_time import plot_van_hove as plot_van_hove
