@@ -270,12 +270,16 @@ def _accept(s: History, n: int, temperature: float, mu: float) -> bool:
 
 @nb.njit(cache=True)
 def _thin(s: History, n: int, ratio: float) -> int:
-    # Drop nodes whose two cells together are still narrow against their distance from t and from 0.
+    # Drop nodes whose two cells together are still narrow against their distance from t and from 0. A sliver beside a
+    # wide cell goes even if that makes a cell half as wide again: a slope taken across it magnifies rounding and, fed
+    # back through the memory, makes late rows unstable.
     keep = np.ones(n, np.bool_)
     left = s.time[0]
     for i in range(1, n - 1):
         room = ratio * min(s.time[n - 1] - s.time[i + 1], s.time[i])
-        if s.kept[i] < 0 and s.time[i + 1] - left <= room:
+        width = s.time[i + 1] - left
+        sliver = min(s.time[i] - left, s.time[i + 1] - s.time[i]) < 0.25 * width and width <= 1.5 * room
+        if s.kept[i] < 0 and (width <= room or sliver):
             keep[i] = False
         else:
             left = s.time[i]
