@@ -184,7 +184,7 @@ def reference_sums(
     for row in np.unique(plan.first):
         mine = np.flatnonzero(plan.first == row)
         if mode == "product":
-            sums[0, mine] += x[plan.second[mine]] @ x[row]
+            sums[0, mine] += (x[plan.second[mine]] * x[row]).sum(axis=1)
             continue
         square = (x[plan.second[mine]] - x[row]) ** 2
         sums[0, mine] += square.sum(axis=1)
