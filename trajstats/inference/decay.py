@@ -62,7 +62,7 @@ def fit_decay(
     bins_per_decade : int
         Logarithmic bins.
     prior : mapping name -> (lower, upper), optional
-        Uniform priors of ``L_inf``, ``beta``, ``log_drift``, ``log_range``, ``log_white``, ``power``, ``log_middle``.
+        Uniform priors of ``L_inf``, ``beta``, ``log_noise``, ``drift_share``, ``log_range``, ``power``, ``log_middle``.
     sampler : str
         ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same rules.
     max_steps : int
@@ -197,17 +197,17 @@ def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
     Returns
     -------
     dict name -> (lower, upper)
-        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss) 1e-5 to 1, its range in ln
-        t 0.02 to 10 (all log uniform); power -0.5 to 2.
+        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss, log uniform) 1e-6 to 1,
+        of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform); power -0.5 to 2.
     """
     middle = float(np.log(np.median(data.loss)))
     return {
         "L_inf": (0.0, 1.1 * float(data.loss.min())),
         "log_middle": (middle - 12.0, middle + 6.0),
         "beta": (0.01, 4.0 if curve != "exponential" else 40.0),
-        "log_drift": (float(np.log(1e-5)), 0.0),
-        "log_range": (float(np.log(0.02)), float(np.log(10.0))),
-        "log_white": (float(np.log(1e-5)), 0.0),
+        "log_noise": (float(np.log(1e-6)), 0.0),
+        "drift_share": (0.0, 1.0),
+        "log_range": (float(np.log(0.05)), float(np.log(5.0))),
         "power": (-0.5, 2.0),
     }
 
@@ -258,7 +258,7 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
     low, high = priors["L_inf"]
     guess = {
         "L_inf": low + 0.5 * (high - low), "log_middle": float(np.log(np.median(data.loss) - min(0.5 * high, 0.5 * data.loss.min()))),
-        "beta": 0.5, "log_drift": np.log(0.03), "log_range": 0.0, "log_white": np.log(0.03), "power": 1.0,
+        "beta": 0.5, "log_noise": np.log(0.05), "drift_share": 0.5, "log_range": -0.5, "power": 1.0,
     }  # fmt: skip
     start = {}
     for name in NAMES:
@@ -286,8 +286,8 @@ def _result(
     amplitude = np.exp(values["log_middle"] + (values["beta"] * np.log(data.pivot) if curve == "power_law" else 0.0))
     columns = {
         "L_inf": values["L_inf"] if floor else np.zeros_like(values["L_inf"]), "A": amplitude, "beta": values["beta"],
-        "noise_drift": np.exp(values["log_drift"]), "noise_range": np.exp(values["log_range"]),
-        "noise_white": np.exp(values["log_white"]), "noise_power": values["power"],
+        "noise": np.exp(values["log_noise"]), "drift_share": values["drift_share"],
+        "drift_range": np.exp(values["log_range"]), "noise_power": values["power"],
     }  # fmt: skip
     posterior = xr.Dataset(
         {name: (("chain", "draw"), column) for name, column in columns.items()},
@@ -305,7 +305,7 @@ def _result(
         },
         coords={STEP: data.time},
     )
-    tables = {"models": _models(data, priors)}
+    tables = {"models": _models(data)}
     flags = [f"fitted from {window[0]:g} to {window[1]:g} ({clock}), {data.time.size} logarithmic bins"]
     if floor:
         log_odds = savage_dickey(columns["L_inf"].ravel(), 0.0, priors["L_inf"])
@@ -323,15 +323,15 @@ def _result(
     )  # fmt: skip
 
 
-def _models(data: Binned, priors: Priors) -> xr.Dataset:
+def _models(data: Binned) -> xr.Dataset:
     rows = {}
-    for curve in CURVES:
-        for name, edge in (("", priors["L_inf"]), (" without floor", None)):
-            top = 1.1 * float(data.loss.min())
-            bounds = {**default_priors(data, curve), "L_inf": edge if edge is not None else (-1e-9 * top, 1e-9 * top)}
-            n_coefficients = len(NAMES) - (edge is None)
-            best = maximum(data, curve, bounds)
-            rows[curve + name] = information_criteria(best.log_likelihood, n_coefficients, data.time.size)
+    top = 1.1 * float(data.loss.min())
+    zero = (-1e-9 * top, 1e-9 * top)
+    for name in (*CURVES, "power_law without floor"):
+        curve = name.split(" ")[0]
+        bounds = {**default_priors(data, curve), "L_inf": zero if " " in name else (0.0, top)}
+        best = maximum(data, curve, bounds)
+        rows[name] = information_criteria(best.log_likelihood, len(NAMES) - (" " in name), data.time.size)
     return xr.Dataset(
         {
             key: ("model", [row[key] for row in rows.values()])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-NAMES = ("L_inf", "log_middle", "beta", "log_drift", "log_range", "log_white", "power")
+NAMES = ("L_inf", "log_middle", "beta", "log_noise", "drift_share", "log_range", "power")
 CURVES = ("power_law", "stretched_exponential", "logarithmic", "exponential")
 
 
@@ -95,8 +95,8 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     Parameters
     ----------
     theta : ndarray, (m, 7)
-        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd and ln range (in ln t) of the drift, ln sd of the white
-        part, power.
+        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise, share of its variance that drifts, ln
+        range (in ln t) of the drift, power.
     data : Binned
         Data.
     curve : str
@@ -111,9 +111,9 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     typical = np.exp(np.log(np.maximum(data.loss, 1e-300)).mean())
     scale = np.maximum(mean / typical, 1e-12) ** theta[:, 6:7]
     residual = (data.loss / typical - mean / typical) / scale
-    kalman = _kalman(
-        residual, np.diff(np.log(data.time)), np.exp(theta[:, 3]), np.exp(theta[:, 4]), np.exp(theta[:, 5])
-    )
+    noise = np.exp(theta[:, 3])
+    drift, white = noise * np.sqrt(theta[:, 4]), noise * np.sqrt(1 - theta[:, 4])
+    kalman = _kalman(residual, np.diff(np.log(data.time)), drift, np.exp(theta[:, 5]), white)
     return kalman - np.log(scale).sum(axis=1)
 
 

@@ -68,6 +68,16 @@ class FitResult:
     status: str = "ok"
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Coefficients with their 68 % intervals, then status and flags: what to paste into a notebook."""
+        table = self.summary(levels=(0.68,))
+        lines = [f"{self.kind}: {self.status}"]
+        for name in table["coefficient"].values:
+            row = table.sel(coefficient=name)
+            low, high = (float(edge) for edge in row["interval"].values[0])
+            lines.append(f"  {name} = {float(row['value']):.4g} +- {float(row['stderr']):.2g}  (68 %: {low:.4g} to {high:.4g})")
+        return "\n".join([*lines, *(f"  - {flag}" for flag in self.flags)])
+
     @property
     def converged(self) -> bool:
         """Whether the sampler met its stated rule; `diagnostics.reason` says why not."""
@@ -85,10 +95,11 @@ class FitResult:
         -------
         xarray.Dataset
             Dim `coefficient`: ``value`` (posterior median), ``stderr`` (posterior standard deviation) and ``interval``
-            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles.
+            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles. A variable with a
+            labelled dim of its own, such as w_c of each depth, gives one coefficient for each label: ``"w_c[depth=2]"``.
         """
-        names = [str(k) for k, v in self.posterior.data_vars.items() if v.dims == ("chain", "draw")]
-        draws = [np.ravel(self.posterior[name].values) for name in names]
+        columns = _scalar_draws(self.posterior)
+        names, draws = list(columns), list(columns.values())
         chosen = np.asarray(levels, dtype=float)
         tails = np.stack([(1 - chosen) / 2, (1 + chosen) / 2], axis=-1)
         result = xr.Dataset(
@@ -138,6 +149,7 @@ class FitResult:
             "status": self.status,
             "flags": json.dumps(list(self.flags)),
             "fit": json.dumps(dict(self.attrs), default=str),
+            "order": json.dumps([str(name) for name in self.posterior.data_vars]),
         }
         return tree
 
@@ -199,7 +211,7 @@ class FitResult:
         tables = groups["tables"].children if "tables" in groups else {}
         return cls(
             kind,
-            named["posterior"],
+            named["posterior"][json.loads(tree.attrs["order"])],
             named.get("observed_data", empty),
             named["sample_diagnostics"],
             {name: node.to_dataset(inherit=False) for name, node in tables.items()},
@@ -207,6 +219,18 @@ class FitResult:
             tree.attrs["status"],
             json.loads(tree.attrs["fit"]),
         )
+
+
+def _scalar_draws(posterior: xr.Dataset) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    for name, variable in posterior.data_vars.items():
+        rest = [str(d) for d in variable.dims if d not in ("chain", "draw")]
+        if not rest:
+            columns[str(name)] = np.ravel(variable.values)
+        elif len(rest) == 1 and rest[0] in posterior.coords:
+            for label in posterior[rest[0]].values:
+                columns[f"{name}[{rest[0]}={label}]"] = np.ravel(variable.sel({rest[0]: label}).values)
+    return columns
 
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:

@@ -234,7 +234,9 @@ class FreeCurve:
         x = np.ascontiguousarray(self.variable(at), dtype=np.float64)
         low, high = (np.ascontiguousarray(edge[..., 0], dtype=np.float64) for edge in self.limits(at))
         shape = np.shape(log_smoothing)
-        grid = np.ascontiguousarray(np.reshape(log_smoothing, (x.shape[0], -1)), dtype=np.float64)
+        grid = np.ascontiguousarray(
+            np.reshape(log_smoothing, (x.shape[0], np.size(log_smoothing) // max(x.shape[0], 1))), dtype=np.float64
+        )
         product = self.precision @ self.log_msd
         square = float(self.log_msd @ product)
         return _marginal(x, low, high, grid, self.precision, product, square, self.penalty, self.intervals).reshape(

@@ -1,6 +1,11 @@
 """One plot per result; each takes and returns matplotlib Axes."""
 
 from trajstats.report.plots.fits import plot_collapse as plot_collapse
+from trajstats.report.plots.fits import plot_corner as plot_corner
+from trajstats.report.plots.fits import plot_decay as plot_decay
+from trajstats.report.plots.fits import plot_divergence as plot_divergence
+from trajstats.report.plots.fits import plot_mu_estimators as plot_mu_estimators
+from trajstats.report.plots.fits import plot_scan as plot_scan
 from trajstats.report.plots.posterior import plot_posterior as plot_posterior
 from trajstats.report.plots.spectra import plot_spectrum as plot_spectrum
 from trajstats.report.plots.two_time import plot_local_exponent as plot_local_exponent

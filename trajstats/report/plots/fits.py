@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, WAITING_TIME
+from trajstats.data.schema import LAG, STEP, WAITING_TIME
 from trajstats.inference.models import scaled_time
 from trajstats.inference.results import FitResult
-from trajstats.report.plots.style import axes, ordered_colours
+from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_BAND = "0.78"
+
+
+def _residual_panel(ax: Axes) -> Axes:
+    """Make room below an Axes for its residuals, whatever figure it is in."""
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+    below = make_axes_locatable(ax).append_axes("bottom", size="32%", pad=0.06, sharex=ax)
+    ax.tick_params(labelbottom=False)
+    below.axhline(0, color="0.25", lw=0.8)
+    return below
 
 
 def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None = None) -> Axes:
@@ -22,7 +35,7 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     Parameters
     ----------
     delta : DataArray or None
-        What was fitted (the points drawn are those of the fit; None draws the same).
+        What was fitted. The points drawn are those of the fit, which may be thinner.
     fit : FitResult
         Of `fit_subaging`.
     ax : Axes, optional
@@ -31,29 +44,233 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     Returns
     -------
     matplotlib.axes.Axes
-        Main panel; the residuals are ``ax.child_axes[0]``.
+        Main panel; the residuals are the last Axes of its figure.
     """
-    ax = axes(ax, size=(5.4, 4.4))
+    ax = axes(ax, size=(5.6, 4.6))
     data, pivot, form = fit.data, float(fit.attrs["pivot"]), str(fit.attrs["form"])
-    mu = float(fit.summary()["value"].sel(coefficient="mu"))
-    stderr = float(fit.summary()["stderr"].sel(coefficient="mu"))
+    row = fit.summary().sel(coefficient="mu")
+    mu, stderr = float(row["value"]), float(row["stderr"])
+    centre = float(fit.posterior["mu_pooled"].median()) if "mu_pooled" in fit.posterior else mu
     wait, lag = data[WAITING_TIME].values, data[LAG].values
-    u = np.exp(scaled_time(wait / pivot, lag / pivot, mu, form=form))
-    low, middle, high = np.quantile(fit.predict().values.reshape(-1, u.size), [0.025, 0.5, 0.975], axis=0)
-    below = ax.inset_axes((0, -0.42, 1, 0.3), sharex=ax)
+    u = np.exp(scaled_time(wait / pivot, lag / pivot, centre, form=form))
+    middle = data["predicted"].values
+    # each draw has its own mu, hence its own u: the band is that of the curve at fixed u
+    spread = fit.predict().values.reshape(-1, u.size) if "curve" in fit.posterior else middle[None]
+    low, high = np.quantile(np.log(spread / np.median(spread, axis=0)), [0.025, 0.975], axis=0)
     order = np.argsort(u)
-    ax.fill_between(u[order], low[order], high[order], color="0.75", lw=0, label="95 % of the master curve", zorder=1)
-    ax.plot(u[order], middle[order], color="0.25", lw=1, zorder=2)
+    low, high = _smooth(np.log(u[order]), low[order]), _smooth(np.log(u[order]), high[order])
+    below = _residual_panel(ax)
+    ax.fill_between(
+        u[order], middle[order] * np.exp(low), middle[order] * np.exp(high), color=_BAND, lw=0, label="95 % of the curve"
+    )
+    ax.plot(u[order], middle[order], color="0.25", lw=1)
     levels = np.unique(wait)
     for level, colour in zip(levels, ordered_colours(levels), strict=True):
         here = wait == level
-        ax.plot(u[here], data["msd"].values[here], "o", ms=3.2, color=colour, label=f"$t_w$ = {level:.3g}", zorder=3)
-        below.plot(u[here], data["residual"].values[here], "o", ms=2.6, color=colour)
-    below.fill_between(u[order], np.log(low / middle)[order], np.log(high / middle)[order], color="0.75", lw=0)
-    below.axhline(0, color="0.25", lw=0.8)
-    below.set(xlabel=rf"scaled lag $u$ ({form} form, $\mu$ = {mu:.3f} $\pm$ {stderr:.3f}), pivot $t_w$ = {pivot:.3g}")
-    below.set_ylabel(r"residual of $\ln\Delta$")
-    ax.set(xscale="log", yscale="log", ylabel=r"mean square displacement $\Delta$ (squared weight)")
-    ax.tick_params(labelbottom=False)
+        ax.plot(u[here], data["msd"].values[here], "o", ms=3, color=colour, label=f"$t_w$ = {level:.4g}")
+        below.plot(u[here], data["residual"].values[here], "o", ms=2.4, color=colour)
+    below.fill_between(u[order], low, high, color=_BAND, lw=0)
+    variable = r"\int_{t_w}^{t_w+t}(s/t_p)^{-\mu}ds/t_p" if form == "clock" else r"(t/t_p)/(t_w/t_p)^\mu"
+    below.set_xlabel(rf"scaling variable $u={variable}$,  $t_p$ = {pivot:.4g}")
+    below.set_ylabel(r"$\delta\ln\Delta$")
+    ax.set(xscale="log", yscale="log", ylabel=r"MSD $\Delta$ (squared weight)")
+    ax.set_title(rf"$\mu$ = {mu:.3f} $\pm$ {stderr:.3f}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10)
     ax.legend(fontsize=6.5, ncol=2, frameon=False)
+    return ax
+
+
+def _smooth(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # the width of the band differs a little from waiting time to waiting time at the same u: show its running mean
+    weight = np.exp(-0.5 * ((x[:, None] - x) / (0.04 * np.ptp(x) + 1e-12)) ** 2)
+    return (weight @ y) / weight.sum(axis=1)
+
+
+def plot_mu_estimators(fit: FitResult, *, ax: Axes | None = None) -> Axes:
+    r"""Draw the exponent by every estimator, with 95 % intervals; hollow where the curve does not describe the data.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_subaging`.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = axes(ax)
+    table = fit.tables["estimators"]
+    row = fit.summary().sel(coefficient="mu", level=0.95)
+    ax.axvspan(*row["interval"].values, color=_BAND, lw=0, label="95 % interval of the fit")
+    ax.axvline(float(row["value"]), color="0.25", lw=1)
+    for k, name in enumerate(table["estimator"].values):
+        one = table.sel(estimator=name)
+        wrong = float(one["misfit_ratio"]) > 1.3
+        mu, low, high = float(one["mu"]), float(one["lower"]), float(one["upper"])
+        ax.errorbar(
+            mu, k, xerr=[[max(mu - low, 0)], [max(high - mu, 0)]] if np.isfinite(low) else None, fmt="o", color=CATEGORIES[k % 7],
+            mfc="white" if wrong else None, capsize=2, ms=5,
+        )  # fmt: skip
+    ax.set_yticks(range(table.sizes["estimator"]), [str(n).replace("_", " ") for n in table["estimator"].values])
+    ax.invert_yaxis()
+    ax.set_xlabel(r"exponent of aging $\mu$ (hollow: curve needs over 1.3 times the noise)")
+    ax.legend(fontsize=7, frameon=False)
+    return ax
+
+
+def plot_scan(fit: FitResult, *, scan: str = "threshold", ax: Axes | None = None) -> Axes:
+    r"""Draw the exponent along a scan of thresholds or of fit windows.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_subaging`.
+    scan : str
+        ``"threshold"`` or ``"window"``.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = axes(ax)
+    table = fit.tables[f"{scan}_scan"]
+    row = fit.summary().sel(coefficient="mu", level=0.95)
+    ax.axhspan(*row["interval"].values, color=_BAND, lw=0, label="95 % interval of the fit")
+    mu, error = table["mu"].values, 1.96 * table["stderr"].values
+    if scan == "threshold":
+        censored = table["censored"].values > 0
+        for mask, face, word in ((~censored, CATEGORIES[0], "reached by all"), (censored, "white", "some censored")):
+            if mask.any():
+                ax.errorbar(
+                    table["threshold"].values[mask], mu[mask], error[mask], fmt="o", ms=4, capsize=2, color=CATEGORIES[0],
+                    mfc=face, label=word,
+                )  # fmt: skip
+        ax.set(xscale="log", xlabel=r"threshold $\Delta^*$ (squared weight)")
+    else:
+        ax.errorbar(np.arange(mu.size), mu, error, fmt="o", ms=4, capsize=2, color=CATEGORIES[0])
+        ax.set_xticks(range(mu.size), [str(n) for n in table["window"].values], rotation=30, ha="right", fontsize=8)
+        ax.set_xlabel("fit window")
+    ax.set_ylabel(r"exponent of aging $\mu$")
+    ax.legend(fontsize=7, frameon=False)
+    return ax
+
+
+def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the marginal and joint posteriors of a few coefficients.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Any fit.
+    coefficients : sequence of str, optional
+        Which; the first four scalar ones if not given.
+    ax : Axes, optional
+        Where to draw; it is divided into panels.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The Axes that holds the panels.
+    """
+    scalars = [str(k) for k, v in fit.posterior.data_vars.items() if v.dims == ("chain", "draw") and float(v.std()) > 0]
+    names = list(coefficients) if coefficients is not None else scalars[:4]
+    ax = axes(ax, size=(1.7 * len(names) + 1, 1.7 * len(names) + 1))
+    ax.axis("off")
+    draws = {name: fit.posterior[name].values.ravel() for name in names}
+    limits = {name: np.quantile(d, [0.002, 0.998]) for name, d in draws.items()}
+    size = 1 / len(names)
+    for i, down in enumerate(names):
+        for j, across in enumerate(names[: i + 1]):
+            panel = ax.inset_axes((j * size + 0.02, 1 - (i + 1) * size + 0.02, 0.92 * size, 0.92 * size))
+            panel.set_xlim(limits[across])
+            if i == j:
+                panel.hist(draws[across], bins=40, range=tuple(limits[across]), color=CATEGORIES[0], histtype="stepfilled")
+                panel.set_yticks([])
+            else:
+                panel.hist2d(draws[across], draws[down], bins=35, range=[limits[across], limits[down]], cmap="cividis", cmin=1)
+                panel.set_ylim(limits[down])
+            panel.tick_params(labelsize=6, labelbottom=i == len(names) - 1, labelleft=j == 0 and i > 0)
+            if i == len(names) - 1:
+                panel.set_xlabel(across, fontsize=8)
+            if j == 0 and i > 0:
+                panel.set_ylabel(down, fontsize=8)
+    return ax
+
+
+def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
+    r"""Draw 1/T against width: learned runs, censored runs at their budget, posterior band and w_c.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_divergence`, one loss and one depth.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = axes(ax)
+    width, time = fit.data["width"].values, fit.data["learning_time"].values
+    learned = fit.data["learned"].values.astype(bool)
+    grid = np.linspace(0.0, width.max() * 1.02, 300)
+    rate = 1 / fit.predict(width=grid).values.reshape(-1, grid.size)
+    low, middle, high = np.quantile(rate, [0.025, 0.5, 0.975], axis=0)
+    ax.fill_between(grid, low, high, color=_BAND, lw=0, label="95 % of the curve")
+    ax.plot(grid, middle, color="0.25", lw=1)
+    ax.plot(width[learned], 1 / time[learned], "o", ms=4, color=CATEGORIES[0], label="learned")
+    if (~learned).any():
+        ax.plot(width[~learned], 1 / time[~learned], "v", ms=5, color=CATEGORIES[1], mfc="white", label="not learned: 1/T is below")
+    row = fit.summary().sel(coefficient="w_c", level=0.95)
+    ax.axvspan(*row["interval"].values, color=CATEGORIES[2], alpha=0.2, lw=0, label="$w_c$, 95 %")
+    nu = fit.summary()["value"].sel(coefficient="nu")
+    ax.set(xlabel="width $w$ (units)", ylim=(0, None), xlim=(0, None))
+    ax.set_ylabel(f"1 / learning time (1 / {clock_label('T', str(fit.attrs['clock']))[3:-1]})")
+    ax.set_title(
+        rf"$w_c$ = {float(row['value']):.3g} $\pm$ {float(row['stderr']):.2g}, $\nu$ = {float(nu):.2f}"
+        + ("" if fit.status == "ok" else f"  ({fit.status})"),
+        fontsize=10,
+    )
+    ax.legend(fontsize=7, frameon=False)
+    return ax
+
+
+def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
+    r"""Draw the loss on log-log axes with the posterior band, the posterior of the floor on the right, and residuals below.
+
+    Parameters
+    ----------
+    fit : FitResult
+        Of `fit_decay`.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Main panel.
+    """
+    ax = axes(ax, size=(5.6, 4.6))
+    data = fit.data
+    time = np.geomspace(data[STEP].values[0], data[STEP].values[-1], 200)
+    low, middle, high = np.quantile(fit.predict(time=time).values.reshape(-1, time.size), [0.025, 0.5, 0.975], axis=0)
+    below = _residual_panel(ax)
+    ax.fill_between(time, low, high, color=_BAND, lw=0, label="95 % of the curve")
+    ax.plot(time, middle, color="0.25", lw=1)
+    ax.plot(data[STEP].values, data["loss"].values, "o", ms=3, color=CATEGORIES[0], label="loss, logarithmic bins")
+    below.plot(data[STEP].values, data["residual"].values, "o-", ms=2.4, lw=0.5, color=CATEGORIES[0])
+    floor = fit.posterior["L_inf"].values.ravel()
+    if floor.std() > 0:
+        edges = np.quantile(floor, [0.025, 0.975])
+        ax.axhspan(*edges, color=CATEGORIES[1], alpha=0.25, lw=0, label=r"floor $L_\infty$, 95 %")
+    chance = f", P(floor > 0) = {float(fit.tables['floor']['probability_positive']):.2f}" if "floor" in fit.tables else ""
+    beta = fit.summary().sel(coefficient="beta")
+    ax.set_title(rf"$\beta$ = {float(beta['value']):.3f} $\pm$ {float(beta['stderr']):.3f}{chance}", fontsize=10)
+    ax.set(xscale="log", yscale="log", ylabel="loss $L$", ylim=(0.7 * data["loss"].values.min(), None))
+    below.set(xlabel=clock_label("time $t$", str(fit.attrs["clock"])), ylabel=r"$\delta\ln L$")
+    ax.legend(fontsize=7, frameon=False)
     return ax
