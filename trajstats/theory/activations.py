@@ -154,6 +154,12 @@ def _gelu_slope(h: np.ndarray) -> np.ndarray:
     return special.ndtr(h) + h * np.exp(-(h**2) / 2) / math.sqrt(2 * math.pi)
 
 
+def _tanh_slope(h: np.ndarray) -> np.ndarray:
+    # 1 / cosh^2 without overflow, and without the cancellation of 1 - tanh^2
+    decay = np.exp(-2 * np.abs(h))
+    return 4 * decay / (1 + decay) ** 2
+
+
 def _sigmoid_slope(h: np.ndarray) -> np.ndarray:
     return special.expit(h) * special.expit(-h)
 
@@ -163,7 +169,7 @@ ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
         Activation("linear", lambda h: h, np.ones_like),
-        Activation("tanh", np.tanh, lambda h: 1.0 / np.cosh(h) ** 2),
+        Activation("tanh", np.tanh, _tanh_slope),
         Activation("sigmoid", special.expit, _sigmoid_slope),
         Activation("erf", special.erf, lambda h: 2 / math.sqrt(math.pi) * np.exp(-(h**2))),
         Activation("relu", lambda h: np.maximum(h, 0.0), lambda h: (h > 0).astype(np.float64), (0.0,)),
