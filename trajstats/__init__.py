@@ -53,6 +53,7 @@ _MODULES = {
     "trajstats.estimators.fixed_points": ["attractor_slice", "fixed_point_census"],
     "trajstats.estimators.jacobian": ["jacobian_esd"],
     "trajstats.estimators.tails": ["hill_plot", "spectral_tails", "tail_fit", "weight_tails"],
+    "trajstats.theory.comparison": ["compare_to_theory"],
     "trajstats.theory.random_nets": ["RandomNet"],
     "trajstats.theory.random_matrix": ["FussCatalan", "JacobianLaw", "MarchenkoPastur", "variance_map"],
     "trajstats.inference.aging": ["fit_subaging"],

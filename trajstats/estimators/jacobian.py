@@ -87,8 +87,8 @@ def jacobian_esd(
         ``log_singular_values`` (replica, step, input, value), natural, descending, with ``resolved``: where it is False
         the number is the resolution below which the value lies. ``density``, ``density_low``, ``density_high`` (step,
         squared_singular_value) per unit of x; ``spectral_norm`` (replica, step, input) and, for square J,
-        ``spectral_radius``, ``eigenvalue_real``, ``eigenvalue_imag``; ``weight_tail_index`` (replica, step, layer),
-        Hill's
+        ``spectral_radius``, ``eigenvalue_real``, ``eigenvalue_imag``; ``weight_tail_index`` and
+        ``weight_tail_stderr`` (replica, step, layer), Hill's
         index of each weight matrix. With Lanczos ``nodes`` and ``weights`` (replica, step, input, probe, node) of x
         instead of the singular values.
 
@@ -135,7 +135,7 @@ def jacobian_esd(
             cells.append(
                 source._quadrature(probes, order, (entropy, r, row)) if source.large else source._dense(eigenvalues)
             )
-            cells[-1]["weight_tail_index"] = _tail_indices(trajectory, weights)
+            cells[-1]["weight_tail_index"], cells[-1]["weight_tail_stderr"] = _tail_indices(trajectory, weights)
     result = _dataset(cells, trajectory, rows)
     result = result.merge(_density(result, level, bins))
     return annotate(
@@ -322,11 +322,11 @@ def _tail_indices(trajectory: xr.Dataset, weights: np.ndarray) -> np.ndarray:
     # NaN for biases and for layers too small to tell.
     kinds = list(trajectory["layer_kind"].values) if "layer_kind" in trajectory.coords else []
     spans = layer_slices(trajectory).values()
-    found = np.full(len(spans), np.nan)
+    found = np.full((2, len(spans)), np.nan)
     for i, (kind, span) in enumerate(zip(kinds, spans, strict=False)):
         if kind == "weight" and span.stop - span.start >= 500:
             values = np.abs(weights[span].astype(np.float64))
-            found[i] = hill_index(values, max(25, round(0.01 * values.size)))[0]
+            found[:, i] = hill_index(values, max(25, round(0.01 * values.size)))
     return found
 
 
@@ -341,6 +341,7 @@ def _dataset(cells: list[dict[str, np.ndarray]], trajectory: xr.Dataset, rows: l
         "nodes": ("input", "probe", "node"),
         "weights": ("input", "probe", "node"),
         "weight_tail_index": ("layer",),
+        "weight_tail_stderr": ("layer",),
     }
     shape = (trajectory.sizes[REPLICA], len(rows))
     data = {}

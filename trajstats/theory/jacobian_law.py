@@ -96,6 +96,7 @@ class JacobianLaw(SpectralLaw):
             raise ArgumentError(unknown("weights", weights, ("gaussian", "orthogonal")))
         self.weights = weights
         self.activation = activations.activation(activation)
+        self.input_second_moment = float(input_second_moment)
         self.sigma_w2 = per_layer("sigma_w2", sigma_w2, self.depth)
         self.sigma_b2 = per_layer("sigma_b2", sigma_b2, self.depth)
         if not (self.sigma_w2 > 0).all():
