@@ -290,8 +290,9 @@ def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 def read_msgpack(path: Path) -> Checkpoint:
     """Walk over a flax msgpack file and note where its arrays lie; nothing but lengths is unpacked."""
-    walker = _MsgpackWalker(path)
-    tree = walker.value(0)
+    with path.open("rb") as stream:
+        walker = _MsgpackWalker(path, stream)
+        tree = walker.value(0)
     if walker.position != walker.size:
         msg = f"{path}: {walker.size - walker.position} bytes follow the end of the tree"
         raise StoreError(msg)
@@ -331,9 +332,9 @@ def _unchunk(tree: Any) -> Any:
 class _MsgpackWalker:
     """Just enough msgpack to find arrays: maps, lists, text, numbers, and flax's array extension."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: Any) -> None:
         self.path, self.size, self.position = path, path.stat().st_size, 0
-        self._stream = path.open("rb")
+        self._stream = stream
         self._count = 0
 
     def _take(self, n: int) -> bytes:

@@ -202,7 +202,8 @@ def create_store(
         Further coordinates that do not grow.
     """
     # "creating" is replaced in one write at the end: a store killed in here is recognised and made anew.
-    zarr.create_group(place.path(), attributes={STATE: CREATING}, overwrite=False)
+    if place.get("zarr.json") is None:
+        zarr.create_group(place.path(), attributes={STATE: CREATING})
     dims = SKETCH_DIMS if layout.variable == SKETCH else WEIGHT_DIMS
     shards = None if layout.shard == layout.columns else _grid(layout, layout.shard)
     zarr.create_array(

@@ -63,6 +63,9 @@ class Place:
             self._store, self._prefix = target.store, target.path.strip("/")
         elif isinstance(target, Store):
             self._store = target
+            if write and target.read_only:
+                msg = f"{target} is opened for reading only; give the path, or a store that may be written"
+                raise StoreError(msg)
             if isinstance(target, LocalStore):
                 self.local = target.root
         elif hasattr(target, "writable_session"):

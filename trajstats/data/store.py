@@ -13,7 +13,7 @@ import xarray as xr
 
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
-from trajstats.data.layout import COMMITTED, FINISHED, FLOOR, INITIAL, STATE, STORE_FORMAT
+from trajstats.data.layout import COMMITTED, CREATING, FINISHED, FLOOR, INITIAL, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
 from trajstats.data.schema import (
     CLOCKS,
@@ -27,7 +27,7 @@ from trajstats.data.schema import (
     WEIGHT_DIMS,
     check_trajectory,
 )
-from trajstats.data.tiles import Tiles
+from trajstats.data.tiles import Tiles, layer_names
 from trajstats.data.writer import TrajectoryWriter
 from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
 
@@ -248,6 +248,9 @@ def follow(target: Any, /, *, poll: float = 1.0, timeout: float | None = None) -
 def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_bytes: int) -> xr.Dataset:
     place = Place(target)
     attrs = check_zarr(place)
+    if attrs.get(STATE) == CREATING:
+        msg = f"{place} is being created, or its creation was cut short; nothing was recorded yet"
+        raise StoreError(msg)
     if attrs.get("schema_version") != SCHEMA_VERSION:
         msg = (
             f"{place} has schema_version {attrs.get('schema_version')!r}; this trajstats reads version {SCHEMA_VERSION}. "
@@ -276,7 +279,7 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
         if changed := tiles.changed_metadata():
             msg = f"{place}: {', '.join(changed)} changed since the store was finished; restore it from a copy"
             raise StoreError(msg)
-        if lost := tiles.missing(rows):
+        if lost := _needed(tiles, tiles.missing(rows), layers):
             raise StoreError(missing_tiles(place, lost))
     trajectory = _dataset(target, tiles, rows, records, attrs, block_bytes)
     if damaged == "drop":
@@ -285,6 +288,23 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
         bad = {name for tile in verify(target).tiles for name in tile.layers}
         trajectory = select_layers(trajectory, [n for n in map(str, trajectory[LAYER].values) if n not in bad])
     return trajectory if layers is None else select_layers(trajectory, layers)
+
+
+def _needed(tiles: Tiles, lost: list[str], layers: Sequence[str] | None) -> list[str]:
+    # Where layers are chosen, only their tiles matter.
+    if not lost or layers is None or tiles.variable == SKETCH:
+        return lost
+    group = tiles.place.group()
+    assert group is not None
+    stops = np.asarray(array_of(group, "layer_stop")[...]).tolist()
+    ranges = [r for name, *r in zip(layer_names(group), [0, *stops[:-1]], stops, strict=True) if name in layers]
+    width = tiles.layout.shard
+
+    def hit(key: str) -> bool:
+        at = int(key.rpartition("/")[2]) * width
+        return any(start < at + width and stop > at for start, stop in ranges)
+
+    return [key for key in lost if not key.startswith(f"{tiles.variable}/") or hit(key)]
 
 
 def _dataset(
