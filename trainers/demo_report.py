@@ -11,7 +11,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 import trajstats as ts
-from trainers.demo import LAGS, OVER, SPECTRUM_STEPS, UNDER, WAITING_TIMES, Net, network_of
+from trainers.demo import FIT_FROM, LAGS, OVER, SPECTRUM_STEPS, UNDER, WAITING_TIMES, Net, network_of
 from trajstats.report.html import Section, Table, interval_text, write_report
 from trajstats.report.plots import (
     plot_collapse,
@@ -83,9 +83,11 @@ def _measure(net: Net, runs: Path, bar: Any) -> dict[str, Any]:
     delta = ts.msd(run, pairs, per="layer").compute()
     bar.update()
     bar.set_postfix_str(f"posterior of mu of {net.store}")
-    fit = ts.fit_subaging(delta, rng=0)
+    inside = (delta["waiting_time"] >= FIT_FROM["waiting_time"]) & (delta["lag"] >= FIT_FROM["lag"])
+    window = delta.isel(pair=np.flatnonzero(inside.values))
+    fit = ts.fit_subaging(window, rng=0)
     bar.update(2)
-    return {"net": net, "run": run, "delta": delta, "fit": fit}
+    return {"net": net, "run": run, "delta": delta, "window": window, "fit": fit}
 
 
 def _spectrum(runs: Path, bar: Any) -> xr.Dataset:
@@ -122,7 +124,9 @@ def _what(results: dict[str, dict[str, Any]]) -> Section:
         "In numbers",
         text=[
             "The exponent µ says how the time to forget grows with age: it is 0 in a steady state, 1 for full aging, "
-            "and in between for subaging. What each interval rests on:",
+            f"and in between for subaging. It is fitted to waiting times from {FIT_FROM['waiting_time']:,} steps, after the "
+            f"initial descent, and lags from {FIT_FROM['lag']} steps, one epoch: below, the displacement is batch noise that "
+            "does not age. What each interval rests on:",
             *(flags or ["No flag was raised."]),
         ],
         tables=[Table(header, rows)],
@@ -152,7 +156,7 @@ def _displacements(results: dict[str, dict[str, Any]]) -> Section:
 def _aging(results: dict[str, dict[str, Any]]) -> Section:
     figures = []
     for label, found in results.items():
-        ax = plot_collapse(found["delta"], found["fit"], ax=axes(None, size=(5.2, 4.6)))
+        ax = plot_collapse(found["window"], found["fit"], ax=axes(None, size=(5.2, 4.6)))
         figures.append((ax.figure, f"The {label} network's displacements on one master curve, residuals below."))
     ax = plot_posterior({label: found["fit"] for label, found in results.items()}, "mu")
     figures.append((ax.figure, "Posterior of µ with median and 95 % interval."))
@@ -171,8 +175,9 @@ def _coefficients(label: str, fit: ts.FitResult) -> list[list[str]]:
             [float(one["interval"].sel(level=level, bound=bound)) for bound in ("lower", "upper")]
             for level in (0.68, 0.95)
         ]
+        sampled = name in fit.diagnostics["coefficient"].values
         quality = [
-            f"{float(fit.diagnostics[key].sel(coefficient=name)):{form}}"
+            f"{float(fit.diagnostics[key].sel(coefficient=name)):{form}}" if sampled else "drawn given the others"
             for key, form in (("r_hat", ".3f"), ("ess", ".0f"))
         ]
         rows.append([label, str(name), f"{value:.4g}", *(interval_text(value, *end) for end in ends), *quality])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from trainers.jax_curvature import VECTORS_PER_CALL, JaxCurvature
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
 
-VECTORS_PER_CALL = 16
+PRODUCTS = ("exact", "finite_difference")
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 class JaxNetwork:
@@ -42,6 +45,11 @@ class JaxNetwork:
         ``"float32"`` or ``"float64"``.
     batch_size : int
         Examples evaluated at once.
+    memory : int
+        Budget in bytes for the residuals and tangents of a curvature product.
+    products : str
+        How curvature products are made: ``"exact"`` by differentiating twice, ``"finite_difference"`` from gradients
+        (relative error about 1e-9 in float64, 1e-4 in float32), for operations that cannot be differentiated twice.
 
     Raises
     ------
@@ -71,11 +79,15 @@ class JaxNetwork:
         reduction: str = "mean",
         dtype: str = "float32",
         batch_size: int = 5_000,
+        memory: int = 2**28,
+        products: str = "exact",
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
         if np.dtype(dtype).name not in ("float32", "float64"):
             raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
+        if products not in PRODUCTS:
+            raise ArgumentError(unknown("products", products, PRODUCTS))
         if len(data[0]) != len(data[1]) or len(data[0]) == 0:
             msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
             raise ArgumentError(msg)
@@ -85,6 +97,9 @@ class JaxNetwork:
         self.reduction = reduction
         self.dtype = np.dtype(dtype)
         self.batch_size = int(batch_size)
+        self.memory = int(memory)
+        self.products = products
+        self._latest: tuple[Any, JaxCurvature] | None = None
         self._inputs = self._cast(data[0])
         self._targets = self._cast(data[1])
         names, leaves, self._order, self._treedef = flat_order(params)
@@ -92,7 +107,15 @@ class JaxNetwork:
         self._compiled: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}
+        return {**self.__dict__, "_compiled": {}, "_latest": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Unpickled, so in a worker process: XLA reads its flags when its first computation starts, and one thread per
+        # task is what the workers are for.
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "xla_cpu_multi_thread_eigen" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+        self.__dict__.update(state)
 
     @property
     def layers(self) -> Mapping[str, tuple[int, ...]]:
@@ -219,32 +242,11 @@ class JaxNetwork:
         """
         if kind not in CURVATURE_KINDS:
             raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-        return _JaxCurvature(self, weights, kind)
-
-    def _products(self, kind: CurvatureKind) -> Any:
-        # The weights are an argument of the compiled function, so that one compilation serves every checkpoint; under
-        # vmap over the vectors alone, XLA evaluates the primal once for all of them.
-        def data_loss(w: Any, x: Any, y: Any) -> Any:
-            return self.loss_fn(self._outputs(w, x), y)
-
-        def hessian(w: Any, v: Any, x: Any, y: Any) -> Any:
-            return jax.jvp(lambda u: jax.grad(data_loss)(u, x, y), (w,), (v,))[1]
-
-        def gauss_newton(w: Any, v: Any, x: Any, y: Any) -> Any:
-            out, out_dot = jax.jvp(lambda u: self._outputs(u, x), (w,), (v,))
-            curved = jax.jvp(jax.grad(lambda z: self.loss_fn(z, y)), (out,), (out_dot,))[1]
-            return jax.vjp(lambda u: self._outputs(u, x), w)[1](curved)[0]
-
-        def fisher(w: Any, v: Any, x: Any, y: Any) -> Any:
-            def losses(u: Any) -> Any:
-                return jax.vmap(lambda a, b: self.loss_fn(self._outputs(u, a[None]), b[None]))(x, y)
-
-            along = jax.jvp(losses, (w,), (v,))[1]
-            scale = 1.0 / x.shape[0] if self.reduction == "mean" else 1.0
-            return scale * jax.vjp(losses, w)[1](along)[0]
-
-        product = {"hessian": hessian, "gauss_newton": gauss_newton, "fisher": fisher}[kind]
-        return self._jit(("curvature", kind), jax.vmap(product, in_axes=(None, 0, None, None)))
+        key = (kind, hash(np.asarray(weights).tobytes()))
+        if self._latest is None or self._latest[0] != key:
+            # One entry: the tasks of one checkpoint follow each other.
+            self._latest = (key, JaxCurvature(self, weights, kind))
+        return self._latest[1]
 
     def _cast(self, array: Any) -> np.ndarray:
         array = np.asarray(array)
@@ -278,40 +280,15 @@ class JaxNetwork:
     def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
         return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])
 
-    def _batches(self, indices: np.ndarray | None = None) -> Iterator[tuple[float, Any, Any]]:
+    def _batches(
+        self, indices: np.ndarray | None = None, at_most: int | None = None
+    ) -> Iterator[tuple[float, Any, Any]]:
         chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
-        for start in range(0, len(chosen), self.batch_size):
-            part = chosen[start : start + self.batch_size]
+        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
             share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
             yield share, *self._examples(part)
-
-
-class _JaxCurvature(LinearOperator):
-    def __init__(self, network: JaxNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
-        n = network.n_parameters
-        super().__init__(network.dtype, (n, n))
-        self._network = network
-        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
-        with network._precision():
-            self._weights = network._flat(weights)
-            self._product = network._products(kind)
-            self._batches = list(network._batches())
-
-    def _matvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matvec(v)
-
-    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
-        with self._network._precision():
-            rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)
-            done = []
-            for start in range(0, len(rows), VECTORS_PER_CALL):
-                chunk = jnp.asarray(rows[start : start + VECTORS_PER_CALL])
-                total = sum(share * self._product(self._weights, chunk, x, y) for share, x, y in self._batches)
-                done.append(np.asarray(total + self._shift * chunk))
-            return np.concatenate(done).T
 
 
 def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:

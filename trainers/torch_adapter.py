@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
+from trainers.torch_curvature import VECTORS_PER_CALL, TorchCurvature, linearized
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
 
-VECTORS_PER_CALL = 16
+PRODUCTS = ("exact", "finite_difference")
 ELEMENTWISE = (
     torch.nn.Tanh,
     torch.nn.ReLU,
@@ -62,11 +63,16 @@ class TorchNetwork:
         Examples evaluated at once.
     threads : int, optional
         Torch threads during a call; the process's setting is restored after it. None leaves it alone.
+    memory : int
+        Budget in bytes for the activations and tangents of a curvature product.
+    products : str
+        How curvature products are made: ``"exact"`` by differentiating twice, ``"finite_difference"`` from gradients
+        (relative error about 1e-9 in float64, 1e-4 in float32), for operations that cannot be differentiated twice.
 
     Raises
     ------
     ArgumentError
-        If `reduction` or `dtype` is not known, or inputs and targets differ in length.
+        If `reduction`, `dtype` or `products` is not known, or inputs and targets differ in length.
 
     Examples
     --------
@@ -87,11 +93,15 @@ class TorchNetwork:
         dtype: str = "float32",
         batch_size: int = 5_000,
         threads: int | None = 1,
+        memory: int = 2**28,
+        products: str = "exact",
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
         if np.dtype(dtype).name not in ("float32", "float64"):
             raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
+        if products not in PRODUCTS:
+            raise ArgumentError(unknown("products", products, PRODUCTS))
         if len(data[0]) != len(data[1]) or len(data[0]) == 0:
             msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
             raise ArgumentError(msg)
@@ -103,9 +113,23 @@ class TorchNetwork:
         self.reduction = reduction
         self.batch_size = int(batch_size)
         self.threads = threads
+        self.memory = int(memory)
+        self.products = products
+        self._latest: tuple[Any, TorchCurvature] | None = None
+        self._free = self._mask(module)
         self._inputs = self._cast(data[0])
         self._targets = _targets(self._cast(data[1]))
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": None}
+
+    def _mask(self, module: torch.nn.Module) -> torch.Tensor | None:
+        # 1 where a parameter is trained, 0 where it is frozen; None where all are trained.
+        if all(p.requires_grad for p in module.parameters()):
+            return None
+        parts = [torch.full((p.numel(),), float(p.requires_grad)) for p in module.parameters()]
+        return torch.cat(parts).to(self._torch_dtype)
 
     @property
     def layers(self) -> Mapping[str, tuple[int, ...]]:
@@ -147,7 +171,7 @@ class TorchNetwork:
             total = 2 * self.l2 * w
             for share, x, y in self._batches(indices):
                 total = total + share * grad(self._data_loss)(w, x, y)
-            return total.numpy()
+            return (total if self._free is None else total * self._free).numpy()
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
@@ -155,7 +179,8 @@ class TorchNetwork:
             w = self._flat(weights)
             x, y = self._examples(np.asarray(indices))
             one = grad(lambda u, a, b: self._data_loss(u, a[None], b[None]))
-            return vmap(one, in_dims=(None, 0, 0))(w, x, y).numpy()
+            found = vmap(one, in_dims=(None, 0, 0))(w, x, y)
+            return (found if self._free is None else found * self._free).numpy()
 
     def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Evaluate the network: (b, n_outputs)."""
@@ -166,7 +191,7 @@ class TorchNetwork:
         """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
         with self._threads():
             x = self._cast(inputs)
-            along = _linearize(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))[1]
+            along = linearized(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))[1]
             rows = torch.from_numpy(np.array(tangents, dtype=self.dtype))
             return torch.cat([vmap(along)(part) for part in torch.split(rows, VECTORS_PER_CALL)]).numpy()
 
@@ -225,28 +250,15 @@ class TorchNetwork:
         """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
 
         ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
-        the example gradients of the data's loss (the empirical Fisher).
+        the example gradients of the data's loss (the empirical Fisher). Rows and columns of frozen parameters are zero.
         """
         if kind not in CURVATURE_KINDS:
             raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-        return _TorchCurvature(self, weights, kind)
-
-    def _product(self, kind: CurvatureKind, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Callable[..., Any]:
-        if kind == "hessian":
-            return _linearize(lambda u: grad(self._data_loss)(u, x, y), w)[1]
-        if kind == "gauss_newton":
-            out, forward = _linearize(lambda u: self._outputs(u, x), w)
-            curve = _linearize(grad(lambda z: self.loss_fn(z, y)), out)[1]
-            backward = vjp(lambda u: self._outputs(u, x), w)[1]
-            return lambda v: backward(curve(forward(v)))[0]
-
-        def losses(u: torch.Tensor) -> torch.Tensor:
-            return vmap(lambda a, b: self._data_loss(u, a[None], b[None]))(x, y)
-
-        forward = _linearize(losses, w)[1]
-        backward = vjp(losses, w)[1]
-        scale = 1.0 / len(x) if self.reduction == "mean" else 1.0
-        return lambda v: scale * backward(forward(v))[0]
+        key = (kind, hash(np.asarray(weights).tobytes()))
+        if self._latest is None or self._latest[0] != key:
+            # One entry: the tasks of one checkpoint follow each other.
+            self._latest = (key, TorchCurvature(self, weights, kind))
+        return self._latest[1]
 
     def _cast(self, array: Any) -> torch.Tensor:
         tensor = torch.as_tensor(array)
@@ -286,47 +298,15 @@ class TorchNetwork:
         rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         return self._inputs[rows], self._targets[rows]
 
-    def _batches(self, indices: np.ndarray | None = None) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, indices: np.ndarray | None = None, at_most: int | None = None
+    ) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
         chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
-        for start in range(0, len(chosen), self.batch_size):
-            part = chosen[start : start + self.batch_size]
+        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
             share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
             yield share, *self._examples(part)
-
-
-class _TorchCurvature(LinearOperator):
-    def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
-        n = network.n_parameters
-        super().__init__(network.dtype, (n, n))
-        self._network = network
-        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
-        with network._threads():
-            w = network._flat(weights)
-            self._parts = [(share, network._product(kind, w, x, y)) for share, x, y in network._batches()]
-
-    def _matvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matvec(v)
-
-    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
-        done = []
-        with self._network._threads(), torch.no_grad():
-            for chunk in torch.split(rows, VECTORS_PER_CALL):
-                total = self._shift * chunk
-                for share, product in self._parts:
-                    total = total + share * vmap(product)(chunk)
-                done.append(total)
-        return torch.cat(done).numpy().T
-
-
-def _linearize(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Callable[..., Any]]:
-    with warnings.catch_warnings():
-        # torch's constant folding warns about a graph node of its own making.
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-        return linearize(function, at)
 
 
 def _targets(targets: torch.Tensor) -> torch.Tensor:

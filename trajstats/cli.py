@@ -58,6 +58,7 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
     for path in paths:
         run = open_trajectory(str(path))
         steps = run["step"].values
+        series = [str(name) for name, values in run.data_vars.items() if values.dims == ("replica", "step")]
         facts = {
             "path": str(path),
             "replica": [int(r) for r in run["replica"].values],
@@ -66,7 +67,7 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
             "last_step": int(steps[-1]) if steps.size else None,
             "parameters": int(run.sizes["parameter"]),
             "layers": [str(name) for name in run["layer"].values],
-            "series": [str(name) for name in run.data_vars if name != "weights"],
+            "series": series,
             "bytes": int(run["weights"].nbytes),
             "attrs": {str(key): str(value) for key, value in run.attrs.items()},
         }
@@ -76,7 +77,7 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
         click.echo(f"{path}: {facts['checkpoints']} checkpoints of {facts['parameters']} weights")
         click.echo(f"  steps {facts['first_step']} to {facts['last_step']}, {run['weights'].nbytes / 2**20:.1f} MiB")
         click.echo(f"  layers: {', '.join(run['layer'].values)}")
-        click.echo(f"  series: {', '.join(str(name) for name in run.data_vars if name != 'weights') or 'none'}")
+        click.echo(f"  series: {', '.join(series) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""Products of the loss curvature of a JAX network with many vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from trajstats.errors import UnsupportedError
+from trajstats.network import CurvatureKind
+
+if TYPE_CHECKING:
+    from trainers.jax_adapter import JaxNetwork
+
+VECTORS_PER_CALL = 16
+# Arrays of the size of the residuals that one vector needs on its way forward and back.
+ARRAYS_PER_VECTOR = 2
+
+
+class JaxCurvature(LinearOperator):
+    """Curvature at one weight vector, linearised once if the residuals of all examples fit in ``network.memory``.
+
+    The weights are an argument of the compiled functions and the linearised function is a value between them, so one
+    compilation serves every checkpoint. Where the residuals do not fit, each call linearises one part of the examples
+    after the other.
+
+    Parameters
+    ----------
+    network : JaxNetwork
+        The network, its loss and its data.
+    weights : ndarray, (n_parameters,)
+        Where.
+    kind : str
+        ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
+    """
+
+    def __init__(self, network: JaxNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+        n = network.n_parameters
+        super().__init__(network.dtype, (n, n))
+        self._network = network
+        self._kind = kind
+        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
+        self._exact = network.products == "exact"
+        self._held = None
+        with network._precision(), remedy():
+            self._w = network._flat(weights)
+            self._examples = network.batch_size
+            if self._exact:
+                self._linearise = network._jit(("linearise", kind), _linearised(network, kind))
+                self._apply_to = network._jit(("apply", kind), lambda maps, rows: jax.vmap(_chain(maps))(rows))
+                each = self._bytes_per_example()
+                self._examples = max(1, network.memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
+                if each * network.n_examples <= network.memory:
+                    self._held = [(share, self._linearise(self._w, x, y)) for share, x, y in self._parts()]
+
+    def _bytes_per_example(self) -> int:
+        totals = []
+        for count in (1, 2):
+            x, y = self._network._examples(np.arange(min(count, self._network.n_examples)))
+            shapes = jax.tree_util.tree_leaves(jax.eval_shape(self._linearise, self._w, x, y))
+            totals.append(sum(leaf.size * leaf.dtype.itemsize for leaf in shapes))
+        return max(totals[1] - totals[0], 1)
+
+    def _parts(self) -> Iterator[tuple[float, Any, Any]]:
+        return self._network._batches(at_most=self._examples)
+
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matvec(v)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)
+        with self._network._precision(), remedy():
+            done = []
+            for start in range(0, len(rows), VECTORS_PER_CALL):
+                chunk = jnp.asarray(rows[start : start + VECTORS_PER_CALL])
+                done.append(np.asarray(sum(self._terms(chunk)) + self._shift * chunk))
+            return np.concatenate(done).T
+
+    def _terms(self, chunk: Any) -> Iterator[Any]:
+        if self._held is not None:
+            for share, maps in self._held:
+                yield share * self._apply_to(maps, chunk)
+        elif self._exact:
+            for share, x, y in self._parts():
+                yield share * self._apply_to(self._linearise(self._w, x, y), chunk)
+        else:
+            differenced = self._network._jit(("difference", self._kind), _differenced(self._network, self._kind))
+            for share, x, y in self._parts():
+                yield share * differenced(self._w, chunk, x, y)
+
+
+def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]:
+    # Products with the rows of a matrix, one after the other: some fused kernels cannot be batched either.
+    def product(w: Any, v: Any, x: Any, y: Any) -> Any:
+        if kind == "hessian":
+            return _central(lambda u: jax.grad(_data_loss(network))(u, x, y), w, v)
+        if kind == "gauss_newton":
+            along = _central(lambda u: network._outputs(u, x), w, v)
+            out, pull = jax.vjp(lambda u: network._outputs(u, x), w)
+            return pull(jax.jvp(jax.grad(lambda z: network.loss_fn(z, y)), (out,), (along,))[1])[0]
+        losses = _losses(network, x, y)
+        scale = 1.0 / x.shape[0] if network.reduction == "mean" else 1.0
+        return scale * jax.vjp(losses, w)[1](_central(losses, w, v))[0]
+
+    return lambda w, rows, x, y: jax.lax.map(lambda v: product(w, v, x, y), rows)
+
+
+def _data_loss(network: JaxNetwork) -> Callable[..., Any]:
+    return lambda w, x, y: network.loss_fn(network._outputs(w, x), y)
+
+
+def _losses(network: JaxNetwork, x: Any, y: Any) -> Callable[[Any], Any]:
+    return lambda u: jax.vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
+
+
+def _linearised(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., tuple[Any, ...]]:
+    # Gives linear maps, to be applied one after the other; they are pytrees, so that they pass between jitted calls.
+    def hessian(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
+        return (jax.linearize(lambda u: jax.grad(_data_loss(network))(u, x, y), w)[1],)
+
+    def gauss_newton(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
+        out, forward = jax.linearize(lambda u: network._outputs(u, x), w)
+        curve = jax.linearize(jax.grad(lambda z: network.loss_fn(z, y)), out)[1]
+        return forward, curve, jax.vjp(lambda u: network._outputs(u, x), w)[1]
+
+    def fisher(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
+        scale = 1.0 / x.shape[0] if network.reduction == "mean" else 1.0
+        losses = _losses(network, x, y)
+        forward = jax.linearize(lambda u: scale * losses(u), w)[1]
+        return forward, jax.vjp(losses, w)[1]
+
+    return {"hessian": hessian, "gauss_newton": gauss_newton, "fisher": fisher}[kind]
+
+
+def _chain(maps: tuple[Any, ...]) -> Callable[[Any], Any]:
+    def apply(v: Any) -> Any:
+        for linear in maps:
+            v = linear(v)
+        # A pulled-back vector comes as a tuple of one.
+        return v[0] if isinstance(v, tuple) else v
+
+    return apply
+
+
+def _central(function: Callable[[Any], Any], at: Any, v: Any) -> Any:
+    # Central differences; the step balances rounding (eps / h) against the third derivative (h^2).
+    largest = jnp.abs(v).max()
+    size = jnp.finfo(at.dtype).eps ** (1 / 3) * (1 + jnp.abs(at).max())
+    h = size / jnp.where(largest > 0, largest, 1)
+    return (function(at + h * v) - function(at - h * v)) / (2 * h)
+
+
+@contextmanager
+def remedy() -> Iterator[None]:
+    """Turn JAX's errors about missing derivatives into one that says what to do.
+
+    Yields
+    ------
+    None
+        Runs the body.
+
+    Raises
+    ------
+    UnsupportedError
+        Where an operation has no forward-mode or second derivative.
+    """
+    try:
+        yield
+    except (TypeError, NotImplementedError, ValueError) as error:
+        text = str(error)
+        if not any(word in text for word in ("forward-mode", "jvp", "Differentiation rule", "not differentiable")):
+            raise
+        msg = (
+            f"JAX cannot differentiate this network twice: {text.splitlines()[0][:200]} Use an operation with a jvp "
+            "rule (custom_jvp in place of custom_vjp, plain attention in place of a fused kernel), or "
+            'JaxNetwork(..., products="finite_difference"), which needs gradients alone.'
+        )
+        raise UnsupportedError(msg) from error

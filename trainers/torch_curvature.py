@@ -1,0 +1,215 @@
+"""Products of the loss curvature of a torch network with many vectors at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch.func import grad, jvp, linearize, vjp, vmap
+
+from trajstats.errors import UnsupportedError
+from trajstats.network import CurvatureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trainers.torch_adapter import TorchNetwork
+
+# Enough to fill the matrix products; more would push the tangents out of cache.
+VECTORS_PER_CALL = 16
+# Arrays of the size of the saved activations that one vector needs on its way forward and back.
+ARRAYS_PER_VECTOR = 2
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
+
+
+class TorchCurvature(LinearOperator):
+    """Curvature at one weight vector, linearised once if the activations of all examples fit in ``network.memory``.
+
+    Otherwise each call goes through the examples in parts that fit, with the activations computed again, once per call
+    for all its vectors.
+
+    Parameters
+    ----------
+    network : TorchNetwork
+        The network, its loss and its data.
+    weights : ndarray, (n_parameters,)
+        Where.
+    kind : str
+        ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
+    """
+
+    def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+        n = network.n_parameters
+        super().__init__(network.dtype, (n, n))
+        self._network = network
+        self._kind = kind
+        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
+        self._exact = network.products == "exact"
+        with network._threads(), remedy():
+            self._w = network._flat(weights)
+            each = bytes_per_example(network, self._w)
+            self._examples = max(1, network.memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
+            self._held = None
+            if self._exact and network.n_examples * each <= network.memory:
+                self._held = [(share, self._product(linearized, x, y)) for share, x, y in self._parts()]
+
+    def _parts(self) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+        return self._network._batches(at_most=self._examples)
+
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matvec(v)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
+        free = self._network._free
+        with self._network._threads(), torch.no_grad(), remedy():
+            if free is not None:
+                rows = rows * free
+            done = torch.cat([self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)])
+            if free is not None:
+                done *= free
+        return done.numpy().T
+
+    def _apply(self, chunk: torch.Tensor) -> torch.Tensor:
+        total = self._shift * chunk
+        if self._held is not None:
+            for share, product in self._held:
+                total = total + share * vmap(product)(chunk)
+        elif self._exact:
+            for share, x, y in self._parts():
+                total = total + share * vmap(self._product(_forward, x, y))(chunk)
+        else:
+            for share, x, y in self._parts():
+                product = self._product(_differenced, x, y)
+                total = total + share * torch.stack([product(v) for v in chunk])
+        return total
+
+    def _product(self, derive: Run, x: torch.Tensor, y: torch.Tensor) -> Product:
+        network, w = self._network, self._w
+        if self._kind == "hessian":
+            return derive(lambda u: grad(network._data_loss)(u, x, y), w)[1]
+        if self._kind == "gauss_newton":
+            out, forward = derive(lambda u: network._outputs(u, x), w)
+            # The loss as a function of the outputs is plain: its second derivative exists whatever the network's.
+            curve = linearized(grad(lambda z: network.loss_fn(z, y)), out)[1]
+            backward = vjp(lambda u: network._outputs(u, x), w)[1]
+            return lambda v: backward(curve(forward(v)))[0]
+
+        def losses(u: torch.Tensor) -> torch.Tensor:
+            return vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
+
+        forward = derive(losses, w)[1]
+        backward = vjp(losses, w)[1]
+        scale = 1.0 / len(x) if network.reduction == "mean" else 1.0
+        return lambda v: scale * backward(forward(v))[0]
+
+
+def linearized(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
+    """Linearise a function once.
+
+    Parameters
+    ----------
+    function : callable
+        Of one tensor.
+    at : Tensor
+        Where.
+
+    Returns
+    -------
+    value : Tensor
+        Its value.
+    product : callable
+        Its derivative times a vector.
+    """
+    with warnings.catch_warnings():
+        # torch's constant folding warns about a graph node of its own making.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
+        return linearize(function, at)
+
+
+def _forward(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
+    # Under vmap over the vectors the primal is computed once for all of them.
+    return function(at), lambda v: jvp(function, (at,), (v,))[1]
+
+
+def _differenced(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
+    # Central differences; the step balances rounding (eps / h) against the third derivative (h^2).
+    size = torch.finfo(at.dtype).eps ** (1 / 3) * (1 + float(at.abs().max()))
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        largest = float(v.abs().max())
+        if largest == 0:
+            return torch.zeros_like(function(at))
+        h = size / largest
+        return (function(at + h * v) - function(at - h * v)) / (2 * h)
+
+    return function(at), product
+
+
+def bytes_per_example(network: TorchNetwork, w: torch.Tensor) -> int:
+    """Measure what one more example adds to the activations saved for a gradient.
+
+    Parameters
+    ----------
+    network : TorchNetwork
+        The network.
+    w : Tensor, (n_parameters,)
+        Flat weights.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    totals = []
+    for count in (1, 2):
+        saved = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.numel() * tensor.element_size()
+            return tensor
+
+        x, y = network._examples(np.arange(min(count, network.n_examples)))
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network._data_loss(w.clone().requires_grad_(), x, y)
+        totals.append(saved)
+    return max(totals[1] - totals[0], 1)
+
+
+@contextmanager
+def remedy() -> Iterator[None]:
+    """Turn torch's errors about missing derivatives into one that says what to do.
+
+    Yields
+    ------
+    None
+        Runs the body.
+
+    Raises
+    ------
+    UnsupportedError
+        Where an operation has no forward-mode or second derivative.
+    """
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        if not any(word in text for word in ("forward AD", "not implemented", "does not support", "doesn't support")):
+            raise
+        msg = (
+            f"torch cannot differentiate this network twice: {text.splitlines()[0][:200]} Attention: run it with "
+            "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) in the module's forward. Anything "
+            'else: TorchNetwork(..., products="finite_difference"), which needs gradients alone.'
+        )
+        raise UnsupportedError(msg) from error
