@@ -24,3 +24,26 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 # The pages are read without a network connection too: mathjax then shows the TeX source.
 nitpicky = False
+
+
+def write_api(_app: object) -> None:
+    """Write the page of all public names from the package's own list, so that it cannot go stale."""
+    from pathlib import Path
+
+    lines = ["# API", "", "All public names, by the module they live in. Each is also `trajstats.<name>`.", ""]
+    for module, names in trajstats._MODULES.items():
+        lines += [f"## {module}", "", "```{eval-rst}"]
+        for name in names:
+            kind = "autoclass" if isinstance(getattr(trajstats, name), type) else "autofunction"
+            lines.append(f".. {kind}:: {module}.{name}")
+            lines += ["   :members:"] if kind == "autoclass" else []
+        lines += ["```", ""]
+    page = Path(__file__).parent / "reference" / "api.md"
+    text = "\n".join(lines)
+    if not page.exists() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
+
+
+def setup(app):
+    """Hook the page of names into the build."""
+    app.connect("builder-inited", write_api)

@@ -24,8 +24,8 @@ from trajstats.errors import ArgumentError
 WAITING_TIMES = np.rint(np.geomspace(100, 31_623, 11)).astype(int)
 LAGS = ts.log_schedule(1, 100_000 - int(WAITING_TIMES[-1]), 40)
 STEPS = ts.aging_schedule(WAITING_TIMES, LAGS)
-# Where one exponent can be expected: after the initial descent, and at lags of at least one epoch (100 steps), below which
-# the displacement is the batch noise of the moment.
+# Where one exponent can be expected: after the initial descent, and at lags of at least one epoch (100 steps), below
+# which the displacement is the batch noise of the moment.
 FIT_FROM = {"waiting_time": 1_000, "lag": 100}
 SPECTRUM_STEPS = (100, 3_162, 100_000)
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
