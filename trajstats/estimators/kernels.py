@@ -214,10 +214,9 @@ def sign_flips(block: np.ndarray, start: int, stop: int, plan: PairPlan, sums: n
 @numba.njit(nogil=True, cache=True)
 def _count_flips(words, first, second, sums):  # type: ignore[no-untyped-def]
     for p in range(first.size):
-        a, b = words[first[p]], words[second[p]]
-        count = np.uint64(0)
+        i, j, count = first[p], second[p], np.uint64(0)
         for k in range(words.shape[1]):
-            count += ones(a[k] ^ b[k])
+            count += ones(words[i, k] ^ words[j, k])
         sums[p] += count
 
 
@@ -267,6 +266,7 @@ def _pair_sums(  # type: ignore[no-untyped-def]
     offset = (64 - raw.ctypes.data % 64) % 64 // raw.itemsize
     strip = raw[offset : offset + n_rows * STRIP].reshape(n_rows, STRIP)
     out = np.empty(len(rows) * len(cols) * n_terms)
+    row_base, col_base = row_index.ctypes.data, col_index.ctypes.data
     threshold = np.zeros(n_rows, dtype=block.dtype)
     row_limit = np.zeros(len(rows), dtype=block.dtype)
     for s in range(start, stop, STRIP):
@@ -286,8 +286,8 @@ def _pair_sums(  # type: ignore[no-untyped-def]
                 strip[0, 0],
                 strip.ctypes.data,
                 STRIP * strip.itemsize,
-                row_index[tile].ctypes.data,
-                col_index[tile].ctypes.data,
+                row_base + tile * len(rows) * 8,
+                col_base + tile * len(cols) * 8,
                 row_limit.ctypes.data,
                 n_vectors,
                 out.ctypes.data,
