@@ -125,8 +125,8 @@ def _what(results: dict[str, dict[str, Any]]) -> Section:
         text=[
             "The exponent µ says how the time to forget grows with age: it is 0 in a steady state, 1 for full aging, "
             f"and in between for subaging. It is fitted to waiting times from {FIT_FROM['waiting_time']:,} steps, "
-            f"after the initial descent, and lags from {FIT_FROM['lag']} steps, one epoch: below, the displacement is batch "
-            "noise that does not age. What each interval rests on:",
+            f"after the initial descent, and lags from {FIT_FROM['lag']} steps, one epoch: below, the displacement is "
+            "batch noise that does not age. What each interval rests on:",
             *(flags or ["No flag was raised."]),
         ],
         tables=[Table(header, rows)],
