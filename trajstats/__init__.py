@@ -69,8 +69,10 @@ _MODULES = {
     "trajstats.report.plots": [
         "plot_collapse",
         "plot_corner",
+        "plot_curvatures",
         "plot_decay",
         "plot_divergence",
+        "plot_flat_directions",
         "plot_local_exponent",
         "plot_loss",
         "plot_msd",
@@ -79,6 +81,7 @@ _MODULES = {
         "plot_posterior",
         "plot_scan",
         "plot_spectrum",
+        "plot_top_eigenvalues",
         "plot_two_time_map",
         "plot_van_hove",
     ],

@@ -7,7 +7,10 @@ from trajstats.report.plots.fits import plot_divergence as plot_divergence
 from trajstats.report.plots.fits import plot_mu_estimators as plot_mu_estimators
 from trajstats.report.plots.fits import plot_scan as plot_scan
 from trajstats.report.plots.posterior import plot_posterior as plot_posterior
+from trajstats.report.plots.spectra import plot_curvatures as plot_curvatures
+from trajstats.report.plots.spectra import plot_flat_directions as plot_flat_directions
 from trajstats.report.plots.spectra import plot_spectrum as plot_spectrum
+from trajstats.report.plots.spectra import plot_top_eigenvalues as plot_top_eigenvalues
 from trajstats.report.plots.two_time import plot_local_exponent as plot_local_exponent
 from trajstats.report.plots.two_time import plot_loss as plot_loss
 from trajstats.report.plots.two_time import plot_msd as plot_msd
