@@ -63,7 +63,8 @@ def extend_pairs(previous: xr.Dataset, run: xr.Dataset, /) -> xr.Dataset:
     old, steps = previous[STEP].values, trajectory[STEP].values
     if previous.attrs.get("estimator") != "all_pairs" or previous.attrs.get("source") != str(trajectory.attrs["uid"]):
         msg = (
-            f"previous is of estimator {previous.attrs.get('estimator')!r} and run {previous.attrs.get('source')!r}; it "
+            f"previous is of estimator {previous.attrs.get('estimator')!r} and run "
+            f"{previous.attrs.get('source')!r}; it "
             f"must be all_pairs of this run, {trajectory.attrs['uid']!r}. Compute it anew with all_pairs(run)."
         )
         raise ArgumentError(msg)

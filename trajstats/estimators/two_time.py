@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from trajstats.estimators.blocks import Plan
 from trajstats.estimators.groups import Per
 from trajstats.estimators.measurement import prepare, saved_rows
 from trajstats.estimators.observables import VELOCITY
+from trajstats.estimators.sketched import STDERR, is_sketched, sketched_two_time
 
 
 def msd(
@@ -41,7 +41,7 @@ def msd(
     Parameters
     ----------
     trajectory : xarray.Dataset
-        A trajectory (a sketched one gives estimates; see `trajstats.data.sketch`).
+        A trajectory. A sketched one gives estimates, with their standard error as coordinate ``stderr``.
     pairs : xarray.Dataset
         What `time_pairs` returned: ``first`` and ``second``, in optimiser steps, along `pair`.
     per : {"layer", "kind", "all"} or mapping
@@ -88,9 +88,7 @@ def msd(
     >>> msd(run, time_pairs(run), per="all").compute().values.tolist()
     [[1.0, 9.0, 4.0]]
     """
-    if "sketch" in getattr(trajectory, "variables", {}):
-        return importlib.import_module("trajstats.data.sketch").sketch_msd(trajectory, pairs)
-    result = two_time(
+    measured = two_time(
         trajectory,
         pairs,
         per=per,
@@ -101,7 +99,10 @@ def msd(
         rng=rng,
         block_bytes=block_bytes,
         memory_limit=memory_limit,
-    )["msd"]
+    )
+    result = measured["msd"]
+    if STDERR in measured:
+        result = result.assign_coords({"stderr": measured[STDERR]})
     arguments = json.loads(result.attrs["arguments"])
     return annotate(
         result,
@@ -190,6 +191,8 @@ def two_time(
     >>> result.kurtosis.values.tolist(), result.sign_flips.values.tolist()
     ([[1.0, 1.0, 1.0]], [[0.25, 0.25, 0.0]])
     """
+    if is_sketched(trajectory):
+        return sketched_two_time(trajectory, pairs, observables=observables, per=per, clock=clock, blocks=blocks)
     trajectory = check_trajectory(trajectory)
     first, second = (saved_rows(trajectory, pairs[end].values) for end in ("first", "second"))
     job = prepare(
