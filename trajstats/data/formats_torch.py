@@ -40,6 +40,8 @@ OTHER_STORAGES |= {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "Untype
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {name: name for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128")}
 MAX_PICKLE = 64 * 2**20
+MAX_OPCODES = 1_000_000  # a tensor takes about 40
+MAX_DEPTH = 200
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -119,7 +121,31 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def __init__(self, stream: io.BufferedIOBase, where: str) -> None:
         super().__init__(stream, encoding="utf-8", errors="replace")
         self._where = where
+        self._file_read, self._file_readline = stream.read, stream.readline
         self.storages: dict[str, _Storage] = {}
+        self._left = MAX_OPCODES
+
+    def load(self) -> Any:
+        """Run the machine, for a bounded number of opcodes and depth."""
+        read = self._file_read
+        self._unframer = pickle._Unframer(read, self._file_readline)  # type: ignore[attr-defined]
+        self.read, self.readline = self._unframer.read, self._unframer.readline
+        self.readinto = self._unframer.readinto
+        self.metastack: list[Any] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        self.proto = 0
+        try:
+            while True:
+                key = self.read(1)
+                if not key:
+                    raise EOFError
+                self._left -= 1
+                if self._left < 0 or len(self.metastack) > MAX_DEPTH:
+                    self._refuse(f"has more than {MAX_OPCODES} opcodes or is nested more than {MAX_DEPTH} deep")
+                self.dispatch[key[0]](self)
+        except pickle._Stop as stop:  # type: ignore[attr-defined]
+            return stop.value
 
     def find_class(self, module: str, name: str) -> Any:
         """Give the stand-in of a known name; refuse every other."""
