@@ -217,7 +217,7 @@ def _drawn(
         for k in range(0, len(chosen), chunk):
             gradients = np.asarray(network.example_gradients(weights, chosen[k : k + chunk]), dtype=np.float64)
             centre = gradients.mean(axis=0) if centre is None else centre
-            gradients -= centre
+            gradients = gradients - centre  # not in place: an adapter may hand out read-only memory
             first += gradients.sum(axis=0)
             second += np.add.reduceat(np.einsum("ap,ap->p", gradients, gradients), starts)
     count = len(chosen)
