@@ -26,6 +26,7 @@ METHODS = ("auto", "product", "graded", "autodiff", "lanczos")
 # Above this many entries of J `auto` turns to Lanczos quadrature.
 _LARGEST = 3e7
 _BYTES = 256 * 2**20
+_SMALLEST = -690.0
 
 
 def jacobian_esd(
@@ -365,10 +366,9 @@ def _density(result: xr.Dataset, level: float, bins: int) -> xr.Dataset:
         share = np.full(log_x.shape, 1.0 / log_x.shape[-1])
     log_x = log_x.reshape(len(log_x), -1, math.prod(log_x.shape[3:]))
     good, share = good.reshape(log_x.shape), share.reshape(log_x.shape)
-    if not good.any():
-        msg = "no singular value is resolved: the Jacobian is zero at these inputs"
-        raise NonFiniteError(msg)
-    low, high = log_x[good].min(), log_x[good].max()
+    # squares below the smallest number have no place on the axis, nor has a Jacobian that is zero everywhere
+    good &= log_x > _SMALLEST
+    low, high = (log_x[good].min(), log_x[good].max()) if good.any() else (-1.0, 0.0)
     pad = max(1e-3, 1e-3 * (high - low))
     edges = np.linspace(low - pad, high + pad, bins + 1)
     width = np.diff(np.exp(edges))

@@ -24,23 +24,27 @@ def _averages(u, kappa, weight):
     # E[K/(u-K)], E[u/(u-K)] and E[uK/(u-K)^2], in real arithmetic so that the loop is vectorised.
     a = u.real
     b = u.imag
-    scale = abs(u)
+    size = abs(u)
     ar = ai = br = bi = cr = ci = 0.0
     for i in range(kappa.size):
-        dr = (a - kappa[i]) / scale
-        di = b / scale
+        # every quotient in units of |u| + K: values from 1e-300 to 1e300 neither overflow nor vanish
+        unit = 1.0 / (size + kappa[i])
+        dr = (a - kappa[i]) * unit
+        di = b * unit
         inverse = 1.0 / (dr * dr + di * di)
         xr = dr * inverse
         xi = -di * inverse
         w = weight[i]
-        k = w * kappa[i] / scale
+        k = w * kappa[i] * unit
+        v = w * size * unit
         ar += k * xr
         ai += k * xi
-        br += w * xr
-        bi += w * xi
+        br += v * xr
+        bi += v * xi
+        k *= size * unit
         cr += k * (xr * xr - xi * xi)
         ci += 2.0 * k * xr * xi
-    direction = u / scale
+    direction = u / size
     return complex(ar, ai), complex(br, bi) * direction, complex(cr, ci) * direction
 
 
