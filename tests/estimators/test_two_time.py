@@ -239,6 +239,17 @@ def test_other_stored_types(dtype):
     np.testing.assert_allclose(got.compute()[0], want.astype(float), rtol=bound)
 
 
+def test_rounding_floor_of_the_store_comes_with_the_msd(run):
+    floor = np.random.default_rng(0).random((2, len(STEPS), len(LAYERS)))
+    kept = run.assign(rounding_floor=(("replica", "step", "layer"), floor))
+    pairs = ts.time_pairs(kept, waiting_time=[5], lag=[45])
+    layered = ts.msd(kept, pairs)
+    np.testing.assert_allclose(layered.rounding_floor[:, 0], floor[:, 3] + floor[:, 6])
+    total = ts.msd(kept, pairs, per="all")
+    sizes = layered.n_parameters.values
+    np.testing.assert_allclose(total.rounding_floor[:, 0], (floor[:, 3] + floor[:, 6]) @ sizes / sizes.sum())
+
+
 def test_known_answers_within_their_own_scatter():
     # One weight's squared displacement scatters by sqrt(2) times its mean, and weights are independent here.
     n = 20_000

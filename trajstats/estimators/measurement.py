@@ -31,6 +31,8 @@ ON_NAN = ("raise", "skip")
 BLOCK = "block"
 WAVENUMBER = "wavenumber"
 DISTANCE = "overlap_distance"
+# Written by the store: mean square rounding error of the weights of each layer at each step.
+FLOOR = "rounding_floor"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Job:
         if limits is not None:
             found = [as_array(later(_distances, v, self.request.first, len(self.groups)), shape[1:]) for v in limits]
             out = self._with_distance(out, stack(found), PAIR)
+        if FLOOR in trajectory and trajectory[FLOOR].dims == (REPLICA, STEP, LAYER):
+            out = out.assign_coords({FLOOR: self._floor(trajectory, coords)})
         return self._annotated(out, trajectory, "two_time", clock=clock)
 
     def matrices(self, trajectory: xr.Dataset) -> xr.Dataset:
@@ -200,6 +204,20 @@ class Job:
             out[DISTANCE] = ((REPLICA, dim, name), values)
         out[DISTANCE].attrs |= {"long_name": r"overlap distance $\epsilon$", "units": "weight"}
         return out
+
+    def _floor(self, trajectory: xr.Dataset, coords: Mapping[str, Any]) -> xr.DataArray:
+        # What rounding of the stored weights adds to each MSD; the store keeps its two halves, one for each end.
+        steps, of_layer = trajectory[STEP].values, self.groups.of_layer
+        sizes = np.diff(trajectory["layer_stop"].values, prepend=0)
+        at = trajectory[FLOOR].values * sizes
+        both = sum(at[:, np.searchsorted(steps, coords[end][1])] for end in ("first", "second"))
+        values = np.zeros((*np.shape(both)[:2], len(self.groups)))
+        for layer in np.flatnonzero(of_layer >= 0):
+            values[..., of_layer[layer]] += np.asarray(both)[..., layer] / self.groups.sizes[of_layer[layer]]
+        attrs = {"long_name": "rounding of the stored weights in the MSD", "units": "weight^2"}
+        if self.groups.dim is None:
+            return xr.DataArray(values[..., 0], dims=(REPLICA, PAIR), attrs=attrs)
+        return xr.DataArray(values, dims=(REPLICA, PAIR, self.groups.dim), attrs=attrs)
 
     def _annotated(self, out: xr.Dataset, trajectory: xr.Dataset, estimator: str, **more: Any) -> xr.Dataset:
         double = self.arguments["method"] == "reference" or trajectory[WEIGHTS].dtype.itemsize > 4

@@ -66,7 +66,9 @@ def msd(
     xarray.DataArray, (replica, pair, layer)
         Lazy, float64, in squared weight units. The last dim is `layer`, `kind` or `group`, and absent for
         ``per="all"``. Coordinates ``waiting_time`` and ``lag`` on `clock`, ``first`` and ``second`` in steps, and
-        ``n_parameters``, the M of each group. Attribute ``error_bound``: proved relative error of each value.
+        ``n_parameters``, the M of each group; ``rounding_floor``, what rounding of the stored weights adds to the MSD,
+        where the store knows it (distrust values below ten times it). Attribute ``error_bound``: proved relative error
+        of each value.
 
     Notes
     -----

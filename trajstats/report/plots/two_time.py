@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_LEGEND = 8
+FLOOR = "rounding_floor"
 
 
 def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | None = None) -> Axes:
@@ -33,18 +34,23 @@ def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | No
     Returns
     -------
     matplotlib.axes.Axes
-        Median over replicas, and the band of their 16th to 84th percentile where there are several.
+        Median over replicas, and the band of their 16th to 84th percentile where there are several. A cross marks
+        values below ten times the rounding floor of the store.
     """
     ax = axes(ax)
     total = _total(delta).transpose(REPLICA, PAIR)
     values, n_replicas = total.values, total.sizes[REPLICA]
     waiting, lag = delta[WAITING_TIME].values, delta[LAG].values
     levels = np.unique(waiting)
+    floor = _total(delta[FLOOR]).transpose(REPLICA, PAIR).values if FLOOR in delta.coords else None
     for level, colour in zip(levels, ordered_colours(levels), strict=True):
         mine = np.flatnonzero((waiting == level) & (lag > 0))
         mine = mine[np.argsort(lag[mine])]
         low, middle, high = np.nanquantile(values[:, mine], [0.16, 0.5, 0.84], axis=0)
         ax.plot(lag[mine], middle, "o-", ms=2.6, lw=1, color=colour, label=f"{level:.3g}")
+        if floor is not None:
+            low_ones = mine[np.nanmedian(values[:, mine] / floor[:, mine], axis=0) < 10]
+            ax.plot(lag[low_ones], np.nanmedian(values[:, low_ones], axis=0), "x", ms=5, color="0.3", zorder=4)
         if n_replicas > 1:
             ax.fill_between(lag[mine], low, high, color=colour, alpha=0.25, lw=0)
     shown = lag[lag > 0]
