@@ -392,4 +392,6 @@ def annotate(
     )
     if isinstance(result, xr.DataArray):
         result.name = name
-    return result
+    # zarr v3 has no specification for fixed-width text: labels are kept as variable-length strings.
+    fixed = {key: coord.astype(object) for key, coord in result.coords.items() if coord.dtype.kind == "U"}
+    return result.assign_coords(fixed) if fixed else result
