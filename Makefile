@@ -31,7 +31,7 @@ types: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	$(PY) -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
 
 examples: $(VENV)/.installed-demo
