@@ -83,7 +83,11 @@ def test_torch(tmp_path, zipped, suffix):
     want = {k: v.float().numpy() for k, v in state.items() if v.is_floating_point() and k != "tied"}
     optimizer = torch.optim.Adam(net.parameters())
     file = tmp_path / f"model{suffix}"
-    for saved in (state, {"epoch": 3, "state_dict": state}, {"model": state, "optimizer": optimizer.state_dict(), "lr": 0.1}):
+    for saved in (
+        state,
+        {"epoch": 3, "state_dict": state},
+        {"model": state, "optimizer": optimizer.state_dict(), "lr": 0.1},
+    ):
         torch.save(saved, file, _use_new_zipfile_serialization=zipped)
         found = open_checkpoint(file)
         check(found, want)
@@ -117,7 +121,11 @@ def test_optimizer_state_is_left_out_unless_asked(tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path, save):
-    want = {**tree("float64"), "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "big": np.arange(4, dtype=">f4")}
+    want = {
+        **tree("float64"),
+        "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        "big": np.arange(4, dtype=">f4"),
+    }
     save(tmp_path / "a.npz", **want)
     check(open_checkpoint(tmp_path / "a.npz"), want)
 
@@ -183,7 +191,9 @@ def test_zarr_and_netcdf_series(tmp_path, kind):
     import xarray as xr
 
     w = np.random.default_rng(0).standard_normal((4, 3, 2)).astype("f4")
-    data = xr.Dataset({"w": (("time", "x", "y"), w), "b": (("time", "x"), w[:, :, 0] + 1)}, coords={"time": [0, 5, 9, 20]})
+    data = xr.Dataset(
+        {"w": (("time", "x", "y"), w), "b": (("time", "x"), w[:, :, 0] + 1)}, coords={"time": [0, 5, 9, 20]}
+    )
     path = tmp_path / ("s.zarr" if kind == "zarr" else "s.nc")
     if kind == "zarr":
         data.to_zarr(path, consolidated=False, zarr_format=3)

@@ -60,7 +60,9 @@ def tensor_pickle(shape=(2,), stride=(1,), size=2, offset=0, storage="FloatStora
     out.write(number(size) + b"tQ" + number(offset))
     for values in (shape, stride):
         out.write(b"(" + b"".join(map(number, values)) + b"t")
-    out.write(b"\x89Ntctorch._utils\n_rebuild_parameter\n0".replace(b"ctorch._utils\n_rebuild_parameter\n0", b"") + b"Rs.")
+    out.write(
+        b"\x89Ntctorch._utils\n_rebuild_parameter\n0".replace(b"ctorch._utils\n_rebuild_parameter\n0", b"") + b"Rs."
+    )
     return out.getvalue()
 
 
@@ -103,7 +105,11 @@ def make_dcp(folder, mark):
 
 def make_keras_lambda(folder, mark):
     code = base64.b64encode(b"marshalled").decode()
-    config = {"config": {"layers": [{"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__", "code": code}}}]}}
+    config = {
+        "config": {
+            "layers": [{"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__", "code": code}}}]
+        }
+    }
     with zipfile.ZipFile(folder / "x.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(config))
         archive.writestr("model.weights.h5", b"")
@@ -193,7 +199,9 @@ def make_hdf5_soft_link(folder, mark):
 def make_hdf5_external_storage(folder, mark):
     make_hdf5(
         folder,
-        lambda h5py, file, secret: file.create_dataset("w", (8,), "f4", external=[(str(secret), 0, h5py.h5f.UNLIMITED)]),
+        lambda h5py, file, secret: file.create_dataset(
+            "w", (8,), "f4", external=[(str(secret), 0, h5py.h5f.UNLIMITED)]
+        ),
     )
 
 
@@ -228,7 +236,9 @@ def make_safetensors_overlap(folder, mark):
 
 
 def make_safetensors_shape_bomb(folder, mark):
-    safetensors(folder / "x.safetensors", {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, bytes(8))
+    safetensors(
+        folder / "x.safetensors", {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, bytes(8)
+    )
 
 
 def make_safetensors_negative(folder, mark):
@@ -263,7 +273,11 @@ def make_symlink(folder, mark):
     (folder / "step1.npz").symlink_to(secret / "step1.npz")
 
 
-MAKERS = {name.removeprefix("make_"): f for name, f in list(globals().items()) if name.startswith("make_") and name != "make_hdf5"}
+MAKERS = {
+    name.removeprefix("make_"): f
+    for name, f in list(globals().items())
+    if name.startswith("make_") and name != "make_hdf5"
+}
 CHILD = """
 import os, resource, sys, time
 import numpy, h5py, xarray

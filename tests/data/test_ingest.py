@@ -98,7 +98,11 @@ def test_step_from(tmp_path):
     folder.mkdir()
     for x, y in [(1, 10), (2, 20)]:
         np.savez(folder / f"x{x}y{y}.npz", **weights(x))
-    for step_from in (r"x(\d+)", lambda path: re.search(r"x(\d)", path)[1], {str(folder / f"x{x}y{x}0.npz"): x for x in (1, 2)}):
+    for step_from in (
+        r"x(\d+)",
+        lambda path: re.search(r"x(\d)", path)[1],
+        {str(folder / f"x{x}y{x}0.npz"): x for x in (1, 2)},
+    ):
         assert ingest(folder, tmp_path / "out.zarr", step_from=step_from, dry_run=True).steps == [1, 2]
     with pytest.raises(ts.ArgumentError, match="finds no number"):
         ingest(folder, tmp_path / "out.zarr", step_from=r"z(\d+)")
@@ -123,7 +127,10 @@ def drop(name):
     [
         (drop("a"), r"missing: .*step3.npz, tensor 'a'"),
         (lambda s, t: t | ({"new": np.ones(2, "f4")} if s == 3 else {}), r"extra: .*step3.npz, tensor 'new'"),
-        (lambda s, t: t | ({"a": np.ones(8, "f4")} if s == 3 else {}), r"reshaped: .*step3.npz, tensor 'a': has shape \(8,\)"),
+        (
+            lambda s, t: t | ({"a": np.ones(8, "f4")} if s == 3 else {}),
+            r"reshaped: .*step3.npz, tensor 'a': has shape \(8,\)",
+        ),
         (
             lambda s, t: {("alpha" if k == "a" and s == 3 else k): v for k, v in t.items()},
             r"renamed: .*step3.npz, tensor 'a': has 'alpha' .* rename=",
@@ -141,7 +148,9 @@ def test_tensors_that_change_are_named(tmp_path, change, match):
 
 def test_include_and_rename_mend_a_series(tmp_path):
     def change(step, tree):
-        return {(f"model/{k}" if step > 2 else k): v for k, v in tree.items()} | ({"extra": np.ones(3)} if step == 4 else {})
+        return {(f"model/{k}" if step > 2 else k): v for k, v in tree.items()} | (
+            {"extra": np.ones(3)} if step == 4 else {}
+        )
 
     folder = series(tmp_path / "in", [1, 2, 3, 4], change)
     ingest(folder, tmp_path / "out.zarr", rename=lambda n: n.removeprefix("model/"), include=r"^(a|b\.|s$)")
@@ -227,9 +236,7 @@ def test_interrupted_ingest_goes_on(tmp_path, monkeypatch):
         ingest(folder, tmp_path / "out.zarr")
     assert len(calls) == 4
     run = ts.open_trajectory(tmp_path / "out.zarr")
-    np.testing.assert_array_equal(
-        run.weights.values[0], np.stack([flat(weights(2 if s == 9 else s)) for s in steps])
-    )
+    np.testing.assert_array_equal(run.weights.values[0], np.stack([flat(weights(2 if s == 9 else s)) for s in steps]))
 
 
 def test_bfloat16_series_keeps_its_rounding_floor(tmp_path):

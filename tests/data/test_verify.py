@@ -65,7 +65,11 @@ def test_all_and_only_the_damaged_tiles_are_named(store, seed):
     named = {(tile.file, tile.rows, tile.parameters) for tile in report.tiles}
     assert named == {(files[at].relative_to(path).as_posix(), *expected(files[at])) for at in chosen}
     for tile in report.tiles:
-        hit = [n for n, (s, e) in {"a": (0, 50), "b": (50, 95)}.items() if tile.parameters.start < e and tile.parameters.stop > s]
+        hit = [
+            n
+            for n, (s, e) in {"a": (0, 50), "b": (50, 95)}.items()
+            if tile.parameters.start < e and tile.parameters.stop > s
+        ]
         assert list(tile.layers) == hit
     bad = {name for tile in report.tiles for name in tile.layers}
     left = ts.open_trajectory(path, damaged="drop")

@@ -1,0 +1,120 @@
+"""What the store costs; every figure is a ratio to something measured in the same run."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+import zarr
+
+import trajstats as ts
+from trajstats.data.sketch import Sketch
+
+N = 1_000_000
+
+
+def best(function, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def test_append_costs_at_most_three_writes(benchmark, tmp_path):
+    row = np.random.default_rng(0).standard_normal(N).astype(np.float32)
+    raw = row.tobytes()
+    handle = os.open(tmp_path / "bare", os.O_CREAT | os.O_WRONLY)
+    bare, ours, step = [], [], 0
+    writer = ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (N,)})
+
+    def pair():
+        nonlocal step
+        start = time.perf_counter()
+        os.write(handle, raw)
+        os.fsync(handle)
+        middle = time.perf_counter()
+        writer.append(step, row, loss=0.1)
+        bare.append(middle - start)
+        ours.append(time.perf_counter() - middle)
+        step += 1
+
+    benchmark.pedantic(pair, rounds=50, warmup_rounds=3)
+    writer.close()
+    os.close(handle)
+    ratio = float(np.median(ours) / np.median(bare))
+    benchmark.extra_info.update(
+        ratio=ratio, append_ms=1e3 * float(np.median(ours)), bare_ms=1e3 * float(np.median(bare))
+    )
+    assert ratio < 3
+
+
+def test_column_sweep_is_ten_times_faster_than_one_row_chunks(benchmark, tmp_path):
+    rows, n = 512, N
+    rng = np.random.default_rng(0)
+    walk = rng.standard_normal(n).astype(np.float32)
+    plain = zarr.create_array(str(tmp_path / "plain.zarr"), shape=(rows, n), chunks=(1, n), dtype="f4")
+    with ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (n,)}, sync=1e9) as writer:
+        for k in range(rows):
+            walk += 1e-3 * rng.standard_normal(n, dtype="f4")
+            plain[k] = walk
+            writer.append(k, walk)
+    width = 16_384
+    blocks = 4  # of each; one-row chunks take the same time for every block of columns
+    run = ts.open_trajectory(tmp_path / "run.zarr")
+
+    def tiles():
+        for b in range(blocks):
+            np.asarray(run.weights[0, :, b * width : (b + 1) * width].values)
+
+    theirs = min(best(lambda: plain[:, :width], 1))
+    benchmark.pedantic(tiles, rounds=5, warmup_rounds=1)
+    ours = benchmark.stats.stats.min / blocks
+    benchmark.extra_info.update(ratio=theirs / ours, mb_per_s=rows * width * 4e-6 / ours)
+    assert theirs / ours > 10
+
+
+def test_training_is_slowed_by_at_most_five_per_cent(benchmark, tmp_path):
+    row = np.random.default_rng(0).standard_normal(N).astype(np.float32)
+    a = np.random.default_rng(1).standard_normal((400, 400)).astype(np.float32)
+
+    def train(seconds):
+        done, limit = 0, time.perf_counter() + seconds
+        while time.perf_counter() < limit:
+            np.tanh(a @ a)
+            done += 1
+        return done
+
+    # 64 checkpoints are one slab, and so one compaction; here they come eight times faster than one a second, so the
+    # cost counted is eight times that of one a second.
+    writer = ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (N,)})
+    steps_without, steps_with, step = 0, 0, 0
+
+    def slice_of_training():
+        nonlocal step, steps_without, steps_with
+        steps_without += train(0.125)
+        limit = time.perf_counter() + 0.125
+        writer.append(step, row)
+        step += 1
+        steps_with += train(limit - time.perf_counter())
+
+    benchmark.pedantic(slice_of_training, rounds=140)
+    writer.close()
+    slowed = (1 - steps_with / steps_without) / 8
+    benchmark.extra_info.update(slowed_per_cent=100 * slowed)
+    assert slowed < 0.05
+
+
+@pytest.mark.parametrize("kind", ["countsketch", "sparse"])
+def test_sketch_rate(benchmark, kind):
+    n = 20_000_000
+    weights = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    sketch = Sketch(buckets=4096, hashes=2, kind=kind)
+    benchmark.pedantic(lambda: sketch.project(weights, {"w": (n,)}, reference=weights), rounds=3, warmup_rounds=1)
+    rate = 2 * n / benchmark.stats.stats.min / 1e6
+    benchmark.extra_info.update(million_weights_per_second_and_hash=rate)
+    if kind == "countsketch":
+        assert rate > 150
