@@ -1,7 +1,8 @@
 """Does the number of flat directions grow as training slows? Hessian spectra of the demo's digit nets.
 
-Baity-Jesi et al. (arXiv:1803.06969) infer from slow dynamics that the loss becomes flatter; here the curvature
-itself is measured at eight log-spaced checkpoints. Needs the stores of ``trajstats demo``; finished tasks are kept beside them.
+Baity-Jesi et al. (arXiv:1803.06969) infer from slow dynamics that the loss becomes flatter; here the curvature itself
+is measured at eight log-spaced checkpoints. Needs the stores of ``trajstats demo``; finished tasks are kept beside
+them.
 
     python examples/flat_directions.py [runs [folder for figures]]
 """

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 
 from tests.reference.numpy_networks import Dense, LeastSquares, Logistic, SoftmaxLinear
@@ -271,3 +273,26 @@ def test_warns_when_threads_times_workers_exceed_the_cores():
     message = f"{cores + 1} dask workers x 1 threads exceed the {cores} cores"
     with dask.config.set(scheduler="threads", num_workers=cores + 1), pytest.warns(RuntimeWarning, match=message):
         hessian_spectrum(network, trajectory(network), rng=0)
+
+
+def test_vectors_stay_within_the_stated_budget():
+    n, budget = 100_000, 2**27
+
+    class Diagonal:
+        n_parameters = n
+
+        def loss(self, weights):
+            return 0.0
+
+        def curvature(self, weights, kind="hessian"):
+            scale = np.linspace(0, 1, n)
+            matmat = lambda v: scale[:, None] * v  # noqa: E731
+            return LinearOperator((n, n), matvec=lambda v: scale * v.ravel(), matmat=matmat, dtype=np.float64)
+
+    run = trajectory_dataset(np.zeros((1, n)), step=[0])
+    tracemalloc.start()
+    hessian_spectrum(Diagonal(), run, probes=4, order=40, memory=budget, rng=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Well used, and not exceeded by more than a fifth.
+    assert 0.5 * budget < peak < 1.2 * budget

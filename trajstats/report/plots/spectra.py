@@ -145,11 +145,11 @@ def plot_top_eigenvalues(found: xr.Dataset, /, *, replica: int = 0, ax: Axes | N
             _against_step(ax, summary, name, colour, name)
     else:
         ranks = found["rank"].values.tolist()
-        for rank, colour in zip(ranks, ordered_colours(range(len(ranks))), strict=True):
+        for rank, shade in zip(ranks, ordered_colours(range(len(ranks))), strict=True):
             line = found.isel({REPLICA: replica}).sel(rank=rank)
             low, high = line["eigenvalue"] - line["residual"], line["eigenvalue"] + line["residual"]
             drawn = xr.Dataset({"value": line["eigenvalue"], "value_low": low, "value_high": high})
-            _against_step(ax, drawn, "value", colour, f"{rank}")
+            _against_step(ax, drawn, "value", shade, f"{rank}")
     ax.set_ylabel(r"eigenvalue $\lambda$ (loss / weight$^2$)")
     ax.legend(fontsize="small", title="rank" if "eigenvalue" in found else None)
     return ax
