@@ -12,6 +12,9 @@ from trajstats.errors import ArgumentError
 from trajstats.theory import _two_time_history as engine
 
 _FIRST_TIME = 0.01  # earliest output time after 0
+# Largest change of a step's last iteration: late responses are of order 1/t and their cells of width t, so that what is
+# left over counts t times.
+_TOLERANCE = 1e-10
 _LARGEST_ERROR = 0.02  # estimated error of C above which a solution is refused
 
 
@@ -50,7 +53,7 @@ def cugliandolo_kurchan(
     times_per_decade : int
         Density of the output grids.
     error_control : bool
-        Solve a second time with steps twice as long and cells twice as wide, to estimate the error.
+        Solve a second time with steps twice as long and cells a third wider, to estimate the error.
 
     Returns
     -------
@@ -73,8 +76,9 @@ def cugliandolo_kurchan(
     moments of C and R, merged exactly, so that a decay which a coarse cell does not resolve keeps its weight. Steps are
     implicit and of fourth order. The step stays at `dt`, so the cost is (t_max / dt) x nodes^2, nodes of order
     log(t_max) / resolution; memory is 48 nodes^2 bytes, under 20 MiB at t_max = 1e4. Figures:
-    docs/explanation/performance-glasses.md. C may exceed 1 by the error of one step (below 1e-5) only at T = 0 next
-    to the diagonal; it is projected back.
+    docs/explanation/performance-glasses.md. At T = 0 the plateau is at C = 1 and the error of C could carry it above:
+    values are projected onto C <= 1, and a solution that would exceed it by 1e-3 is refused. Cells that are too wide make
+    late rows unstable (resolution 0.3: at t = 6e3 for p = 3): the second solution has wider cells and shows it first.
 
     References
     ----------
@@ -102,7 +106,7 @@ def cugliandolo_kurchan(
         "T": float(T),
     }
     if error_control:
-        coarse = _label(_solve(p, T, times, lags, per_unit // 2, 2 * resolution), times, lags, p, T)
+        coarse = _label(_solve(p, T, times, lags, per_unit // 2, 4 / 3 * resolution), times, lags, p, T)
         for name in ("C", "R", "energy"):
             solution[f"{name}_error"] = abs(solution[name] - coarse[name]) / 3
             solution[f"{name}_error"].attrs = {"long_name": f"estimated error of {name}", "units": "1"}
@@ -183,7 +187,7 @@ def _solve(
     tables = np.full((rows.size, 3, times.size), np.nan)
     mu = np.zeros(rows.size)
     state = engine.history(capacity, T)
-    status, at = engine.march(state, p, T, steps, column_at, row_at, resolution, tables, mu, 1e-8)
+    status, at = engine.march(state, p, T, steps, column_at, row_at, resolution, tables, mu, _TOLERANCE)
     if status != engine.CONVERGED:
         why = {
             engine.NOT_CONVERGED: "the step equations no longer converge",

@@ -6,7 +6,14 @@ from trajstats.report.plots.fits import plot_decay as plot_decay
 from trajstats.report.plots.fits import plot_divergence as plot_divergence
 from trajstats.report.plots.fits import plot_mu_estimators as plot_mu_estimators
 from trajstats.report.plots.fits import plot_scan as plot_scan
+from trajstats.report.plots.glasses import plot_fluctuation_dissipation as plot_fluctuation_dissipation
+from trajstats.report.plots.glasses import plot_glass_comparison as plot_glass_comparison
+from trajstats.report.plots.glasses import plot_glass_correlation as plot_glass_correlation
+from trajstats.report.plots.glasses import plot_glass_energy as plot_glass_energy
 from trajstats.report.plots.posterior import plot_posterior as plot_posterior
+from trajstats.report.plots.response import plot_feature_space as plot_feature_space
+from trajstats.report.plots.response import plot_fragility as plot_fragility
+from trajstats.report.plots.response import plot_response_decay as plot_response_decay
 from trajstats.report.plots.spectra import plot_curvatures as plot_curvatures
 from trajstats.report.plots.spectra import plot_flat_directions as plot_flat_directions
 from trajstats.report.plots.spectra import plot_spectrum as plot_spectrum
