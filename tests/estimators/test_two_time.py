@@ -354,8 +354,7 @@ def test_the_planner_counts_tasks_and_refuses_what_cannot_fit():
     assert 32 * 2**20 <= plan.block_bytes <= 130 * 2**20
     assert plan.n_tasks < 10_000
     assert plan.memory_bytes < 1.2 * 2**30
-    assert "blocks of" in str(plan)
-    assert "GiB" in str(plan)
+    assert "reads 7.63 GiB in 123 blocks of 32768 parameters (64 MiB)" in str(plan)
     n_tasks = len(ts.all_pairs(big).msd.__dask_graph__())
     assert n_tasks < 10_000
     huge = trajectory_dataset(da.zeros((1, 2048, 4_000_000_000), chunks=-1, dtype="f4"), step=np.arange(2048))

@@ -77,11 +77,12 @@ class Plan:
         return self.workers * 2 * self.block_bytes + waiting + 2 * self.result_bytes
 
     def __str__(self) -> str:
-        read = self.n_replicas * self.n_rows * self.n_parameters * self.block_bytes / max(1, self.width * self.n_rows)
+        width = min(self.width, self.n_parameters)
+        read = self.n_replicas * self.n_parameters * self.block_bytes / width
         return (
             f"{self.n_pairs} pairs of {self.n_rows} checkpoints x {self.n_parameters} parameters, "
             f"{self.n_replicas} replica(s), {self.n_groups} group(s)\n"
-            f"reads {read / 2**30:.3g} GiB in {self.n_blocks} blocks of {self.width} parameters "
+            f"reads {read / 2**30:.3g} GiB in {self.n_blocks} blocks of {width} parameters "
             f"({self.block_bytes / 2**20:.3g} MiB), {self.n_tasks} tasks\n"
             f"peak memory about {self.memory_bytes / 2**30:.3g} GiB with {self.workers} worker thread(s), "
             f"result {self.result_bytes / 2**20:.3g} MiB"

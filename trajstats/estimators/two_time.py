@@ -139,17 +139,18 @@ def two_time(
 
     With :math:`\delta_i=w_i(t_w+t)-w_i(t_w)` and :math:`\langle\cdot\rangle` the mean over the M parameters of a group:
 
-    =============================  =====================================================================================
-    ``msd``                        :math:`\Delta=\langle\delta^2\rangle`
-    ``fourth_moment``              :math:`\langle\delta^4\rangle`
-    ``kurtosis``                   :math:`\langle\delta^4\rangle/\langle\delta^2\rangle^2`, about zero, not the mean
-    ``non_gaussian_parameter``     :math:`\alpha_2=\langle\delta^4\rangle/3\langle\delta^2\rangle^2-1`
-    ``participation_ratio``        :math:`\langle\delta^2\rangle^2/\langle\delta^4\rangle`: 1 if all move alike
-    ``overlap``                    :math:`Q=\frac1M\#\{|\delta_i|\le\epsilon\}`, with ``overlap_null`` beside it
-    ``correlation``                :math:`\langle w(t_w)w(t_w+t)\rangle`; ``centred_correlation`` less the means
+    ================================  ================================================================================
+    ``msd``                           :math:`\Delta=\langle\delta^2\rangle`
+    ``fourth_moment``                 :math:`\langle\delta^4\rangle`
+    ``kurtosis``                      :math:`\langle\delta^4\rangle/\langle\delta^2\rangle^2`, about zero, not the mean
+    ``non_gaussian_parameter``        :math:`\alpha_2=\langle\delta^4\rangle/3\langle\delta^2\rangle^2-1`
+    ``participation_ratio``           :math:`\langle\delta^2\rangle^2/\langle\delta^4\rangle`: 1 if all move alike
+    ``overlap``                       :math:`Q=\frac1M\#\{|\delta_i|\le\epsilon\}`, with ``overlap_null`` beside it
+    ``correlation``                   :math:`\langle w(t_w)w(t_w+t)\rangle`
+    ``centred_correlation``           the same less :math:`\langle w(t_w)\rangle\langle w(t_w+t)\rangle`
     ``self_intermediate_scattering``  :math:`\langle\cos(q\,\delta)\rangle` for each `wavenumber` q
-    ``sign_flips``                 share of parameters negative at exactly one of the two times
-    =============================  =====================================================================================
+    ``sign_flips``                    share of parameters negative at exactly one of the two times
+    ================================  ================================================================================
 
     Parameters
     ----------
