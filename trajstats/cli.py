@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from trajstats import __version__
+from trajstats.cli_ingest import ingest_command
 from trajstats.errors import TrajstatsError
 
 COMMANDS = "trajstats.commands"
@@ -79,6 +80,8 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
         click.echo(f"  layers: {', '.join(run['layer'].values)}")
         click.echo(f"  series: {', '.join(series) or 'none'}")
 
+
+main.add_command(ingest_command)
 
 if __name__ == "__main__":
     main()
