@@ -40,6 +40,8 @@ def ingest_command(
     """Turn checkpoints (files, a folder, or a quoted glob) into the trajectory store OUT.
 
     Headers are compared first and everything odd is named. Nothing in a file is ever executed.
+
+    Example: trajstats ingest checkpoints/ run.zarr --dry-run
     """
     from trajstats.data.ingest import ingest
     from trajstats.errors import TrajstatsError
