@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, LAYER, PAIR, WAITING_TIME
+from trajstats.data.schema import LAG, PAIR, WAITING_TIME
 from trajstats.errors import ArgumentError, FitError, TooFewReplicasError, unknown
 from trajstats.inference.aging_posteriors import Sampled, sample_free, sample_parametric
 from trajstats.inference.alternatives import (
     WRONG_CURVE_RATIO,
     default_curves,
     estimator_table,
-    fit_parametric,
     free_grids,
     model_table,
     parametric_log_msd,
 )
-from trajstats.inference.checks import LOCALITY_LIMIT, block_spread, residual_check, smoother, structured, window_scan
-from trajstats.inference.models import FORMS, MASTER_CURVES, MasterCurve
+from trajstats.inference.checks import LOCALITY_LIMIT, overlap_gap, residual_check, smoother, structured, window_scan
+from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points, layer_blocks, two_time_points
 from trajstats.inference.replicas import population_draws, population_table
+from trajstats.inference.resampling import linear_error
 from trajstats.inference.results import FitResult
 from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
 from trajstats.inference.threshold import threshold_scan
@@ -57,30 +57,33 @@ def fit_subaging(
     r"""Fit the exponent of aging, :math:`t^*\propto t_w^\mu`.
 
     :math:`\ln\Delta(t_w,t_w+t)=g(\ln u)+\epsilon`, :math:`u=\int_{t_w}^{t_w+t}s^{-\mu}ds` (the clock form; the simple
-    :math:`t/t_w^\mu` agrees with it only for :math:`t\ll t_w`), g free: a penalised spline that is integrated out. The noise has the
-    Wick covariance that follows from the MSD itself, up to an effective number of samples that is integrated out too.
+    :math:`t/t_w^\mu` agrees with it only for :math:`t\ll t_w`), g free: a penalised spline that is integrated out. The
+    noise has the Wick covariance that follows from the MSD itself, up to an effective number of samples that is
+    integrated out too.
 
     Parameters
     ----------
     delta : xarray.DataArray, (replica, pair, layer)
-        Two-time MSD of `msd`, lazy or not; coords ``waiting_time``, ``lag``; it is computed once. `replica` and `layer` may be absent.
+        Two-time MSD of `msd`, lazy or not; coords ``waiting_time``, ``lag``; it is computed once. `replica` and
+        `layer` may be absent.
     rng : int or numpy.random.Generator
         Seed; the same seed gives the same draws.
     estimator : str or MasterCurve
-        Whose posterior is returned: ``"free"`` (default), ``"free_simple"`` (the variable t/t_w^mu), ``"threshold"`` (crossing of the
-        middle threshold), ``"power_law"``, ``"stretched_exponential"``, ``"mittag_leffler"``, ``"logarithmic"``, or a curve of
-        your own. All are listed in ``tables["estimators"]`` whatever is chosen here.
+        Whose posterior is returned: ``"free"`` (default), ``"free_simple"`` (the variable t/t_w^mu), ``"threshold"``
+        (crossing of the middle threshold), ``"power_law"``, ``"stretched_exponential"``, ``"mittag_leffler"``,
+        ``"logarithmic"``, or a curve of your own. All are listed in ``tables["estimators"]`` whatever is chosen here.
     likelihood : str
-        ``"wick"``: one run by its Wick covariance; several replicas each by theirs, then a normal population over seeds, whose mean
-        is ``mu``. ``"replicas"``: pooled estimate, error from the scatter of replicas (sandwich, Student t). ``"blocks"``: error from the
-        scatter over layers, allowed only where motion is local. ``"iid"``: independent points, to see how much too narrow.
+        ``"wick"``: one run by its Wick covariance; several replicas each by theirs, then a normal population over
+        seeds, whose mean is ``mu``. ``"replicas"``: pooled estimate, error from the scatter of replicas (sandwich,
+        Student t). ``"blocks"``: error from the scatter over layers, allowed only where motion is local. ``"iid"``:
+        independent points, to see how much too narrow.
     over : str
         ``"total"``: layers combined with weights ``n_parameters``; or the name of one layer.
     stationary : bool
         Parametric curves only: add a part that does not age.
     clocks : mapping name -> DataArray along step, optional
-        Other clocks, such as the integral of the noise strength: each becomes a competing model in ``tables["models"]``. Needs the
-        coords ``first`` and ``second`` of `delta`.
+        Other clocks, such as the integral of the noise strength: each becomes a competing model in
+        ``tables["models"]``. Needs the coords ``first`` and ``second`` of `delta`.
     prior : mapping name -> (lower, upper), optional
         Uniform priors; defaults ``mu`` (-0.5, 2) and ``log_smoothing`` (-18, 12).
     sampler : str
@@ -93,22 +96,24 @@ def fit_subaging(
     Returns
     -------
     FitResult
-        Posterior ``mu``, ``N_eff``, ``log_smoothing``, ``curve``. Tables: ``estimators``, ``models``, ``window_scan``, ``threshold_scan``,
-        ``predictive_check``, and ``seeds`` for several replicas. `flags` say what the error rests on.
+        Posterior ``mu``, ``N_eff``, ``log_smoothing``, ``curve``. Tables: ``estimators``, ``models``, ``window_scan``,
+        ``threshold_scan``, ``predictive_check``, and ``seeds`` for several replicas. `flags` say what the error rests
+        on.
 
     Raises
     ------
     ArgumentError
         If an option or label is not known.
     FitError
-        If the data cannot support the fit: one waiting time, too few points, values that are not positive, blocks that are not local.
+        If the data cannot support the fit: one waiting time, too few points, values that are not positive, blocks that
+        are not local.
     TooFewReplicasError
         If replicas are asked for the error and there are fewer than 3.
 
     Notes
     -----
-    Cost: about 3 s for 144 points. Bias of mu below 0.003 on exact curves. With one run the error is conditional on the clock of that run.
-    Coverage is tabulated in the documentation under "what the error bars mean".
+    Cost: about 3 s for 144 points. Bias of mu below 0.003 on exact curves. With one run the error is conditional on
+    the clock of that run. Coverage is tabulated in the documentation under "what the error bars mean".
 
     References
     ----------
@@ -285,7 +290,7 @@ def _errors(
         return sampled
     blocks = layer_blocks(delta, points)
     if blocks is not None and blocks.shape[0] >= MIN_BLOCKS:
-        spread = block_spread(influence, blocks, blocks.mean(axis=0))
+        spread = linear_error(influence, blocks, blocks.mean(axis=0))
         locality = pilot.grid.spread[0] / max(spread, 1e-300)
         tables["locality"] = xr.Dataset({"ratio": locality, "stderr_blocks": spread, "n_blocks": blocks.shape[0]})
     if likelihood == "blocks":
@@ -302,7 +307,7 @@ def _errors(
         if n_replicas < MIN_REPLICAS:
             msg = f"{n_replicas} replicas: a scatter over replicas needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
             raise TooFewReplicasError(msg)
-        spread = block_spread(influence, points.msd, points.msd.mean(axis=0))
+        spread = linear_error(influence, points.msd, points.msd.mean(axis=0))
         flags.append(f"error from the scatter of {n_replicas} replicas (sandwich, Student t)")
         return sampled.with_mu(centre + spread * rng.standard_t(n_replicas - 1, size=shape))
     if n_replicas == 1:
@@ -311,7 +316,7 @@ def _errors(
     if name not in ("free", "free_simple"):
         flags.append(f"Wick covariance of the mean over {n_replicas} replicas, which are taken to share one mu")
         return sampled
-    sandwich = block_spread(influence, points.msd, points.msd.mean(axis=0))
+    sandwich = linear_error(influence, points.msd, points.msd.mean(axis=0))
     tables["seeds"] = population_table(points, pilot, bounds, sandwich)
     flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
     if n_replicas < ASKED_REPLICAS:
@@ -338,6 +343,9 @@ def _judge(
         low + 0.02 * (high - low) < np.quantile(draws, 0.025) and np.quantile(draws, 0.975) < high - 0.02 * (high - low)
     ):
         flags.append(f"mu is not identified: its posterior runs into the prior ({low:g}, {high:g})")
+        status = "not identified"
+    if gap := overlap_gap(pilot.curve, pilot.grid.mode[0]):
+        flags.append(gap)
         status = "not identified"
     spread = estimators["mu"].sel(estimator=["free_clock", "free_simple", "threshold"])
     flags.append(

@@ -140,8 +140,8 @@ def estimator_table(
     Returns
     -------
     xarray.Dataset
-        Dim `estimator`: ``mu``, ``stderr``, ``lower``, ``upper`` (95 %), ``misfit_ratio`` (noise variance needed, over that of the
-        clock-form free curve: above 1.3 the curve is wrong).
+        Dim `estimator`: ``mu``, ``stderr``, ``lower``, ``upper`` (95 %), ``misfit_ratio`` (noise variance needed, over
+        that of the clock-form free curve: above 1.3 the curve is wrong).
     """
     names, rows = [], []
     reference = _variance(data, grids["free_clock"], "clock")
@@ -174,8 +174,8 @@ def _variance(data: FreeCurve, grid: GridPosterior, form: str) -> float:
 def model_table(data: FreeCurve, grid: GridPosterior, bounds: Bounds, clocks: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Competing models of aging: their evidence, and their scores on waiting times left out.
 
-    ``free``: mu free; ``full_aging``: mu = 1; ``no_aging``: mu = 0, which is time-translation invariance (a function of the lag alone); one
-    model for each other clock, in which the MSD is a function of the difference of that clock.
+    ``free``: mu free; ``full_aging``: mu = 1; ``no_aging``: mu = 0, which is time-translation invariance (a function
+    of the lag alone); one model for each other clock, in which the MSD is a function of the difference of that clock.
 
     Parameters
     ----------
@@ -191,8 +191,8 @@ def model_table(data: FreeCurve, grid: GridPosterior, bounds: Bounds, clocks: Ma
     Returns
     -------
     xarray.Dataset
-        Dim `model`: ``log_bayes_factor`` against ``free`` (positive: better than free), ``score``: sum over waiting times of
-        the log predictive density of each given the others, and ``score_difference`` from ``free``.
+        Dim `model`: ``log_bayes_factor`` against ``free`` (positive: better than free), ``score``: sum over waiting
+        times of the log predictive density of each given the others, and ``score_difference`` from ``free``.
     """
     models: dict[str, tuple[FreeCurve, np.ndarray]] = {
         "free": (data, np.linspace(*np.clip([grid.mu[0], grid.mu[-1]], *bounds["mu"]), 41)),

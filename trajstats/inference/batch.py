@@ -33,8 +33,9 @@ def fit_batch(
 ) -> xr.Dataset:
     """Run one fit on many data sets, as dask tasks.
 
-    No case can stop another: a case that fails is a row with its own status and reason. Every case draws from a stream that
-    depends on `rng` and on its label only, so that its numbers do not depend on which others are in the batch, nor on their order.
+    No case can stop another: a case that fails is a row with its own status and reason. Every case draws from a stream
+    that depends on `rng` and on its label only, so that its numbers do not depend on which others are in the batch,
+    nor on their order.
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ def fit_batch(
     Returns
     -------
     xarray.Dataset
-        Dim `case` with the coords `dims`: ``value``, ``stderr`` (case, coefficient), ``interval`` (case, coefficient, level, bound),
-        ``converged``, ``status`` (that of the fit, or ``"failed: <kind of error>"``), ``reason``.
+        Dim `case` with the coords `dims`: ``value``, ``stderr`` (case, coefficient), ``interval`` (case, coefficient,
+        level, bound), ``converged``, ``status`` (that of the fit, or ``"failed: <kind of error>"``), ``reason``.
 
     Raises
     ------

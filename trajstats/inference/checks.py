@@ -60,9 +60,10 @@ def residual_check(
 ) -> xr.Dataset:
     r"""Posterior predictive check of the residuals with two statistics.
 
-    ``leading_modes``: mean power of the whitened residual in the fifth of the covariance modes with most variance, over that in the rest
-    (are the correlations those of Wick?). ``collapse``: F ratio of what a level, a slope and a curvature for each waiting
-    time would still explain (is there one curve and one exponent?). p from replicated residuals that went through the same fit.
+    ``leading_modes``: mean power of the whitened residual in the fifth of the covariance modes with most variance,
+    over that in the rest (are the correlations those of Wick?). ``collapse``: F ratio of what a level, a slope and a
+    curvature for each waiting time would still explain (is there one curve and one exponent?). p from replicated
+    residuals that went through the same fit.
 
     Parameters
     ----------
@@ -153,6 +154,36 @@ def structured(check: xr.Dataset) -> str:
     return ""
 
 
+def overlap_gap(curve: FreeCurve, mu: float) -> str:
+    """Word it when early and late waiting times do not share any value of the scaling variable.
+
+    Parameters
+    ----------
+    curve : FreeCurve
+        Data.
+    mu : float
+        Exponent.
+
+    Returns
+    -------
+    str
+        Empty when the ranges of all waiting times are chained by overlaps.
+    """
+    x = curve.variable(np.array([mu]))[0]
+    ranges = sorted(
+        (float(x[curve.waiting_time == w].min()), float(x[curve.waiting_time == w].max())) for w in np.unique(curve.waiting_time)
+    )
+    reach = ranges[0][1]
+    for low, high in ranges[1:]:
+        if low > reach:
+            return (
+                "mu is not identified: waiting times do not overlap in the scaling variable, so only the smoothness of the curve "
+                "ties them together; ask for lags that overlap in t / t_w"
+            )
+        reach = max(reach, high)
+    return ""
+
+
 def window_scan(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> xr.Dataset:
     """Exponent for narrower choices of lags and waiting times.
 
@@ -199,23 +230,3 @@ def window_scan(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> 
         },
         coords={"window": list(windows)},
     )
-
-
-def block_spread(influence: np.ndarray, blocks: np.ndarray, msd: np.ndarray) -> float:
-    """Standard error of mu from the scatter over groups of displacements, by linearisation.
-
-    Parameters
-    ----------
-    influence : ndarray, (n,)
-        Of `smoother`.
-    blocks : ndarray, (block, n)
-        MSD of each block or replica, in shares of equal weight.
-    msd : ndarray, (n,)
-        Their mean.
-
-    Returns
-    -------
-    float
-    """
-    scores = (blocks / msd - 1) @ influence
-    return float(np.std(scores, ddof=1) / np.sqrt(blocks.shape[0]))

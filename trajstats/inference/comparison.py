@@ -49,7 +49,8 @@ def information_criteria(log_likelihood: float, n_coefficients: int, n_data: int
 def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -> float:
     r"""Log Bayes factor of a fixed coefficient against a free one with a uniform prior.
 
-    :math:`\ln[p(\theta=\theta_0|y)/p(\theta=\theta_0)]`, the density by a kernel that is reflected at the ends of the prior.
+    :math:`\ln[p(\theta=\theta_0|y)/p(\theta=\theta_0)]`, the density by a kernel that is reflected at the ends of the
+    prior.
 
     Parameters
     ----------
@@ -63,8 +64,8 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
     Returns
     -------
     float
-        Positive favours the fixed value; -inf when no draw is near it (then only a bound is known: about minus the logarithm of
-        the number of draws).
+        Positive favours the fixed value; -inf when no draw is near it (then only a bound is known: about minus the
+        logarithm of the number of draws).
 
     Examples
     --------
@@ -85,8 +86,8 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
 def psis_loo(log_likelihood: np.ndarray) -> tuple[float, np.ndarray]:
     r"""Leave-one-group-out score by Pareto-smoothed importance sampling.
 
-    :math:`\sum_g\ln p(y_g|y_{-g})`. Valid only where groups are independent given the coefficients: seeds, runs, widths; not the points of
-    one run's MSD.
+    :math:`\sum_g\ln p(y_g|y_{-g})`. Valid only where groups are independent given the coefficients: seeds, runs,
+    widths; not the points of one run's MSD.
 
     Parameters
     ----------

@@ -11,10 +11,10 @@ import xarray as xr
 from trajstats.data.schema import REPLICA, STEP
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.comparison import information_criteria, savage_dickey
+from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, maximise
 from trajstats.inference.relaxation import CURVES, NAMES, Binned, decay_shape, log_bins, log_likelihood
 from trajstats.inference.results import FitResult
-from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.sampling import Draws
 
 _MIN_POINTS = 10
@@ -41,8 +41,9 @@ def fit_decay(
 ) -> FitResult:
     r"""Fit the decay of a training curve to a floor, :math:`L(t)=L_\infty+A\,t^{-\beta}`.
 
-    The curve is averaged in logarithmic bins. Its noise is an Ornstein-Uhlenbeck process in ln t plus white noise, both proportional to
-    (curve)\ :sup:`power`; all of it is inferred, so that a correlated training curve does not pretend to be many measurements.
+    The curve is averaged in logarithmic bins. Its noise is an Ornstein-Uhlenbeck process in ln t plus white noise,
+    both proportional to (curve)\ :sup:`power`; all of it is inferred, so that a correlated training curve does not
+    pretend to be many measurements.
 
     Parameters
     ----------
@@ -51,20 +52,22 @@ def fit_decay(
     rng : int or numpy.random.Generator
         Seed.
     curve : str
-        ``"power_law"``, ``"stretched_exponential"``, ``"logarithmic"`` or ``"exponential"``; all four are compared in ``tables["models"]``.
+        ``"power_law"``, ``"stretched_exponential"``, ``"logarithmic"`` or ``"exponential"``; all four are compared in
+        ``tables["models"]``.
     floor : bool
         Let L_inf be positive; the probability that it is, is in ``tables["floor"]``.
     clock : str
         Coordinate of the times.
     window : (float, float), optional
-        First and last time used. If not given: from the time at which half of the total fall of ln L is still to come after the
-        initial plateau's end (the loss has left 95 % of its first value), to the end.
+        First and last time used. If not given: from the time at which half of the total fall of ln L is still to come
+        after the initial plateau's end (the loss has left 95 % of its first value), to the end.
     bins_per_decade : int
         Logarithmic bins.
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``L_inf``, ``beta``, ``log_noise``, ``drift_share``, ``log_range``, ``power``, ``log_middle``.
     sampler : str
-        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same rules.
+        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same
+        rules.
     max_steps : int
         Longest chain.
     progress : bool
@@ -197,8 +200,9 @@ def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
     Returns
     -------
     dict name -> (lower, upper)
-        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss, log uniform) 1e-6 to 1,
-        of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform); power -0.5 to 2.
+        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss,
+        log uniform) 1e-6 to 1, of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform);
+        power -0.5 to 2.
     """
     middle = float(np.log(np.median(data.loss)))
     return {

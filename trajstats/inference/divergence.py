@@ -70,8 +70,9 @@ def default_priors(times: LearningTimes) -> dict[str, tuple[np.ndarray | float, 
 def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
     r"""Log likelihood of the divergence.
 
-    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`, :math:`m_i=\ln T_{mid}-\nu\ln\frac{w_i-w_c}{w_{mid}-w_c}`; a
-    censored run contributes :math:`(1-q)P(T>T_{max})+q`, and 1 for :math:`w\le w_c`.
+    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`, :math:`m_i=\ln
+    T_{mid}-\nu\ln\frac{w_i-w_c}{w_{mid}-w_c}`; a censored run contributes :math:`(1-q)P(T>T_{max})+q`, and 1 for
+    :math:`w\le w_c`.
 
     Parameters
     ----------

@@ -114,7 +114,8 @@ def sample_ensembles(
 ) -> Draws:
     """Sample one small posterior with the batched kernel: all ensembles move in one call.
 
-    Same rules as `sampling.sample_posterior`; several times cheaper where Python's share of a step dominates (fewer than about 100 points).
+    Same rules as `sampling.sample_posterior`; several times cheaper where Python's share of a step dominates (fewer
+    than about 100 points).
 
     Parameters
     ----------

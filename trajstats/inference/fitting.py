@@ -166,7 +166,7 @@ def _step(
     lower: np.ndarray,
     upper: np.ndarray,
 ) -> float:
-    # a step over which the log likelihood falls by about 0.1 on the gentler side
+    # a step over which the log likelihood falls by about 0.02 on the gentler side
     size = 1e-6 * (upper[k] - lower[k])
     for _ in range(18):
         drops = []
@@ -174,7 +174,7 @@ def _step(
             at = best.copy()
             at[k] = min(max(at[k] + sign * size, lower[k]), upper[k])
             drops.append(top - log_likelihood(at))
-        if min(drops) > 0.1 or size > 0.1 * (upper[k] - lower[k]):
+        if min(drops) > 0.02 or size > 0.1 * (upper[k] - lower[k]):
             break
         size *= 2
     return size

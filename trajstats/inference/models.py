@@ -76,7 +76,8 @@ def clock(time: np.ndarray, mu: float) -> np.ndarray:
 def mittag_leffler(x: np.ndarray, beta: float) -> np.ndarray:
     r"""One-parameter Mittag-Leffler relaxation :math:`E_\beta(-x^\beta)` for :math:`0<\beta\le1`.
 
-    :math:`\int_0^1\exp\{-x[\sin(\pi\beta p)/\sin(\pi\beta(1-p))]^{1/\beta}\}dp`, by the trapezium rule in the logit of p.
+    :math:`\int_0^1\exp\{-x[\sin(\pi\beta p)/\sin(\pi\beta(1-p))]^{1/\beta}\}dp`, by the trapezium rule in the logit of
+    p.
 
     Parameters
     ----------
@@ -117,7 +118,8 @@ class MasterCurve:
     log_curve : callable (log_u, coefficients) -> log_f
         `log_u` has shape (n,); `coefficients` is a dict of floats. The amplitude is added by the fit.
     start : dict name -> (start, lower, upper)
-        Start value and bounds of each coefficient. A coefficient called ``log_scale`` is started at the middle of the data.
+        Start value and bounds of each coefficient. A coefficient called ``log_scale`` is started at the middle of the
+        data.
     """
 
     name: str

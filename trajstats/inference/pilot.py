@@ -36,7 +36,7 @@ class Pilot:
     differing: float
 
     def with_form(self, form: str, bounds: Bounds) -> Pilot:
-        """Same data and covariance in another form of the scaling variable.
+        """Take the same data and covariance in another form of the scaling variable.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The door of inference: a labelled two-time MSD is checked here, computed once and thinned to the points that are fitted."""
+"""The door of inference: a labelled two-time MSD is checked here, computed once and thinned to those fitted."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
             if missing
             else f"delta has dims {extra} besides replica, pair, layer"
         )
-        raise ArgumentError(f"{msg}; use trajstats.msd(run, pairs) or select one value of the others")
+        raise ArgumentError(msg)
     one, chosen = _over(delta, over)
     if REPLICA not in one.dims:
         one = one.expand_dims(REPLICA)
@@ -137,7 +137,7 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
 def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     if LAYER not in delta.dims:
         return delta, str(delta[LAYER].values) if LAYER in delta.coords else "total"
-    names = [str(name) for name in delta[LAYER].values] if LAYER in delta.coords else ["total"]
+    names = [str(name) for name in delta[LAYER].values]
     if over != "total":
         if over not in names:
             raise ArgumentError(unknown("over", over, ["total", *names]))

@@ -59,7 +59,8 @@ def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
 def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) -> np.ndarray:
     r"""Decaying part of the loss, 1 at the pivot.
 
-    With :math:`x=t/t_p`: :math:`x^{-\beta}`; :math:`e^{1-x^\beta}`; :math:`1/[1+\beta\ln(1+x)]` over its value at 1; :math:`e^{\beta(1-x)}`.
+    With :math:`x=t/t_p`: :math:`x^{-\beta}`; :math:`e^{1-x^\beta}`; :math:`1/[1+\beta\ln(1+x)]` over its value at 1;
+    :math:`e^{\beta(1-x)}`.
 
     Parameters
     ----------
@@ -89,14 +90,15 @@ def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) ->
 def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     r"""Log likelihood of a curve with a floor.
 
-    :math:`L_i=L_\infty+Af(t_i)+m_i(\eta_i+\xi_i)` with the scale of the noise :math:`m_i\propto` (curve)\ :sup:`power`: power 1 is noise
-    proportional to the loss, 0 is additive noise. :math:`\eta` is an Ornstein-Uhlenbeck process in ln t, :math:`\xi` is white.
+    :math:`L_i=L_\infty+Af(t_i)+m_i(\eta_i+\xi_i)` with the scale of the noise :math:`m_i\propto` (curve)\
+    :sup:`power`: power 1 is noise proportional to the loss, 0 is additive noise. :math:`\eta` is an Ornstein-Uhlenbeck
+    process in ln t, :math:`\xi` is white.
 
     Parameters
     ----------
     theta : ndarray, (m, 7)
-        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise, share of its variance that drifts, ln
-        range (in ln t) of the drift, power.
+        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise, share of its variance that
+        drifts, ln range (in ln t) of the drift, power.
     data : Binned
         Data.
     curve : str

@@ -1,8 +1,9 @@
 r"""The population of exponents over seeds: each seed by its own Wick fit, their mean with an honest error.
 
-:math:`\mu_r\sim N(M,v(s_r^2+\tau^2))` with s_r the error of seed r, :math:`\tau^2` the moment estimate of the spread between seeds
-(DerSimonian-Laird) and v free with prior 1/v: M is then Student t with R - 1 degrees of freedom (Hartung-Knapp-Sidik-Jonkman), whatever the
-spread between seeds. A prior on :math:`\tau` alone was tried: it covers 75 to 100 % at nominal 68 % when seeds are alike.
+:math:`\mu_r\sim N(M,v(s_r^2+\tau^2))` with s_r the error of seed r, :math:`\tau^2` the moment estimate of the spread
+between seeds (DerSimonian-Laird) and v free with prior 1/v: M is then Student t with R - 1 degrees of freedom
+(Hartung-Knapp-Sidik-Jonkman), whatever the spread between seeds. A prior on :math:`\tau` alone was tried: it covers 75
+to 100 % at nominal 68 % when seeds are alike.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def population_table(
     Returns
     -------
     xarray.Dataset
-        Dim `replica`: ``mu``, ``stderr``; scalars ``population_mean``, ``population_scale``, ``seed_spread``, ``pooled_mu``,
-        ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
+        Dim `replica`: ``mu``, ``stderr``; scalars ``population_mean``, ``population_scale``, ``seed_spread``,
+        ``pooled_mu``, ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
     """
     fits = []
     for row in points.msd:

@@ -75,7 +75,9 @@ class FitResult:
         for name in table["coefficient"].values:
             row = table.sel(coefficient=name)
             low, high = (float(edge) for edge in row["interval"].values[0])
-            lines.append(f"  {name} = {float(row['value']):.4g} +- {float(row['stderr']):.2g}  (68 %: {low:.4g} to {high:.4g})")
+            lines.append(
+                f"  {name} = {float(row['value']):.4g} +- {float(row['stderr']):.2g}  (68 %: {low:.4g} to {high:.4g})"
+            )
         return "\n".join([*lines, *(f"  - {flag}" for flag in self.flags)])
 
     @property
@@ -95,8 +97,9 @@ class FitResult:
         -------
         xarray.Dataset
             Dim `coefficient`: ``value`` (posterior median), ``stderr`` (posterior standard deviation) and ``interval``
-            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles. A variable with a
-            labelled dim of its own, such as w_c of each depth, gives one coefficient for each label: ``"w_c[depth=2]"``.
+            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles. A
+            variable with a labelled dim of its own, such as w_c of each depth, gives one coefficient for each label:
+            ``"w_c[depth=2]"``.
         """
         columns = _scalar_draws(self.posterior)
         names, draws = list(columns), list(columns.values())
@@ -136,7 +139,8 @@ class FitResult:
         Returns
         -------
         xarray.DataTree
-            ``posterior``, ``observed_data``, ``sample_stats``, ``log_likelihood`` where it is known, and one group per table.
+            ``posterior``, ``observed_data``, ``sample_stats``, ``log_likelihood`` where it is known, and one group per
+            table.
         """
         stats = self.diagnostics
         groups: dict[str, xr.Dataset] = {"posterior": self.posterior, "sample_diagnostics": stats}

@@ -55,8 +55,8 @@ def sample_posterior(
 ) -> Draws:
     """Sample a posterior with independent ensembles.
 
-    Each chain is an ensemble of its own (walkers of one ensemble are not independent). A chain ends when it is longer than
-    50 autocorrelation times and their estimate moved by less than 5 %, or at `max_steps`.
+    Each chain is an ensemble of its own (walkers of one ensemble are not independent). A chain ends when it is longer
+    than 50 autocorrelation times and their estimate moved by less than 5 %, or at `max_steps`.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from trajstats.inference.models import scaled_time
 
 INTERVALS = 10
 LOG_SMOOTHING = (-18.0, 12.0)
+ROUNDING = 1e-14
 _NULL = 2  # level and slope: what the second-difference penalty leaves free
 
 
@@ -47,7 +48,8 @@ def spline_basis(position: np.ndarray, intervals: int = INTERVALS) -> np.ndarray
 class FreeCurve:
     r"""Marginal likelihood of (mu, log smoothing) for :math:`\ln\Delta=g(\ln u)+\epsilon`, :math:`\epsilon\sim N(0,\sigma^2R)`.
 
-    g has the prior of a penalised spline, :math:`\exp[-\frac\lambda{2\sigma^2}\int g''^2]`, flat in level and slope; g and
+    g has the prior of a penalised spline, :math:`\exp[-\frac\lambda{2\sigma^2}\int g''^2]`, flat in level and slope; g
+    and
     :math:`\sigma` (prior :math:`1/\sigma`) are integrated out.
 
     Attributes
@@ -78,7 +80,7 @@ class FreeCurve:
     span: tuple[np.ndarray, np.ndarray] | None = None
 
     def part(self, keep: np.ndarray) -> FreeCurve:
-        """Some of the points, with the knots (hence the prior) of all.
+        """Keep some of the points, with the knots (hence the prior) of all.
 
         Parameters
         ----------
@@ -280,7 +282,9 @@ class FreeCurve:
         strength = np.exp(log_smoothing) / width**3
         matrix = gram + strength[:, None, None] * self.penalty
         mean = np.linalg.solve(matrix, right[..., None])[..., 0]
-        misfit = self.white_data @ self.white_data - (right * mean).sum(axis=-1)
+        square = self.white_data @ self.white_data
+        # data without noise: what is left is rounding
+        misfit = np.maximum(square - (right * mean).sum(axis=-1), ROUNDING * square)
         variance = misfit / rng.chisquare(self.log_msd.size - _NULL, size=misfit.shape)
         noise = rng.standard_normal(mean.shape)
         factor = np.linalg.cholesky(matrix)
@@ -376,6 +380,6 @@ def _marginal(
                 half[i] = total / factor[i, i]
                 explained += half[i] ** 2
                 log_det += 2 * np.log(factor[i, i])
-            misfit = max(square - explained, 1e-14 * square)
+            misfit = max(square - explained, ROUNDING * square)
             result[v, m] = 0.5 * (k - 2) * log_strength - np.log(width) - 0.5 * log_det - 0.5 * (n - 2) * np.log(misfit)
     return result

@@ -160,8 +160,8 @@ def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, *
     Returns
     -------
     FitResult
-        ``nu`` is the mean of the population over depths (Student t); ``w_c`` and ``A`` have a dim `depth`; ``tables["depths"]`` lists
-        the depths with their status.
+        ``nu`` is the mean of the population over depths (Student t); ``w_c`` and ``A`` have a dim `depth`;
+        ``tables["depths"]`` lists the depths with their status.
 
     Raises
     ------

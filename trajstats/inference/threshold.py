@@ -25,7 +25,8 @@ def crossing_times(
     Returns
     -------
     tuple of ndarray
-        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag), one per waiting time.
+        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag), one per waiting
+        time.
     """
     levels = np.unique(waiting)
     crossing, state = np.empty(levels.size), np.zeros(levels.size, dtype=int)
@@ -106,7 +107,8 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
     waiting, lag, log_msd : ndarray, (n,)
         Points.
     noise : ndarray, (draw, n)
-        Draws of the noise of ln MSD (from the covariance of the fit): the error bars are the scatter of the slope under it.
+        Draws of the noise of ln MSD (from the covariance of the fit): the error bars are the scatter of the slope
+        under it.
 
     Returns
     -------

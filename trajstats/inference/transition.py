@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import REPLICA, STEP, clock_values
+from trajstats.data.schema import STEP, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.comparison import information_criteria, savage_dickey
 from trajstats.inference.divergence import (
@@ -20,9 +20,9 @@ from trajstats.inference.divergence import (
     log_likelihood,
     log_posterior,
 )
+from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, maximise
 from trajstats.inference.results import FitResult
-from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.sampling import Draws
 
 _EDGE = 0.02
@@ -43,7 +43,8 @@ def learning_times(
 ) -> xr.Dataset:
     r"""Time at which each run of a sweep first reaches a loss.
 
-    :math:`\tau_\ell`: first crossing of :math:`\ell` by the saved series, interpolated linearly in the logarithms of loss and time.
+    :math:`\tau_\ell`: first crossing of :math:`\ell` by the saved series, interpolated linearly in the logarithms of
+    loss and time.
 
     Parameters
     ----------
@@ -170,14 +171,16 @@ def fit_divergence(
     r"""Fit the divergence of the learning time, :math:`T(w)=A/(w-w_c)^\nu`.
 
     Log-normal scatter over seeds, wider near w_c (a scatter :math:`\delta` of w_c from seed to seed):
-    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`. Runs that did not learn are right-censored; none is dropped.
+    :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`. Runs that did not learn are right-censored; none is
+    dropped.
 
     Parameters
     ----------
     times : Dataset of `learning_times`, or DataArray
         ``learning_time`` and ``learned`` along `run` with coordinate ``width``. A DataArray has a coordinate ``width``;
-        runs at infinity, or at or above `budget`, count as not learned. With a dim `loss` the losses are fitted jointly and w_c is
-        extrapolated to loss 0; with a coordinate ``depth`` of several values, depths are fitted each and nu over them.
+        runs at infinity, or at or above `budget`, count as not learned. With a dim `loss` the losses are fitted
+        jointly and w_c is extrapolated to loss 0; with a coordinate ``depth`` of several values, depths are fitted
+        each and nu over them.
     rng : int or numpy.random.Generator
         Seed.
     nu : float, optional
@@ -187,9 +190,11 @@ def fit_divergence(
     budget : float, optional
         Largest time watched; needed with infinite times and no ``budget`` variable.
     prior : mapping name -> (lower, upper), optional
-        Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction``; defaults in `default_priors`.
+        Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction``; defaults
+        in `default_priors`.
     sampler : str
-        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same rules.
+        ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same
+        rules.
     max_steps : int
         Longest chain.
     progress : bool
@@ -198,8 +203,8 @@ def fit_divergence(
     Returns
     -------
     FitResult
-        Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c runs into its
-        prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
+        Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c
+        runs into its prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
 
     Raises
     ------
@@ -212,8 +217,8 @@ def fit_divergence(
 
     Notes
     -----
-    w_c and nu are strongly anti-correlated: report them jointly. Several losses come from the same runs; their joint likelihood is
-    raised to the power one over their number, so that a run counts once.
+    w_c and nu are strongly anti-correlated: report them jointly. Several losses come from the same runs; their joint
+    likelihood is raised to the power one over their number, so that a run counts once.
 
     References
     ----------

@@ -1,7 +1,8 @@
 r"""The covariance of two-time data that follows from the data themselves.
 
-For zero-mean Gaussian displacements :math:`\mathrm{Cov}(\Delta_a,\Delta_b)=\frac2{N}\langle d_a\cdot d_b\rangle^2` (Wick), and by
-polarisation :math:`\langle d_{st}\cdot d_{uv}\rangle=\frac12[\Delta(s,v)+\Delta(t,u)-\Delta(s,u)-\Delta(t,v)]`.
+For zero-mean Gaussian displacements :math:`\mathrm{Cov}(\Delta_a,\Delta_b)=\frac2{N}\langle d_a\cdot d_b\rangle^2`
+(Wick), and by polarisation :math:`\langle d_{st}\cdot
+d_{uv}\rangle=\frac12[\Delta(s,v)+\Delta(t,u)-\Delta(s,u)-\Delta(t,v)]`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ def wick_covariances(
     r"""Covariances of the logarithms of two-time MSDs, for modes that are alike and for modes that differ.
 
     G follows from a master curve that is a true variogram: a non-negative mixture of :math:`1-e^{-u/\tau}`,
-    :math:`1-e^{-u^2/\tau^2}`, :math:`u` and :math:`u^2`. The last is deterministic drift D in the clock, which adds to the MSD but does
-    not fluctuate by itself. If every mode has the whole mixture, :math:`\mathrm{Cov}\propto G^2-D^2` with :math:`G=\sum_jc_jG_j`; if
-    each term of the mixture is a population of modes of its own, :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2`.
+    :math:`1-e^{-u^2/\tau^2}`, :math:`u` and :math:`u^2`. The last is deterministic drift D in the clock, which adds to
+    the MSD but does not fluctuate by itself. If every mode has the whole mixture, :math:`\mathrm{Cov}\propto G^2-D^2`
+    with :math:`G=\sum_jc_jG_j`; if each term of the mixture is a population of modes of its own,
+    :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2`.
 
     Parameters
     ----------

@@ -1,0 +1,91 @@
+"""Decays to a floor with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import multivariate_normal
+
+import trajstats as ts
+from trajstats.errors import ArgumentError, FitError, NonFiniteError
+from trajstats.inference.relaxation import _kalman, log_bins
+
+T = np.geomspace(1, 1e4, 80)
+
+
+def curve(loss, t=T):
+    return xr.DataArray(loss, dims="step", coords={"step": t})
+
+
+def noise(seed=0, sd=0.02, n=80):
+    return 1 + np.random.default_rng(seed).normal(0, sd, n)
+
+
+def test_power_law_to_a_floor():
+    fit = ts.fit_decay(curve((0.1 + T**-0.5) * noise()), rng=0)
+    assert fit.converged
+    for name, truth in (("L_inf", 0.1), ("beta", 0.5), ("A", 1.0)):
+        row = fit.summary().sel(coefficient=name)
+        assert abs(float(row["value"]) - truth) < 3.5 * float(row["stderr"])
+    assert float(fit.tables["floor"]["probability_positive"]) > 0.99
+    best = fit.tables["models"]["model"].values[np.argmin(fit.tables["models"]["bic"].values)]
+    assert best == "power_law"
+    assert float(fit.predict(time=[1e8]).median()) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_floor_of_zero_is_preferred_where_there_is_none():
+    fit = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0)
+    assert float(fit.tables["floor"]["probability_positive"]) < 0.5
+    assert fit.summary()["interval"].sel(coefficient="L_inf", level=0.95, bound="lower") < 2e-3
+    fixed = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0, floor=False)
+    assert (fixed.posterior["L_inf"] == 0).all()
+    assert float(fixed.summary()["value"].sel(coefficient="beta")) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_noise_filter_is_the_exact_gaussian():
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(0, 9, 12))
+    r = rng.standard_normal((1, 12))
+    drift, reach, white = 0.7, 1.3, 0.4
+    covariance = drift**2 * np.exp(-np.abs(x[:, None] - x) / reach) + white**2 * np.eye(12)
+    exact = multivariate_normal(np.zeros(12), covariance).logpdf(r[0])
+    ours = _kalman(r, np.diff(x), np.array([drift]), np.array([reach]), np.array([white]))[0]
+    assert ours == pytest.approx(exact, rel=1e-12)
+
+
+def test_bins_average_what_falls_into_them():
+    binned = log_bins(np.array([1.0, 2.0, 10.0, 20.0, 30.0]), np.array([1.0, 3.0, 5.0, 6.0, 7.0]), 1)
+    np.testing.assert_allclose(binned.loss, [2.0, 6.0])
+    np.testing.assert_allclose(binned.count, [2, 3])
+
+
+def test_plateau_is_left_out_by_the_stated_rule():
+    loss = np.where(T < 30, 2.0, 2.0 * (T / 30) ** -0.7) * noise(2, 0.005)
+    fit = ts.fit_decay(curve(loss), rng=0, max_steps=1000)
+    assert 20 < fit.attrs["window"][0] < 60
+    assert "fitted from" in fit.flags[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "words"),
+    [
+        (np.where(T > 50, np.nan, 1.0), NonFiniteError, "NaN"),
+        (np.ones(80), FitError, "constant"),
+        (1 - T, FitError, "not positive"),
+    ],
+)
+def test_hopeless_losses_are_refused(loss, error, words):
+    with pytest.raises(error, match=words):
+        ts.fit_decay(curve(loss), rng=0)
+
+
+def test_times_points_and_options_are_checked():
+    with pytest.raises(FitError, match="do not increase"):
+        ts.fit_decay(curve([3.0, 2.0, 1.0], [1, 3, 2]), rng=0)
+    with pytest.raises(FitError, match="2 bins"):
+        ts.fit_decay(curve([3.0, 2.0], [1, 3]), rng=0)
+    with pytest.raises(ArgumentError, match="unknown curve"):
+        ts.fit_decay(curve(T**-0.5), rng=0, curve="powerlaw")
+    with pytest.raises(ArgumentError, match="replicas"):
+        ts.fit_decay(xr.DataArray(np.ones((2, 80)), dims=("replica", "step"), coords={"step": T}), rng=0)

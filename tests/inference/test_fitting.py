@@ -1,0 +1,104 @@
+"""Maximum likelihood against closed forms and certified data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from trajstats.errors import FitError, TooFewReplicasError
+from trajstats.inference.comparison import information_criteria, psis_loo, savage_dickey
+from trajstats.inference.fitting import maximise
+from trajstats.inference.resampling import bootstrap, jackknife, linear_error, replica_covariance
+
+
+def test_exponential_rate_profile_is_exact():
+    x = np.random.default_rng(0).exponential(2.0, 30)
+    best = maximise(
+        lambda v: -x.size * np.log(v[0]) - x.sum() / v[0], {"scale": (1.0, 0.01, 100.0)}, profile=("scale",)
+    )
+    mean = x.mean()
+    assert best.values["scale"] == pytest.approx(mean, rel=1e-4)
+    assert best.stderr["scale"] == pytest.approx(mean / np.sqrt(x.size), rel=0.02)
+    for edge in best.intervals["scale"]:
+        drop = x.size * (np.log(edge / mean) + mean / edge - 1)
+        assert drop == pytest.approx(chi2.ppf(0.95, 1) / 2, rel=1e-2)
+
+
+def test_certified_nonlinear_regression():
+    # NIST StRD Misra1a: y = b1 (1 - exp(-b2 x)); certified b1 = 2.3894212918E+02, b2 = 5.5015643181E-04
+    y = np.array([10.07, 14.73, 17.94, 23.93, 29.61, 35.18, 40.02, 44.82, 50.76, 55.05, 61.01, 66.40, 75.47, 81.78])
+    x = np.array([77.6, 114.9, 141.1, 190.8, 239.9, 289.0, 332.8, 378.4, 434.8, 477.3, 536.8, 593.1, 689.1, 760.0])
+    best = maximise(
+        lambda v: -0.5 * 12 * np.log(np.sum((y + v[0] * np.expm1(-v[1] * x)) ** 2)),
+        {"b1": (250.0, 100.0, 500.0), "b2": (5e-4, 1e-4, 1e-3)},
+    )
+    assert best.values["b1"] == pytest.approx(2.3894212918e02, rel=1e-4)
+    assert best.values["b2"] == pytest.approx(5.5015643181e-04, rel=1e-4)
+    assert best.stderr["b1"] == pytest.approx(2.7070075241, rel=0.05)
+
+
+def test_a_bound_that_binds_is_named_and_flat_directions_stay_wide():
+    best = maximise(lambda v: float(v[0]), {"x": (0.5, 0.0, 1.0), "free": (0.0, -1.0, 1.0)})
+    assert best.at_bound[0] == "x"
+    assert best.stderr["free"] == pytest.approx(2 / np.sqrt(12), rel=0.2)
+    with pytest.raises(FitError, match="not finite"):
+        maximise(lambda v: float("-inf"), {"x": (0.5, 0.0, 1.0)})
+
+
+def test_jackknife_of_a_variance_is_unbiased_and_of_a_mean_exact():
+    x = np.random.default_rng(0).standard_normal(12)
+    value, error = jackknife(x, lambda s: s.mean(axis=0))
+    assert value == pytest.approx(x.mean())
+    assert error == pytest.approx(x.std(ddof=1) / np.sqrt(12))
+    assert jackknife(x, lambda s: s.var(axis=0))[0] == pytest.approx(x.var(ddof=1))
+    draws = bootstrap(x, lambda s: s.mean(axis=0), rng=0, draws=4000)
+    assert draws.std() == pytest.approx(x.std() / np.sqrt(12), rel=0.06)
+
+
+def test_hartlap_inverse_is_unbiased():
+    rng = np.random.default_rng(0)
+    inverses = [replica_covariance(rng.standard_normal((12, 4)))[1] for _ in range(3000)]
+    np.testing.assert_allclose(np.mean(inverses, axis=0), 12 * np.eye(4), atol=0.06 * 12)
+
+
+def test_fewer_replicas_than_coefficients_are_refused():
+    with pytest.raises(TooFewReplicasError, match="at least 8"):
+        replica_covariance(np.ones((6, 5)))
+    with pytest.raises(TooFewReplicasError):
+        jackknife(np.ones((1, 3)), lambda s: s.mean(axis=0))
+    with pytest.raises(TooFewReplicasError):
+        linear_error(np.ones(3), np.ones((1, 3)), np.ones(3))
+
+
+def test_information_criteria_follow_their_formulas():
+    one = information_criteria(-5.0, 3, 10)
+    assert one["aicc"] == pytest.approx(6 + 10 + 24 / 6)
+    assert one["bic"] == pytest.approx(3 * np.log(10) + 10)
+    assert information_criteria(-5.0, 9, 10)["aicc"] == np.inf
+
+
+def test_savage_dickey_of_a_gaussian_is_exact():
+    draws = np.random.default_rng(0).normal(0.3, 0.2, 100_000)
+    exact = np.log(2.0 * np.exp(-0.5 * (0.3 / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi)))
+    assert savage_dickey(draws, 0.0, (-1.0, 1.0)) == pytest.approx(exact, abs=0.03)
+    assert savage_dickey(draws, 0.99, (-1.0, 1.0)) < -3
+
+
+def test_psis_loo_is_the_exact_left_out_score_of_a_gaussian_mean():
+    rng = np.random.default_rng(0)
+    y = rng.normal(0, 1, 20)
+    mean = rng.normal(y.mean(), 1 / np.sqrt(20), 20_000)
+    table = -0.5 * (y - mean[:, None]) ** 2 - 0.5 * np.log(2 * np.pi)
+    score, k = psis_loo(table)
+    left = (y.sum() - y) / 19
+    exact = (-0.5 * (y - left) ** 2 / (1 + 1 / 19) - 0.5 * np.log(2 * np.pi * (1 + 1 / 19))).sum()
+    assert score == pytest.approx(exact, abs=0.02)
+    assert (k < 0.7).all()
+
+
+def test_pareto_shape_is_found():
+    # weights with a tail of index 1/k
+    draws = np.random.default_rng(0).pareto(1 / 0.8, 20_000)
+    _, k = psis_loo(-np.log1p(draws)[:, None])
+    assert k[0] == pytest.approx(0.8, abs=0.1)

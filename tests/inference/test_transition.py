@@ -1,0 +1,169 @@
+"""Divergences with known answers, censoring, and what the data cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import trajstats as ts
+from trajstats.data.schema import trajectory_dataset
+from trajstats.errors import ArgumentError, FitError, NonFiniteError
+
+WIDTH = np.repeat([5.0, 6, 8, 10, 14, 20, 30, 50], 5)
+
+
+def times(t, width=WIDTH, **coords):
+    return xr.DataArray(t, dims="run", coords={"width": ("run", width), **coords})
+
+
+def scattered(w_c=4.0, nu=1.0, seed=0, width=WIDTH, sd=0.1):
+    noise = np.random.default_rng(seed).normal(0, sd, width.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(width > w_c, 100 / np.maximum(width - w_c, 1e-12) ** nu * np.exp(noise), np.inf)
+
+
+def median(fit, name):
+    return float(fit.summary()["value"].sel(coefficient=name))
+
+
+def test_censored_runs_are_not_dropped_and_the_answer_is_found():
+    t = scattered()
+    t[t > 45] = np.inf
+    fit = ts.fit_divergence(times(t), rng=0, budget=45.0)
+    learned = np.isfinite(t)
+    assert fit.converged
+    assert fit.status == "ok"
+    for name, truth in (("w_c", 4.0), ("nu", 1.0), ("A", 100.0)):
+        row = fit.summary().sel(coefficient=name)
+        assert abs(float(row["value"]) - truth) < 3.5 * float(row["stderr"])
+    assert float(fit.posterior["w_c"].max()) < WIDTH[learned].min()
+    assert f"{int((~learned).sum())} of {t.size} runs did not learn" in fit.flags[0]
+    curve = fit.predict(width=[3.0, 20.0])
+    assert np.isinf(curve.isel(width=0)).all()
+    assert float(curve.isel(width=1).median()) == pytest.approx(100 / 16, rel=0.15)
+
+
+def linear_random_features(seed=0, n_inputs=40):
+    # gradient flow on p linear random features of n_inputs inputs: the slowest mode is the smallest eigenvalue of a
+    # Wishart matrix, (1 - sqrt(n/p))^2, so that T ~ (p - n)^-2 close to p = n
+    rng = np.random.default_rng(seed)
+    width = np.repeat([44.0, 48, 54, 62, 72, 84, 100], 6)
+    slowest = []
+    for p in width:
+        features = rng.standard_normal((n_inputs, int(p))) / np.sqrt(p)
+        slowest.append(np.linalg.eigvalsh(features @ features.T)[0])
+    return width, 1 / np.array(slowest)
+
+
+def test_linear_random_features_reject_exponent_one():
+    width, t = linear_random_features()
+    fit = ts.fit_divergence(times(t, width), rng=0)
+    models = fit.tables["models"]
+    assert float(models["bic"].sel(model="nu_one")) > float(models["bic"].sel(model="nu_free")) + 6
+    assert float(models["log_bayes_factor_nu_one"]) < -2
+    row = fit.summary().sel(coefficient="nu", level=0.95)
+    assert float(row["interval"].sel(bound="lower")) < 2.2
+    assert float(row["interval"].sel(bound="upper")) > 1.8
+    assert float(fit.posterior["w_c"].max()) < 44
+
+
+def test_no_divergence_in_the_window_is_not_identified_and_bounded_from_above():
+    width = np.repeat([40.0, 60, 80, 100], 4)
+    t = 100 / width * np.exp(np.random.default_rng(0).normal(0, 0.3, width.size))
+    fit = ts.fit_divergence(times(t, width), rng=0)
+    assert fit.status == "not identified"
+    assert any("only w_c <" in flag for flag in fit.flags)
+    upper = fit.tables["bounds"]["upper"].sel(level=0.95)
+    assert 0 < float(upper) < 40
+
+
+def test_stuck_runs_need_their_own_fraction():
+    rng = np.random.default_rng(1)
+    t = scattered()
+    t[rng.random(t.size) < 0.2] = np.inf
+    fit = ts.fit_divergence(times(t), rng=0, budget=500.0, stuck=True)
+    row = fit.summary().sel(coefficient="stuck_fraction", level=0.95)
+    assert float(row["interval"].sel(bound="lower")) < 0.2 < float(row["interval"].sel(bound="upper"))
+    assert abs(median(fit, "w_c") - 4) < 0.6
+
+
+def test_several_losses_extrapolate_to_zero():
+    losses = np.array([0.1, 0.2, 0.4])
+    noise = np.random.default_rng(0).normal(0, 0.05, WIDTH.size)[:, None]
+    t = 100 / (WIDTH[:, None] - (4.5 - 2 * losses)) * np.exp(noise) * np.log(1 / losses)
+    table = xr.Dataset(
+        {"learning_time": (("run", "loss"), t), "learned": (("run", "loss"), np.ones(t.shape, dtype=bool))},
+        coords={"width": ("run", WIDTH), "loss": losses},
+    )
+    fit = ts.fit_divergence(table, rng=0)
+    row = fit.summary().sel(coefficient="w_c")
+    assert abs(float(row["value"]) - 4.5) < 3.5 * float(row["stderr"])
+    np.testing.assert_allclose(fit.tables["losses"]["w_c"], 4.5 - 2 * losses, atol=0.5)
+
+
+def test_depths_share_a_population_of_exponents():
+    t = np.concatenate([scattered(w_c=4.0 - d, nu=1.0, seed=d) for d in (0, 1, 2)])
+    depth = np.repeat([1.0, 2, 3], WIDTH.size)
+    fit = ts.fit_divergence(times(t, np.tile(WIDTH, 3), depth=("run", depth)), rng=0)
+    row = fit.summary().sel(coefficient="nu", level=0.95)
+    assert float(row["interval"].sel(bound="lower")) < 1 < float(row["interval"].sel(bound="upper"))
+    assert abs(median(fit, "w_c[depth=2.0]") - 3) < 0.8
+
+
+def test_emcee_gives_the_same_posterior_as_the_batched_kernel():
+    # both are MCMC: they agree to a few of their own Monte-Carlo errors
+    t = times(scattered())
+    fast = ts.fit_divergence(t, rng=0)
+    slow = ts.fit_divergence(t, rng=1, sampler="emcee", max_steps=3000)
+    spread = float(fast.summary()["stderr"].sel(coefficient="w_c"))
+    assert abs(median(fast, "w_c") - median(slow, "w_c")) < 0.25 * spread
+
+
+def run_with_loss(width, loss, step):
+    series = {"loss": loss}
+    return trajectory_dataset(
+        np.zeros((step.size, 2), "float32"), step=step, series=series, attrs={"settings": {"width": width}}
+    )
+
+
+def test_learning_times_interpolate_and_flag_runs_that_did_not_learn():
+    step = np.array([0, 1, 10, 100, 1000])
+    loss = np.array([2.0, 2.0, 1.0, 0.1, 0.01])
+    sweep = {"wide": run_with_loss(8, loss, step), "narrow": run_with_loss(4, np.maximum(loss, 0.5), step)}
+    table = ts.learning_times(sweep, loss=0.1**1.5)
+    assert table["learned"].values.tolist() == [True, False]
+    assert table["width"].values.tolist() == [8.0, 4.0]
+    # a power law between 100 and 1000: half-way in the logarithm
+    assert float(table["learning_time"][0]) == pytest.approx(100 * 10**0.5)
+    assert float(table["learning_time"][1]) == 1000
+    several = ts.learning_times(sweep, loss=[0.1, 0.5])
+    assert several["learning_time"].dims == ("run", "loss")
+    with pytest.raises(ArgumentError, match="unknown series"):
+        ts.learning_times(sweep, loss=0.1, series="los")
+    with pytest.raises(ArgumentError, match="must be positive"):
+        ts.learning_times(sweep, loss=0.0)
+
+
+@pytest.mark.parametrize(
+    ("t", "width", "error", "words"),
+    [
+        (np.full(8, np.inf), np.arange(1.0, 9), FitError, "none of 8 runs learned"),
+        (np.arange(1.0, 9), np.full(8, 5.0), FitError, "1 distinct widths"),
+        (np.full(8, np.nan), np.arange(1.0, 9), NonFiniteError, "NaN"),
+        (np.full(8, 3.0), np.arange(1.0, 9), FitError, "zero variance"),
+        (np.arange(0.0, 8), np.arange(1.0, 9), FitError, "not positive"),
+    ],
+)
+def test_hopeless_data_are_refused(t, width, error, words):
+    with pytest.raises(error, match=words):
+        ts.fit_divergence(times(t, width), rng=0, budget=100.0)
+
+
+def test_infinite_times_need_a_budget_and_widths_a_coordinate():
+    with pytest.raises(ArgumentError, match="budget"):
+        ts.fit_divergence(times(np.where(WIDTH < 6, np.inf, 1 / WIDTH)), rng=0)
+    with pytest.raises(ArgumentError, match="width"):
+        ts.fit_divergence(xr.DataArray([1.0, 2.0], dims="run"), rng=0)
+    with pytest.raises(ArgumentError, match="unknown prior"):
+        ts.fit_divergence(times(scattered()), rng=0, prior={"wc": (0, 1)})
