@@ -21,6 +21,10 @@ _ESCAPED = 1e100
 _SAFETY = 100.0
 # Units of rounding within which a start counts as exactly back.
 _EXACT = 64.0
+# From this iteration on, at every doubling, a sample of what still moves is asked whether it is chaotic: neighbours
+# that
+# grow apart by more than this rate per step, in every member of the sample, over this many steps.
+_FIRST_LOOK, _RATE, _LOOK, _SAMPLE = 100, 0.05, 32, 64
 # 1 - |eigenvalue| below this: the map neither contracts nor expands there, and nothing can be said about stability.
 _MARGINAL = 1e-6
 
@@ -139,7 +143,7 @@ def iterate(map_: Map, starts: np.ndarray, *, tolerance: float, max_iterations: 
     )
     alive = np.arange(count)
     x = out.points.copy()
-    anchor, age, renew = x.copy(), 0, 1
+    anchor, age, renew, look = x.copy(), 0, 1, _FIRST_LOOK
     for iteration in range(1, max_iterations + 1):
         with np.errstate(over="ignore", invalid="ignore"):
             y = map_(x)
@@ -165,12 +169,47 @@ def iterate(map_: Map, starts: np.ndarray, *, tolerance: float, max_iterations: 
                 return out
         x = y
         out.step[alive] = step
+        if iteration == look:
+            look *= 2
+            if is_chaotic(map_, x[:: max(1, len(x) // _SAMPLE)]):
+                out.iterations[alive] = iteration
+                break
         # anchors are renewed after 1, 2, 4, ..., max_period steps, then from 1 again
         if age >= renew:
             anchor, age = x.copy(), 0
             renew = min(2 * renew, max_period) if renew < max_period else 1
     out.points[alive] = x
     return out
+
+
+def is_chaotic(map_: Map, x: np.ndarray) -> bool:
+    """Tell whether every one of some points runs away from a neighbour, exponentially.
+
+    Parameters
+    ----------
+    map_ : callable
+        The map.
+    x : ndarray, (b, N)
+        Points on their way.
+
+    Returns
+    -------
+    bool
+        Whether the growth rate of a separation of 1e-6, brought back to that length at each step, is positive for all.
+    """
+    small = 1e-6 * np.maximum(1.0, np.abs(x).max(axis=1))
+    direction = np.random.default_rng(0).standard_normal(x.shape)
+    apart = direction * (small / np.linalg.norm(direction, axis=1))[:, None]
+    growth = np.zeros(len(x))
+    for _ in range(_LOOK):
+        there, x = map_(x + apart), map_(x)
+        apart = there - x
+        length = np.linalg.norm(apart, axis=1)
+        if not (length > 0).all():
+            return False
+        growth += np.log(length / small)
+        apart *= (small / length)[:, None]
+    return bool((growth > _RATE * _LOOK).all())
 
 
 def orbit(map_: Map, jacobian: Jacobian, x: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def fixed_point_census(
     max_iterations: int = 1_000,
     max_period: int = 64,
     level: float = 0.95,
+    workers: int = 1,
 ) -> xr.Dataset:
     r"""Census of the attractors of a map F from R^N to itself.
 
@@ -81,6 +83,9 @@ def fixed_point_census(
         Longest cycle told from no convergence.
     level : float
         Level of the intervals.
+    workers : int
+        Threads that iterate parts of the starts side by side; the map must then be safe to call from threads. The
+        numbers do not depend on it.
 
     Returns
     -------
@@ -123,14 +128,14 @@ def fixed_point_census(
         raise ArgumentError(unknown("method", method, METHODS))
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
     points = _starts(starts, dim, start_scale, entropy)
-    if max_iterations < 1 or max_period < 1 or not 0 < level < 1:
-        msg = f"max_iterations={max_iterations} and max_period={max_period} must be positive, level={level} in (0, 1)"
+    if min(max_iterations, max_period, workers) < 1 or not 0 < level < 1:
+        msg = f"{max_iterations=}, {max_period=} and {workers=} must be at least 1, {level=} between 0 and 1"
         raise ArgumentError(msg)
     eps = _precision(function, points)
     call = checked_map(function, dim)
     tolerance = _tolerance(tolerance, eps)
     slope = derivative if derivative is not None else difference_jacobian(call, eps)
-    ends = _ends(call, slope, points, method, tolerance, max_iterations, max_period)
+    ends = _ends(call, slope, points, method, tolerance, max_iterations, max_period, workers)
     found, status, label = gather(call, slope, ends, eps=eps)
     result = _dataset(found, status, label, ends, level)
     return annotate(
@@ -216,19 +221,32 @@ def _tolerance(tolerance: float | None, eps: float) -> float:
 
 
 def _ends(
-    call: Any, slope: Any, points: np.ndarray, method: str, tolerance: float, max_iterations: int, max_period: int
+    call: Any,
+    slope: Any,
+    points: np.ndarray,
+    method: str,
+    tolerance: float,
+    max_iterations: int,
+    max_period: int,
+    workers: int,
 ) -> Iterated:
-    # Chunks of starts bounded by bytes: Jacobians for the root search, a dozen copies of the points otherwise.
+    # Chunks of starts bounded by bytes: Jacobians for the root search, a dozen copies of the points otherwise. Chunks
+    # of
+    # at most 1,000 keep the batch in cache, and give the threads their shares.
     each = 8 * points.shape[1] * (12 if method == "iterate" else 6 * points.shape[1])
-    chunk = max(1, _BYTES // each)
-    parts = []
-    for start in range(0, len(points), chunk):
-        part = points[start : start + chunk]
+    chunk = min(1_000, max(1, _BYTES // each))
+
+    def one(part: np.ndarray) -> Iterated:
         if method == "iterate":
-            part_ends = iterate(call, part, tolerance=tolerance, max_iterations=max_iterations, max_period=max_period)
-        else:
-            part_ends = root_search(call, slope, part, tolerance=tolerance, max_iterations=min(max_iterations, 500))
-        parts.append(part_ends)
+            return iterate(call, part, tolerance=tolerance, max_iterations=max_iterations, max_period=max_period)
+        return root_search(call, slope, part, tolerance=tolerance, max_iterations=min(max_iterations, 500))
+
+    chunks = [points[start : start + chunk] for start in range(0, len(points), chunk)]
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            parts = list(pool.map(one, chunks))
+    else:
+        parts = [one(part) for part in chunks]
     names = ("points", "status", "period", "step", "iterations")
     return Iterated(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
