@@ -83,7 +83,7 @@ def test_every_flipped_bit_of_every_file_is_reported(store):
     rng = np.random.default_rng(1)
     for file in sorted(f for f in path.rglob("*") if f.is_file()):
         raw = file.read_bytes()
-        for position in rng.integers(0, len(raw), 5).tolist():
+        for position in rng.integers(0, len(raw), 3).tolist():
             bad = bytearray(raw)
             bad[position] ^= 1 << int(rng.integers(8))
             file.write_bytes(bad)

@@ -127,7 +127,7 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    from trajstats.data import formats_flat, formats_torch, formats_tree
+    from trajstats.data import formats_flat, formats_msgpack, formats_torch, formats_tree
 
     if path.is_dir():
         return formats_tree.read_folder
@@ -147,7 +147,7 @@ def _reader(path: Path) -> Callable[[Path], Checkpoint]:
     if suffix == ".keras":
         return formats_tree.read_keras
     if suffix in {".msgpack", ".flax"}:
-        return formats_flat.read_msgpack
+        return formats_msgpack.read_msgpack
     if suffix in {".pkl", ".pickle", ".joblib", ".dill"} or path.name == ".metadata":
         msg = f"{path} is a Python pickle, which runs whatever its author wrote. Ask for safetensors or npz instead."
         raise UnsafeInputError(msg)

@@ -15,13 +15,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from trajstats.data.checks import check_same_layers
 from trajstats.data.layout import (
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
     JOURNAL,
     Layout,
-    check_same_layers,
     create_store,
     plan_layout,
 )
@@ -246,7 +246,7 @@ class _Ingest:
 
     def run(self, replica: int, attrs: Mapping[str, Any]) -> None:
         """Write the store, or the rest of it."""
-        from trajstats.data.writer import check_store, check_vacant, clean, state_of
+        from trajstats.data.recovery import check_store, check_vacant, clean, state_of
 
         check_vacant(self.place)
         lock = WriterLock(self.place)

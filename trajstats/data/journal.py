@@ -4,107 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 
 from trajstats.data.layout import JOURNAL
+from trajstats.data.object_journal import ObjectJournal
 from trajstats.data.place import Place, sync_folder
+from trajstats.data.records import (
+    HEADER_BYTES,
+    MAGIC,
+    Damage,
+    Journal,
+    Record,
+    byte_views,
+    decode_header,
+    decode_metadata,
+    encode_header,
+)
 from trajstats.errors import StoreError
 
-MAGIC = b"TRAJROW1"
-# magic, row, step, bytes of metadata, bytes of weights, crc32c of metadata and weights; then crc32c of these
-_FIELDS = struct.Struct("<8sQqQQI")
-_CHECK = struct.Struct("<I")
-HEADER_BYTES = _FIELDS.size + _CHECK.size
-MAX_METADATA = 2**28
-MAX_ROWS = 2**24  # of an object journal at one time
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of the journal.
-
-    Parameters
-    ----------
-    row, step : int
-        Position along `step`, and the optimiser step.
-    metadata : mapping
-        Scalars (``series``) and the rounding floor of each layer (``floor``).
-    where : str
-        File or key that holds the weights.
-    offset : int
-        Position of the first weight in it.
-    """
-
-    row: int
-    step: int
-    metadata: Mapping[str, Any]
-    where: str
-    offset: int
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A record that fails its checksum.
-
-    Parameters
-    ----------
-    where : str
-        File or key.
-    offset : int
-        Where the record begins.
-    row : int or None
-        Its row, where known.
-    after : int
-        How many whole records follow it.
-    torn : bool
-        Whether it is the end of a write that was cut off, which is no row at all; otherwise it was whole once.
-    """
-
-    where: str
-    offset: int
-    row: int | None
-    after: int
-    torn: bool
-
-
-class Journal(Protocol):
-    """What the writer, the reader and the compaction ask of a journal."""
-
-    def scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
-        """List the rows from `first_row` on whose checksums hold, up to the first that does not."""
-        ...
-
-    def continue_after(self, records: Sequence[Record]) -> None:
-        """Cut off whatever follows the last of `records` and get ready to append."""
-        ...
-
-    def append(self, row: int, step: int, metadata: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> Record:
-        """Append a row; on any error the journal is as it was before."""
-        ...
-
-    def make_durable(self) -> None:
-        """Make the rows appended so far survive a power cut."""
-        ...
-
-    def read(self, record: Record, start: int, stop: int) -> bytes:
-        """Read the bytes from `start` to `stop` of the weights of a row."""
-        ...
-
-    def drop(self, before_row: int) -> None:
-        """Delete whatever holds only rows before `before_row`."""
-        ...
-
-    def close(self) -> None:
-        """Let go of open files."""
-        ...
+__all__ = ["Damage", "FileJournal", "Journal", "ObjectJournal", "Record", "open_journal"]
 
 
 def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
@@ -127,39 +50,6 @@ def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
     if place.local is not None:
         return FileJournal(place.local / JOURNAL, row_bytes, rows_per_file)
     return ObjectJournal(place, row_bytes)
-
-
-def encode_header(row: int, step: int, text: bytes, views: Sequence[np.ndarray]) -> bytes:
-    """Make the header of a record: where it belongs, how long it is, and its checksum."""
-    crc = google_crc32c.value(text)
-    for view in views:
-        crc = google_crc32c.extend(crc, view)
-    fields = _FIELDS.pack(MAGIC, row, step, len(text), sum(view.nbytes for view in views), crc)
-    return fields + _CHECK.pack(google_crc32c.value(fields))
-
-
-def decode_header(header: bytes) -> tuple[int, int, int, int, int] | None:
-    """Read row, step, lengths of metadata and weights, and checksum; None if the header is not whole."""
-    if (
-        len(header) < HEADER_BYTES
-        or google_crc32c.value(header[: _FIELDS.size]) != _CHECK.unpack_from(header, _FIELDS.size)[0]
-    ):
-        return None
-    magic, row, step, n_text, n_body, crc = _FIELDS.unpack_from(header)
-    return (row, step, n_text, n_body, crc) if magic == MAGIC and n_text <= MAX_METADATA else None
-
-
-def _metadata(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where}: metadata with a valid checksum is no JSON ({error}); this journal was not written by trajstats"
-        raise StoreError(msg) from error
-    return found if isinstance(found, dict) else {}
-
-
-def _views(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    return [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays if a.size]
 
 
 class FileJournal:
@@ -245,7 +135,11 @@ class FileJournal:
             left -= len(piece)
         if got != crc:
             return None, length, row
-        return Record(row, step, _metadata(text, file.name), file.name, offset + HEADER_BYTES + n_text), length, row
+        return (
+            Record(row, step, decode_metadata(text, file.name), file.name, offset + HEADER_BYTES + n_text),
+            length,
+            row,
+        )
 
     def _whole_after(self, stream: Any, file: Path, offset: int, length: int, size: int) -> int:
         # How many whole records follow a bad one: none after a torn write, some after a change to the file.
@@ -287,7 +181,7 @@ class FileJournal:
     def append(self, row: int, step: int, metadata: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> Record:
         """Append a row; on any error the journal is as it was before."""
         text = json.dumps(metadata).encode()
-        views = _views(arrays)
+        views = byte_views(arrays)
         header = encode_header(row, step, text, views)
         handle = self._open_for(row)
         try:
@@ -358,95 +252,3 @@ def _write_all(handle: int, parts: list[memoryview]) -> None:
             else:
                 parts[0] = parts[0][written:]
                 written = 0
-
-
-class ObjectJournal:
-    """Rows as objects ``journal/rows/c/<row>``, for stores that are not a local disk.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    row_bytes : int
-        Bytes of one row.
-    """
-
-    def __init__(self, place: Place, row_bytes: int) -> None:
-        self._place = place
-        self._row_bytes = row_bytes
-
-    def _rows(self) -> list[int]:
-        if self._place.get(f"{JOURNAL}/rows/zarr.json") is None:
-            return []
-        # Transactional stores list nodes, not folders of chunks.
-        names = (key.rpartition("/")[2] for key in self._place.list_under(f"{JOURNAL}/rows"))
-        return sorted(int(name) for name in names if name.isdigit())
-
-    def scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
-        """List the rows from `first_row` on whose checksums hold, up to the first that does not."""
-        records: list[Record] = []
-        rows = [row for row in self._rows() if row >= first_row]
-        for number, row in enumerate(rows):
-            key = f"{JOURNAL}/rows/c/{row}"
-            raw = self._place.get(key)
-            fields = None if raw is None else decode_header(raw[:HEADER_BYTES])
-            start = HEADER_BYTES + (fields[2] if fields else 0)
-            whole = (
-                raw is not None
-                and fields is not None
-                and fields[0] == row == first_row + number
-                and len(raw) == start + self._row_bytes
-                and google_crc32c.value(raw[HEADER_BYTES:]) == fields[4]
-            )
-            if not whole or raw is None or fields is None:
-                return records, Damage(key, 0, first_row + number, len(rows) - number - 1, torn=False)
-            records.append(Record(row, fields[1], _metadata(raw[HEADER_BYTES:start], key), key, start))
-        return records, None
-
-    def continue_after(self, records: Sequence[Record]) -> None:
-        """Cut off whatever follows the last of `records` and get ready to append."""
-        # The keys are those of an array, since some stores accept nothing else.
-        if self._place.get(f"{JOURNAL}/rows/zarr.json") is None:
-            chunk = HEADER_BYTES + max(1, self._row_bytes)
-            shape = (MAX_ROWS * chunk,)
-            zarr.create_array(
-                self._place.path(),
-                name=f"{JOURNAL}/rows",
-                shape=shape,
-                chunks=(chunk,),
-                dtype="uint8",
-                compressors=None,
-            )
-        keep = {record.row for record in records}
-        for row in self._rows():
-            if row not in keep:
-                self._place.delete(f"{JOURNAL}/rows/c/{row}")
-
-    def append(self, row: int, step: int, metadata: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> Record:
-        """Append a row; an object is written as a whole or not at all."""
-        text = json.dumps(metadata).encode()
-        views = _views(arrays)
-        header = encode_header(row, step, text, views)
-        key = f"{JOURNAL}/rows/c/{row}"
-        self._place.set(key, b"".join([header, text, *(view.tobytes() for view in views)]))
-        return Record(row, step, metadata, key, len(header) + len(text))
-
-    def make_durable(self) -> None:
-        """Commit the transaction, where the store has transactions."""
-        self._place.make_durable((), "append")
-
-    def read(self, record: Record, start: int, stop: int) -> bytes:
-        """Read the bytes from `start` to `stop` of the weights of a row."""
-        found = self._place.get(record.where, record.offset + start, record.offset + stop)
-        if found is None:
-            raise FileNotFoundError(record.where)
-        return found
-
-    def drop(self, before_row: int) -> None:
-        """Delete whatever holds only rows before `before_row`."""
-        for row in self._rows():
-            if row < before_row:
-                self._place.delete(f"{JOURNAL}/rows/c/{row}")
-
-    def close(self) -> None:
-        """Nothing is kept open."""

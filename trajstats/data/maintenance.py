@@ -13,11 +13,12 @@ from trajstats.data.journal import open_journal
 from trajstats.data.layout import COMMITTED, FINISHED, JOURNAL, STATE, array_of, create_store, plan_layout
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
+from trajstats.data.recovery import check_store, check_vacant, clean, state_of
 from trajstats.data.schema import PARAMETER, REPLICA, SKETCH, STEP, WEIGHTS, check_trajectory, layer_shapes
 from trajstats.data.sketch import Sketch
 from trajstats.data.store import open_trajectory
 from trajstats.data.tiles import Rows, Tiles
-from trajstats.data.writer import TrajectoryWriter, check_store, check_vacant, clean, state_of
+from trajstats.data.writer import TrajectoryWriter
 from trajstats.errors import ArgumentError, StoreError
 
 ROW_BLOCK_BYTES = 2**28

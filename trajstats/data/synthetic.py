@@ -1,7 +1,8 @@
 """Weight trajectories with known answers: diffusion, relaxation, aging, traps, heavy tails, noisy SGD.
 
 Every function returns an ordinary trajectory, so that whatever is measured on a network can be measured on a process
-whose two-time MSD is known exactly; `exact_msd` gives it.
+whose two-time MSD is known exactly; `exact_msd` gives it. (Over 400 lines: one short function per process, most of it
+docstrings.)
 """
 
 from __future__ import annotations
@@ -112,16 +113,16 @@ def scaled_brownian(
     >>> float(scaled_brownian([1, 10], rng=0, exponent=0).step[-1])
     10.0
     """
-    step = _steps(step)
+    step = as_steps(step)
     age = _age(step, exponent)
     rng = np.random.default_rng(rng)
-    n, layers = _size(n_parameters, layers)
+    n, layers = n_and_layers(n_parameters, layers)
     width = np.sqrt(2 * diffusion * np.diff(age))
     path = np.empty((replicas, step.size, n))
     path[:, 0] = start * rng.standard_normal((replicas, n))
     for k, w in enumerate(width):
         path[:, k + 1] = path[:, k] + w * rng.standard_normal((replicas, n))
-    return _dataset(path, step, layers, dtype, "scaled_brownian", exponent=exponent, diffusion=diffusion)
+    return as_trajectory(path, step, layers, dtype, "scaled_brownian", exponent=exponent, diffusion=diffusion)
 
 
 def ornstein_uhlenbeck(
@@ -158,9 +159,9 @@ def ornstein_uhlenbeck(
     >>> bool(abs(((run.weights[0, 1] - run.weights[0, 0]) ** 2).mean() - 2) < 0.1)
     True
     """
-    clock = _steps(step) / time
-    path = _relax(clock, rng, variance, _size(n_parameters, layers)[0], replicas)
-    return _dataset(path, step, layers, dtype, "ornstein_uhlenbeck", time=time, variance=variance)
+    clock = as_steps(step) / time
+    path = _relax(clock, rng, variance, n_and_layers(n_parameters, layers)[0], replicas)
+    return as_trajectory(path, step, layers, dtype, "ornstein_uhlenbeck", time=time, variance=variance)
 
 
 def time_changed_ou(
@@ -203,8 +204,8 @@ def time_changed_ou(
     >>> run.attrs["process"]
     'time_changed_ou'
     """
-    path = _relax(_clock(_steps(step), mu) / scale, rng, variance, _size(n_parameters, layers)[0], replicas)
-    return _dataset(path, step, layers, dtype, "time_changed_ou", mu=mu, scale=scale, variance=variance)
+    path = _relax(_clock(as_steps(step), mu) / scale, rng, variance, n_and_layers(n_parameters, layers)[0], replicas)
+    return as_trajectory(path, step, layers, dtype, "time_changed_ou", mu=mu, scale=scale, variance=variance)
 
 
 def ballistic(
@@ -238,77 +239,12 @@ def ballistic(
     >>> int(ballistic([0, 5], rng=0).step[1])
     5
     """
-    step = _steps(step)
+    step = as_steps(step)
     rng = np.random.default_rng(rng)
-    n, layers = _size(n_parameters, layers)
+    n, layers = n_and_layers(n_parameters, layers)
     origin = start * rng.standard_normal((replicas, 1, n))
     path = origin + speed * step[:, None] * rng.standard_normal((replicas, 1, n))
-    return _dataset(path, step, layers, dtype, "ballistic", speed=speed)
-
-
-def displacement_noise(
-    step: Steps,
-    /,
-    *,
-    rng: Rng,
-    law: str = "laplace",
-    scale: float = 1.0,
-    degrees: float = 5.0,
-    n_parameters: int = 1000,
-    replicas: int = 1,
-    layers: Layers = None,
-    dtype: str = "float32",
-) -> xr.Dataset:
-    r"""Independent steps of a given law and variance: the references for the non-Gaussian parameter.
-
-    Each recorded interval adds one displacement of variance :math:`s^2` (whatever its length in steps). Over one
-    interval :math:`\alpha_2` is 1 for ``"laplace"``, :math:`2/(\nu-4)` for ``"student"``, 0 for ``"gaussian"``, and
-    for ``"two_populations"`` (half the weights, the same ones always, with 1.9 and half with 0.1 of the variance)
-    :math:`(1.9^2+0.1^2)/2-1=0.81`, which does not fade with the lag.
-
-    Parameters
-    ----------
-    step, rng, n_parameters, replicas, layers, dtype
-        As for `brownian`.
-    law : {"laplace", "student", "gaussian", "two_populations"}
-        Law of one displacement.
-    scale : float
-        Its standard deviation s.
-    degrees : float
-        Degrees of freedom of the Student law, above 2.
-
-    Returns
-    -------
-    xarray.Dataset
-        A trajectory.
-
-    Raises
-    ------
-    ArgumentError
-        If `law` is not known.
-
-    Examples
-    --------
-    >>> displacement_noise([0, 1], rng=0, law="student").sizes["step"]
-    2
-    """
-    step = _steps(step)
-    rng = np.random.default_rng(rng)
-    n, layers = _size(n_parameters, layers)
-    shape = (replicas, step.size - 1, n)
-    draw: dict[str, Callable[[], np.ndarray]] = {
-        "laplace": lambda: rng.laplace(scale=np.sqrt(0.5), size=shape),
-        "student": lambda: rng.standard_t(degrees, size=shape) * np.sqrt((degrees - 2) / degrees),
-        "gaussian": lambda: rng.standard_normal(shape),
-        "two_populations": lambda: (
-            np.sqrt(np.where(np.arange(n) % 2, 1.9, 0.1))[rng.permutation(n)] * rng.standard_normal(shape)
-        ),
-    }
-    if law not in draw:
-        raise ArgumentError(unknown("law", law, draw))
-    path = np.zeros((replicas, step.size, n))
-    np.cumsum(scale * draw[law](), axis=1, out=path[:, 1:])
-    return _dataset(path, step, layers, dtype, "displacement_noise", law=law, scale=scale, degrees=degrees)
+    return as_trajectory(path, step, layers, dtype, "ballistic", speed=speed)
 
 
 def sgd_noise(
@@ -348,9 +284,9 @@ def sgd_noise(
     >>> float(sgd_noise([0, 10], rng=0).proper_time[1])
     1.0
     """
-    step = _steps(step)
+    step = as_steps(step)
     rng = np.random.default_rng(rng)
-    n, layers = _size(n_parameters, layers)
+    n, layers = n_and_layers(n_parameters, layers)
     w = np.zeros((replicas, n))
     v = noise / np.sqrt(1 - momentum**2) * rng.standard_normal((replicas, n))
     path = np.empty((replicas, step.size, n))
@@ -363,86 +299,7 @@ def sgd_noise(
         v = momentum * v + noise * rng.standard_normal((replicas, n))
     clocks = {"proper_time": learning_rate * step}
     about = {"learning_rate": learning_rate, "momentum": momentum, "noise": noise}
-    return _dataset(path, step, layers, dtype, "sgd_noise", clocks=clocks, **about)
-
-
-def trap_model(
-    step: Steps,
-    /,
-    *,
-    rng: Rng,
-    x: float = 0.5,
-    lattice: str = "mean_field",
-    sites: int = 256,
-    n_parameters: int = 1000,
-    replicas: int = 1,
-    layers: Layers = None,
-    dtype: str = "float32",
-) -> xr.Dataset:
-    r"""Trap model: each weight keeps its value for a broadly distributed time, then takes a new one.
-
-    Escape from a trap takes an exponential time of mean :math:`\tau`, :math:`P(\tau>u)=u^{-x}`, u >= 1. Every visit
-    has an independent standard Gaussian weight, so that :math:`\Delta=2[1-\Pi(t_w,t_w+t)]` with :math:`\Pi` the
-    probability of no jump. On ``"mean_field"`` the next trap is any: :math:`\Pi` scales with :math:`t/t_w` (mu = 1).
-    On ``"line"`` the traps are quenched along a ring, the walker moves to a neighbour, and :math:`\Pi` scales with
-    :math:`t/t_w^\gamma`, :math:`\gamma=1/(1+x)`.
-
-    Parameters
-    ----------
-    step, rng, n_parameters, replicas, layers, dtype
-        As for `brownian`; the step is the time.
-    x : float
-        Temperature over glass temperature, in (0, 1).
-    lattice : {"mean_field", "line"}
-        Where the traps are.
-    sites : int
-        Length of the ring of each weight. A walker that goes round leaves the asymptotic law.
-
-    Returns
-    -------
-    xarray.Dataset
-        A trajectory.
-
-    Raises
-    ------
-    ArgumentError
-        If `lattice` is not known or `x` is out of range.
-
-    Examples
-    --------
-    >>> trap_model([0, 10, 100], rng=0, n_parameters=50).attrs["process"]
-    'trap_model'
-    """
-    if lattice not in {"mean_field", "line"}:
-        raise ArgumentError(unknown("lattice", lattice, ["mean_field", "line"]))
-    if not 0 < x < 1:
-        msg = f"x={x}: a trap model ages for 0 < x < 1"
-        raise ArgumentError(msg)
-    step = _steps(step)
-    rng = np.random.default_rng(rng)
-    n, layers = _size(n_parameters, layers)
-    walkers = replicas * n
-    depth = rng.random((walkers, sites)) ** (-1 / x) if lattice == "line" else None
-    site = np.zeros(walkers, dtype=np.int64)
-    path = np.empty((walkers, step.size))
-    alive = np.arange(walkers)
-    now = np.zeros(walkers)
-    while alive.size:
-        mean = rng.random(alive.size) ** (-1 / x) if depth is None else depth[alive, site[alive]]
-        then = now[alive] + mean * rng.standard_exponential(alive.size)
-        low, high = np.searchsorted(step, now[alive]), np.searchsorted(step, then)
-        seen = np.flatnonzero(high > low)
-        if seen.size:
-            counts = high[seen] - low[seen]
-            column = (
-                np.repeat(low[seen], counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            )
-            path[np.repeat(alive[seen], counts), column] = np.repeat(rng.standard_normal(seen.size), counts)
-        now[alive] = then
-        site[alive] = (site[alive] + rng.choice([-1, 1], alive.size)) % sites
-        alive = alive[then <= step[-1]]
-    rows = path.reshape(replicas, n, step.size).transpose(0, 2, 1)
-    return _dataset(rows, step, layers, dtype, "trap_model", x=x, lattice=lattice)
+    return as_trajectory(path, step, layers, dtype, "sgd_noise", clocks=clocks, **about)
 
 
 def exact_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /) -> xr.DataArray:
@@ -506,11 +363,35 @@ _EXACT: dict[str, Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], np.ndarr
 }
 
 
-def _steps(step: Steps) -> np.ndarray:
+def as_steps(step: Steps) -> np.ndarray:
+    """Read recorded steps.
+
+    Parameters
+    ----------
+    step : sequence of int
+        Steps.
+
+    Returns
+    -------
+    ndarray of int64
+    """
     return np.asarray(step, dtype=np.int64)
 
 
-def _size(n_parameters: int, layers: Layers) -> tuple[int, Layers]:
+def n_and_layers(n_parameters: int, layers: Layers) -> tuple[int, Layers]:
+    """Let layers fix the number of parameters.
+
+    Parameters
+    ----------
+    n_parameters : int
+        Used where there are no layers.
+    layers : mapping name -> shape, optional
+        Layers.
+
+    Returns
+    -------
+    (int, mapping or None)
+    """
     return (n_parameters if layers is None else sum(int(np.prod(s)) for s in layers.values())), layers
 
 
@@ -533,7 +414,7 @@ def _relax(clock: np.ndarray, rng: Rng, variance: float, n: int, replicas: int) 
     return np.sqrt(variance) * path
 
 
-def _dataset(
+def as_trajectory(
     path: np.ndarray,
     step: Steps,
     layers: Layers,
@@ -543,5 +424,24 @@ def _dataset(
     clocks: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> xr.Dataset:
+    """Label a path as a trajectory that remembers its process.
+
+    Parameters
+    ----------
+    path : ndarray, (replica, step, parameter)
+        Weights.
+    step, layers, dtype
+        As for `brownian`.
+    process : str
+        Name of the function.
+    clocks : mapping name -> array, optional
+        Other clocks.
+    **arguments
+        Of the process, for `exact_msd`.
+
+    Returns
+    -------
+    xarray.Dataset
+    """
     about = {"process": process, "process_arguments": json.dumps(arguments)}
     return trajectory_dataset(path.astype(dtype), step=step, layers=layers, clocks=clocks, attrs=about)

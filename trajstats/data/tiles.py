@@ -11,6 +11,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from trajstats.data.checks import check_series_name
 from trajstats.data.layout import (
     CHECKSUMS,
     COMMITTED,
@@ -22,12 +23,11 @@ from trajstats.data.layout import (
     WRITING,
     Layout,
     array_of,
-    check_series_name,
     layout_of,
     put_array,
 )
 from trajstats.data.place import Place
-from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS
+from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
 from trajstats.errors import StoreError
 
 
@@ -81,7 +81,7 @@ class Tiles:
         if group is None:
             msg = f"{place}: no trajectory store here (no zarr.json)"
             raise StoreError(msg)
-        self.variable = next((name for name in (WEIGHTS, "sketch") if name in group), WEIGHTS)
+        self.variable = SKETCH if place.get(f"{SKETCH}/zarr.json") is not None else WEIGHTS
         self.layout: Layout = layout_of(array_of(group, self.variable))
 
     @property
@@ -189,7 +189,7 @@ class Tiles:
         names = dict.fromkeys(name for series in rows.series for name in series)
         for name in names:
             check_series_name(name)
-            if name not in group:
+            if self.place.get(f"{name}/zarr.json") is None:
                 shape, dims = ((0,), (STEP,)) if name in clocks else ((1, 0), (REPLICA, STEP))
                 put_array(self.place, name, np.zeros(shape), dims)
                 group = self.place.group()

@@ -1,0 +1,127 @@
+"""The rows of one store as a lazy array: tiles first, then the journal; a missing tile is an error, never a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from trajstats.data.journal import Record, open_journal
+from trajstats.data.layout import COMMITTED
+from trajstats.data.place import Place
+from trajstats.data.tiles import Tiles
+from trajstats.errors import StoreError
+
+
+class StoredRows:
+    """The rows of one store as an array that reads what is asked for: tiles first, then the journal.
+
+    Parameters
+    ----------
+    target : path, URL, zarr store or repository
+        The store.
+    rows : int
+        Rows to show; later ones stay unseen.
+    records : sequence of Record
+        The rows of the journal among them.
+
+    Notes
+    -----
+    Pickles as its address, so that workers of a cluster open the store themselves.
+    """
+
+    def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
+        self._target = target
+        self._records = {record.row: record for record in records}
+        self._tiles: Tiles | None = None
+        layout = self._open().layout
+        self.shape = (1, rows, *layout.row_shape)
+        self.dtype = layout.dtype
+        self.ndim = len(self.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tiles": None}
+
+    def _open(self) -> Tiles:
+        if self._tiles is None:
+            self._tiles = Tiles(Place(self._target))
+        return self._tiles
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        wanted = key if isinstance(key, tuple) else (key,)
+        wanted = tuple(k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in wanted)
+        wanted += (slice(None),) * (self.ndim - len(wanted))
+        ranges = [range(*k.indices(n)) for k, n in zip(wanted, self.shape, strict=True)]
+        bounds = [(r[0], r[-1] + 1) if len(r) and r.step > 0 else (0, 0) for r in ranges]
+        block = self._read(bounds)
+        within = tuple(slice(None, None, r.step) if r.step > 0 else slice(0, 0) for r in ranges)
+        keep = tuple(i for i, k in enumerate(key if isinstance(key, tuple) else (key,)) if not isinstance(k, slice))
+        block = block[within]
+        return block.reshape([n for i, n in enumerate(block.shape) if i not in keep])
+
+    def _read(self, bounds: list[tuple[int, int]]) -> np.ndarray:
+        first, stop = bounds[1]
+        out = np.empty([b - a for a, b in bounds], dtype=self.dtype)
+        if not out.size:
+            return out
+        in_journal = min((row for row in self._records if row >= first), default=stop)
+        split = min(max(first, in_journal), stop)
+        if split > first:
+            self._read_tiles(out[:, : split - first], [bounds[0], (first, split), *bounds[2:]])
+        for row in range(split, stop):
+            self._read_row(out[:, row - first : row - first + 1], row, bounds)
+        return out
+
+    def _read_tiles(self, out: np.ndarray, bounds: list[tuple[int, int]]) -> None:
+        tiles = self._open()
+        try:
+            out[...] = np.asarray(tiles.array(bounds[1][1])[tuple(slice(a, b) for a, b in bounds)])
+        except (ValueError, RuntimeError, OSError) as error:
+            msg = (
+                f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot be "
+                f"read ({error}). trajstats.data.verify.verify(path) names the damaged tiles."
+            )
+            raise StoreError(msg) from error
+        # zarr gives the fill value for a file that is not there; the fill value is NaN, so only NaN needs a closer look.
+        if np.isnan(out[..., ::1]).any() and (lost := tiles.missing_in(bounds)):
+            raise StoreError(missing_tiles(tiles.place, lost))
+
+    def _read_row(self, out: np.ndarray, row: int, bounds: list[tuple[int, int]]) -> None:
+        tiles = self._open()
+        layout = tiles.layout
+        journal = open_journal(tiles.place, layout.row_bytes, layout.rows)
+        item = layout.dtype.itemsize
+        flat = out.reshape(-1, bounds[-1][1] - bounds[-1][0])
+        leads = (
+            [np.ravel_multi_index(i, layout.row_shape[:-1]) for i in _grid(bounds[2:-1])] if len(bounds) > 3 else [0]
+        )
+        for k, lead in enumerate(leads):
+            offset = int(lead) * layout.row_shape[-1]
+            start, stop = (offset + bounds[-1][0]) * item, (offset + bounds[-1][1]) * item
+            try:
+                raw = journal.read(self._records[row], start, stop)
+            except FileNotFoundError:
+                # The writer has gathered this row into tiles since the store was opened.
+                if int(tiles.attrs.get(COMMITTED, 0)) <= row:
+                    raise
+                self._read_tiles(out, [bounds[0], (row, row + 1), *bounds[2:]])
+                return
+            if len(raw) != stop - start:
+                msg = f"{tiles.place}: row {row} of the journal was cut short since the store was opened"
+                raise StoreError(msg)
+            flat[k] = np.frombuffer(raw, dtype=layout.dtype)
+
+
+def _grid(bounds: Sequence[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
+    lengths = [b - a for a, b in bounds]
+    return (tuple(i + a for i, (a, _) in zip(index, bounds, strict=True)) for index in np.ndindex(*lengths))
+
+
+def missing_tiles(place: Place, keys: Sequence[str]) -> str:
+    """Word the error about tiles that are not there."""
+    shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return (
+        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.data.verify.verify(path) tells which layers they "
+        "belong to; open_trajectory(path, damaged='drop') opens the layers that are whole."
+    )

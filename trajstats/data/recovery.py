@@ -1,0 +1,240 @@
+"""What a writer does around its rows: look at what is there, recover it, gather it, take arrays of any framework."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trajstats.data.journal import Journal, Record
+from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, STATE, STORE_FORMAT, array_of
+from trajstats.data.place import Place
+from trajstats.data.schema import SCHEMA_VERSION
+from trajstats.data.tiles import Rows, Tiles
+from trajstats.errors import ArgumentError, SchemaError, StoreError
+
+
+def compact_records(tiles: Tiles, journal: Journal, records: Sequence[Record], clocks: Sequence[str]) -> None:
+    """Gather rows of the journal into tiles and commit them; the journal is left as it is.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        The store.
+    journal : Journal
+        Its journal.
+    records : sequence of Record
+        Consecutive rows.
+    clocks : sequence of str
+        Names of scalars that are clocks.
+    """
+    if not records:
+        return
+    item = tiles.layout.dtype.itemsize
+
+    def source(start: int, stop: int) -> np.ndarray:
+        block = np.empty((len(records), stop - start), dtype=tiles.layout.dtype)
+        for k, record in enumerate(records):
+            block[k] = np.frombuffer(journal.read(record, start * item, stop * item), dtype=tiles.layout.dtype)
+        return block
+
+    floors = None
+    if all("floor" in record.metadata for record in records):
+        floors = np.array([record.metadata["floor"] for record in records], dtype=np.float64)
+        floors = floors.reshape(len(records), -1)
+    series = [dict(record.metadata.get("series", {})) for record in records]
+    rows = Rows(records[0].row, [record.step for record in records], series, floors)
+    tiles.write(rows, source, clocks=clocks)
+
+
+def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
+    """List the rows of a journal that are whole, and say so where a row that was whole once no longer is.
+
+    Parameters
+    ----------
+    journal : Journal
+        The journal.
+    first_row : int
+        Rows already in tiles.
+    place : Place
+        The store, for messages.
+
+    Returns
+    -------
+    list of Record
+        Consecutive rows from `first_row` on.
+
+    Raises
+    ------
+    StoreError
+        If whole rows follow a damaged one: cutting there would lose them.
+    """
+    records, damage = journal.scan(first_row)
+    if damage is None or damage.torn:
+        return records
+    if damage.after:
+        msg = (
+            f"{place}: row {damage.row} in {damage.where} fails its checksum and {damage.after} whole rows follow it. "
+            "Nothing was changed. Restore the file, or give these rows up with "
+            f"trajstats.data.maintenance.delete_after(path, row={damage.row})."
+        )
+        raise StoreError(msg)
+    warnings.warn(
+        f"{place}: the last row, {damage.row}, fails its checksum (a power cut while it was written, or a change since "
+        "then) and is left out",
+        stacklevel=5,
+    )
+    return records
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Take an array of any framework as a NumPy array; torch's bfloat16, which NumPy lacks, as the same float32.
+
+    Parameters
+    ----------
+    array : array
+        A NumPy array, a torch tensor, a JAX array or a nested list.
+
+    Returns
+    -------
+    ndarray
+        Its values.
+
+    Raises
+    ------
+    ArgumentError
+        If it is lazy (a dask array) or is not made of real numbers.
+    """
+    if hasattr(array, "dask"):
+        msg = "a dask array is not written by append; use append_from(path, dataset), or .compute() it"
+        raise ArgumentError(msg)
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            return array.float().numpy()
+    result = np.asarray(array)
+    if result.dtype.kind not in "fiub" and result.dtype.name not in {"bfloat16"}:
+        msg = f"weights of type {result.dtype} are not real numbers"
+        raise ArgumentError(msg)
+    return result
+
+
+def check_sync(sync: str | float) -> float:
+    """Turn the flush policy into seconds between flushes.
+
+    Parameters
+    ----------
+    sync : "row" or float
+        What the user gave.
+
+    Returns
+    -------
+    float
+        0 for every row.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither ``"row"`` nor a number of seconds.
+    """
+    if sync == "row":
+        return 0.0
+    if isinstance(sync, str) or not sync >= 0 or math.isinf(sync):
+        msg = f"sync={sync!r}: give 'row' to flush every row, or the number of seconds between flushes"
+        raise ArgumentError(msg)
+    return float(sync)
+
+
+def check_store(tiles: Tiles) -> dict[str, Any]:
+    """Check that a store was written by a TrajectoryWriter of this version.
+
+    Parameters
+    ----------
+    tiles : Tiles
+        The store.
+
+    Returns
+    -------
+    dict
+        Attributes of the root.
+
+    Raises
+    ------
+    SchemaError
+        If it is of another schema version.
+    StoreError
+        If it is of another format.
+    """
+    known = tiles.attrs
+    if known.get("schema_version") != SCHEMA_VERSION:
+        msg = (
+            f"{tiles.place} has schema_version {known.get('schema_version')!r}; this trajstats writes {SCHEMA_VERSION}"
+        )
+        raise SchemaError(msg)
+    if known.get("store_format") != STORE_FORMAT or COMMITTED not in known:
+        msg = (
+            f"{tiles.place} is zarr, but was not written by TrajectoryWriter (store_format "
+            f"{known.get('store_format')!r}, this trajstats writes {STORE_FORMAT}). Copy it with append_from first."
+        )
+        raise StoreError(msg)
+    return known
+
+
+def stored_reference(place: Place) -> np.ndarray | None:
+    group = place.group()
+    assert group is not None
+    return np.asarray(array_of(group, INITIAL)[...]) if place.get(f"{INITIAL}/zarr.json") is not None else None
+
+
+def state_of(place: Place) -> str | None:
+    """Read the state of a store.
+
+    Parameters
+    ----------
+    place : Place
+        Where.
+
+    Returns
+    -------
+    str or None
+        ``"creating"``, ``"writing"`` or ``"finished"``; None if there is no store.
+    """
+    group = place.group()
+    return None if group is None else str(group.attrs.get(STATE, FINISHED))
+
+
+def check_vacant(place: Place) -> None:
+    """Check that a place holds a store or nothing: nothing else is ever written into.
+
+    Parameters
+    ----------
+    place : Place
+        Where.
+
+    Raises
+    ------
+    StoreError
+        If it holds other things.
+    """
+    if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
+        return
+    others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(".partial")]
+    if others:
+        msg = f"{place} is a folder that holds other things ({', '.join(sorted(others)[:3])}); choose a new path"
+        raise StoreError(msg)
+
+
+def clean(place: Place) -> None:
+    """Delete the files that a killed writer had not yet renamed into place.
+
+    Parameters
+    ----------
+    place : Place
+        The store.
+    """
+    if place.local is not None:
+        for file in place.local.rglob("*.partial"):
+            file.unlink(missing_ok=True)
