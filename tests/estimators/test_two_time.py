@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 import trajstats as ts
 from trajstats.data.schema import trajectory_dataset
-from trajstats.data.synthetic import brownian, displacement_noise, exact_msd, ornstein_uhlenbeck, time_changed_ou
+from trajstats.data.synthetic import brownian, exact_msd, ornstein_uhlenbeck, time_changed_ou
+from trajstats.data.synthetic_jumps import displacement_noise
 from trajstats.errors import ArgumentError, NonFiniteError
 from trajstats.estimators.sums import UNIT
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 import trajstats as ts
-from trajstats.data.synthetic import brownian, displacement_noise
+from trajstats.data.synthetic import brownian
+from trajstats.data.synthetic_jumps import displacement_noise
 from trajstats.errors import ArgumentError
 
 N = 100_000

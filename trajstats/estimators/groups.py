@@ -11,6 +11,7 @@ import xarray as xr
 
 from trajstats.data.schema import LAYER
 from trajstats.errors import ArgumentError, unknown
+from trajstats.estimators.sums import block_of
 
 PER = ("layer", "kind", "all")
 Per = str | Mapping[str, str | Sequence[str]]
@@ -57,6 +58,27 @@ class Groups:
             self.dim: ((self.dim,), np.array(self.names, dtype=object)),
             "n_parameters": ((self.dim,), self.sizes),
         }
+
+    def block_sizes(self, layer_stop: np.ndarray, n_blocks: int, seed: int) -> np.ndarray:
+        """Count the parameters of each random block of each group.
+
+        Parameters
+        ----------
+        layer_stop : ndarray of int, (layer,)
+            End of each layer.
+        n_blocks, seed : int
+            As for `block_of`.
+
+        Returns
+        -------
+        ndarray of int64, (group * block,)
+        """
+        sizes = np.zeros(len(self) * n_blocks, dtype=np.int64)
+        for layer, (a, b) in enumerate(zip([0, *layer_stop[:-1]], layer_stop, strict=True)):
+            if self.of_layer[layer] >= 0:
+                key = self.of_layer[layer] * n_blocks + block_of(np.arange(a, b), n_blocks, seed)
+                sizes += np.bincount(key, minlength=sizes.size)
+        return sizes
 
 
 def read_groups(trajectory: xr.Dataset, per: Per) -> Groups:

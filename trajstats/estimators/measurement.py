@@ -16,15 +16,15 @@ from trajstats.estimators.blocks import Plan, as_array, block_sums, later, plan_
 from trajstats.estimators.groups import Groups, Per, read_groups
 from trajstats.estimators.kernels import BOUNDS
 from trajstats.estimators.observables import (
-    NAMES,
     OBSERVABLES,
     SCATTERING,
     VELOCITY,
     distances,
     finish,
     finish_velocity,
+    read_observables,
 )
-from trajstats.estimators.sums import Request, block_of
+from trajstats.estimators.sums import Request
 
 METHODS = ("direct", "reference")
 ON_NAN = ("raise", "skip")
@@ -292,7 +292,7 @@ def prepare(
     ArgumentError
         If an argument is not known, out of range, or cannot fit.
     """
-    asked = _read_observables(observables, wavenumber)
+    asked = read_observables(observables, wavenumber)
     for kind, given, allowed in (("method", method, METHODS), ("on_nan", on_nan, ON_NAN)):
         if given not in allowed:
             raise ArgumentError(unknown(kind, given, allowed))
@@ -340,7 +340,7 @@ def prepare(
         "on_nan": on_nan,
         "rng": int(rng),
     }
-    sizes = groups.sizes if blocks is None else _block_sizes(stops, groups, blocks, int(rng))
+    sizes = groups.sizes if blocks is None else groups.block_sizes(stops, blocks, int(rng))
     names = tuple(name for name in asked if name != VELOCITY)
     return Job(names, groups, request, plan, rows, sizes, on_nan, epsilon, overlap_k, arguments)
 
@@ -376,29 +376,6 @@ def saved_rows(trajectory: xr.Dataset, steps: np.ndarray) -> np.ndarray:
         )
         raise ArgumentError(msg)
     return rows
-
-
-def _read_observables(observables: str | Sequence[str], wavenumber: Any) -> tuple[str, ...]:
-    asked = [observables] if isinstance(observables, str) else list(observables)
-    for name in asked:
-        if name not in NAMES:
-            raise ArgumentError(unknown("observable", name, NAMES))
-    if SCATTERING in asked and wavenumber is None:
-        msg = f"{SCATTERING} needs wavenumber=[...] (inverse weight units), for example 1 / sqrt(msd) of a typical lag"
-        raise ArgumentError(msg)
-    if "overlap" in asked and "overlap_null" not in asked:
-        asked.insert(asked.index("overlap") + 1, "overlap_null")
-    # The MSD is free, and every other observable is read against it.
-    return tuple(dict.fromkeys(["msd", *asked]))
-
-
-def _block_sizes(stops: np.ndarray, groups: Groups, n_blocks: int, seed: int) -> np.ndarray:
-    sizes = np.zeros(len(groups) * n_blocks, dtype=np.int64)
-    for layer, (a, b) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
-        if groups.of_layer[layer] >= 0:
-            key = groups.of_layer[layer] * n_blocks + block_of(np.arange(a, b), n_blocks, seed)
-            sizes += np.bincount(key, minlength=sizes.size)
-    return sizes
 
 
 def _blame(layers: list[str], steps: np.ndarray, replica: str, layer: int, rows: np.ndarray) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import erf
 
-from trajstats.errors import NonFiniteError
+from trajstats.errors import ArgumentError, NonFiniteError, unknown
 from trajstats.estimators.kernels import BOUNDS
 from trajstats.estimators.sums import Request, Sums
 
@@ -130,6 +131,39 @@ OBSERVABLES: dict[str, Observable] = {
 SCATTERING = "self_intermediate_scattering"
 VELOCITY = "velocity_correlation"
 NAMES = (*OBSERVABLES, SCATTERING, VELOCITY)
+
+
+def read_observables(observables: str | Sequence[str], wavenumber: Any) -> tuple[str, ...]:
+    """Read ``observables=``: names that are known, with what belongs to them.
+
+    Parameters
+    ----------
+    observables : str or sequence of str
+        Out of `NAMES`.
+    wavenumber : float or sequence of float, optional
+        Needed by the scattering function.
+
+    Returns
+    -------
+    tuple of str
+        The MSD first.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not known, or wave numbers are missing.
+    """
+    asked = [observables] if isinstance(observables, str) else list(observables)
+    for name in asked:
+        if name not in NAMES:
+            raise ArgumentError(unknown("observable", name, NAMES))
+    if SCATTERING in asked and wavenumber is None:
+        msg = f"{SCATTERING} needs wavenumber=[...] (inverse weight units), for example 1 / sqrt(msd) of a typical lag"
+        raise ArgumentError(msg)
+    if "overlap" in asked and "overlap_null" not in asked:
+        asked.insert(asked.index("overlap") + 1, "overlap_null")
+    # The MSD is free, and every other observable is read against it.
+    return tuple(dict.fromkeys(["msd", *asked]))
 
 
 def finish(
