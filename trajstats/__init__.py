@@ -26,7 +26,10 @@ _MODULES = {
     "trajstats.network": ["Network"],
     "trajstats.data.schema": ["check_trajectory", "trajectory_dataset"],
     "trajstats.data.schedules": ["aging_schedule", "log_schedule", "time_pairs"],
-    "trajstats.data.store": ["TrajectoryWriter", "open_trajectory"],
+    "trajstats.data.store": ["TrajectoryWriter", "follow", "open_trajectory"],
+    "trajstats.data.ingest": ["ingest"],
+    "trajstats.data.sketch": ["Sketch", "sketch_msd"],
+    "trajstats.data.verify": ["verify"],
     "trajstats.data.synthetic": [
         "ballistic",
         "brownian",

@@ -79,7 +79,7 @@ def ingest_command(
 
 
 def printable(text: str) -> str:
-    """Take control characters out of text that holds names from files, so that none reaches a terminal.
+    r"""Take control characters out of text that holds names from files, so that none reaches a terminal.
 
     Parameters
     ----------

@@ -158,6 +158,13 @@ def test_disk_full_in_compaction_leaves_the_journal_whole(tmp_path, file_limit):
     assert verify(path).ok
 
 
+def append_all(writer, rows):
+    for k, row in enumerate(rows):
+        writer.append(k, row)
+        if k == 100:
+            [job.exception() for job in writer._jobs]  # wait
+
+
 def test_background_compaction_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
     from trajstats.data.tiles import Tiles
 
@@ -167,9 +174,6 @@ def test_background_compaction_that_fails_does_not_stop_the_run(tmp_path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(Tiles, "write", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.warns(UserWarning, match="safe in the journal"):
-            for k in range(140):
-                writer.append(k, rows[k])
-                if k == 100:
-                    [job.exception() for job in writer._jobs]
+            append_all(writer, rows)
     writer.close()
     np.testing.assert_array_equal(ts.open_trajectory(path).weights.values[0], rows)

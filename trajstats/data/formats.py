@@ -14,7 +14,7 @@ import numpy as np
 from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError, UnsupportedError
 
 # name -> type in which the bytes are read; bfloat16 has no NumPy type and is widened to float32, exactly
-RAW = {
+RAW: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
@@ -154,8 +154,8 @@ def _reader(path: Path) -> Callable[[Path], Checkpoint]:
     if suffix in {".pt", ".pth", ".bin", ".ckpt", ".tar"}:
         return formats_torch.read_torch
     msg = (
-        f"{path}: unknown checkpoint format {suffix or 'without a suffix'}; known: .safetensors, .index.json, .pt, .pth, "
-        ".bin, .ckpt, .npz, .npy, .h5, .hdf5, .weights.h5, .keras, .msgpack, orbax folders"
+        f"{path}: unknown checkpoint format {suffix or 'without a suffix'}; known: .safetensors, .index.json, .pt, "
+        ".pth, .bin, .ckpt, .npz, .npy, .h5, .hdf5, .weights.h5, .keras, .msgpack, orbax folders"
     )
     raise UnsupportedError(msg)
 

@@ -4,6 +4,8 @@
 a fixed list of names, all to stand-ins defined here, so nothing in the file can name a function that does anything.
 """
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import io
@@ -14,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -78,7 +80,7 @@ def _from_type(data: Any, *_: Any) -> Any:
     return data
 
 
-class _Ordered(OrderedDict):  # type: ignore[type-arg]
+class _Ordered(OrderedDict[Any, Any]):
     """An ordered mapping that ignores attributes such as ``_metadata``."""
 
     def __setstate__(self, _: Any) -> None:
@@ -112,7 +114,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Machine(pickle._Unpickler):
     """A pickle machine with a closed list of names.
 
     The pure-Python machine is used because the one in C reserves memory for a memo index before it looks at it.
@@ -178,7 +180,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
         )
         raise UnsafeInputError(msg)
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def load_bytearray8(self) -> None:
         """Refuse byte arrays: their length is believed before it is checked."""
@@ -335,7 +337,7 @@ def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: in
     size = math.prod(view.shape)
     last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True)) if size else view.offset
     if size and ((last + 1) * item > n_bytes or size > n_bytes // item):
-        msg = f"{path}: tensor {name!r:.80} of shape {view.shape} reaches beyond its storage of {n_bytes // item} elements"
+        msg = f"{path}: tensor {name!r:.80} of shape {view.shape} reaches beyond its {n_bytes // item} stored elements"
         raise UnsafeInputError(msg)
     identity = (storage.key, view.offset, view.stride)
     contiguous = tuple(math.prod(view.shape[k + 1 :]) for k in range(len(view.shape)))

@@ -1,5 +1,7 @@
 """Formats that are trees: HDF5 and Keras, orbax and sharded folders, and whole series in zarr or netCDF."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import json
@@ -225,8 +227,8 @@ def read_folder(path: Path) -> Checkpoint:
     names = sorted((entry.name for entry in path.iterdir()), key=natural_key)
     if ".metadata" in names:
         msg = (
-            f"{path} is a torch distributed checkpoint: its .metadata is a pickle, which can run code. Convert it where "
-            "it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+            f"{path} is a torch distributed checkpoint: its .metadata is a pickle, which can run code. Convert it "
+            "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         )
         raise UnsafeInputError(msg)
     for suffix in (".safetensors.index.json", ".index.json"):

@@ -83,7 +83,9 @@ def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, SKETCH, INITIA
             if name not in lazy and place.local is not None:
                 _check_chunk_headers(place.local / name, node)
     if attrs.get("store_format") not in (None, STORE_FORMAT):
-        msg = f"{place} has store_format {attrs['store_format']!r:.40}; this trajstats reads {STORE_FORMAT}. Update trajstats."
+        msg = (
+            f"{place} has store_format {attrs['store_format']!r:.40}; this one reads {STORE_FORMAT}. Update trajstats."
+        )
         raise SchemaError(msg)
     return attrs
 
@@ -191,7 +193,8 @@ def check_array(where: str, node: Mapping[str, Any], *, lazy: bool, rows: int | 
         raise UnsafeInputError(msg)
     item = ITEM_BYTES[kind]
     if math.prod(chunk) * item > MAX_CHUNK_BYTES:
-        msg = f"{where}: one chunk of shape {chunk} takes {math.prod(chunk) * item:.3g} bytes; at most {MAX_CHUNK_BYTES:.3g}"
+        n_bytes = math.prod(chunk) * item
+        msg = f"{where}: one chunk of shape {chunk} takes {n_bytes:.3g} bytes; at most {MAX_CHUNK_BYTES:.3g}"
         raise UnsafeInputError(msg)
     if lazy and rows is not None and len(shape) > 1:
         shape[1] = rows

@@ -1,5 +1,7 @@
 """Other people's checkpoints in, a trajectory store out."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import hashlib
@@ -182,7 +184,7 @@ def ingest(
     Notes
     -----
     Sources are opened for reading only. Numbers keep their type; bfloat16 becomes the equal float32, and a series of
-    several types the smallest that holds all of them. The layers are in natural order of their names, so that the result
+    several types the smallest that holds all of them. Layers are in natural order of their names, so that the result
     does not depend on the order inside the files. A tensor with two names is stored once.
 
     Examples
@@ -245,7 +247,20 @@ class _Ingest:
         self.digests: dict[str, int] = {}
 
     def run(self, replica: int, attrs: Mapping[str, Any]) -> None:
-        """Write the store, or the rest of it."""
+        """Write the store, or the rest of it.
+
+        Parameters
+        ----------
+        replica : int
+            Label of the run.
+        attrs : mapping
+            What describes it.
+
+        Raises
+        ------
+        StoreError
+            If the place holds a store of other checkpoints.
+        """
         from trajstats.data.recovery import check_store, check_vacant, clean, state_of
 
         check_vacant(self.place)
@@ -337,7 +352,7 @@ class _Ingest:
             if low < high:
                 values = checkpoint.tensors[name].read(low - begin, high - begin)
                 if values.size != high - low:
-                    msg = f"{checkpoint.path}: tensor {name!r:.120} gave {values.size} of {high - low} numbers; truncated?"
+                    msg = f"{checkpoint.path}: tensor {name!r:.120} gave {values.size} of {high - low} numbers"
                     raise StoreError(msg)
                 out[low - start : high - start] = values
                 finite = np.isfinite(values)
@@ -359,8 +374,8 @@ class _Ingest:
                 twin = self.digests.setdefault(str(crc), row)
                 if twin != row and self._same(twin, row):
                     detail = (
-                        f"step {self.series.steps[row]} is bit for bit the checkpoint of step {self.series.steps[twin]} "
-                        f"({self.series.checkpoints[twin].path})"
+                        f"step {self.series.steps[row]} is bit for bit the checkpoint of step {self.series.steps[twin]}"
+                        f" ({self.series.checkpoints[twin].path})"
                     )
                     found.append(Finding("identical", self.series.checkpoints[row].path, "", detail))
             if found and self.on_finding == "raise":

@@ -1,5 +1,7 @@
 """The journal: rows in the order they were appended, each with its own checksum, until they are in tiles."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import json
@@ -185,7 +187,7 @@ class FileJournal:
         header = encode_header(row, step, text, views)
         handle = self._open_for(row)
         try:
-            _write_all(handle, [memoryview(header), memoryview(text), *(memoryview(view) for view in views)])
+            _write_all(handle, [memoryview(header), memoryview(text), *(view.data for view in views)])
         except BaseException as error:
             os.ftruncate(handle, self._end)
             os.lseek(handle, self._end, os.SEEK_SET)

@@ -1,5 +1,7 @@
 """How a store is laid out: tiles of rows x parameters, and the plain zarr arrays that hold them."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import math
@@ -91,7 +93,7 @@ class Layout:
         return lead * -(-self.row_shape[-1] // self.shard)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[tuple[Any, ...], slice]]:
-        """Walk over a slab file by file, several narrow files at a time: index into the array, range of the flat row."""
+        """Walk over a slab, a few files at a time: index into the array, range of the flat row."""
         last = self.row_shape[-1]
         wide = self.shard * max(1, (4 * TILE_BYTES) // max(1, self.rows * self.shard * self.dtype.itemsize))
         stop = self.size if stop is None else stop

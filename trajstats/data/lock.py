@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -13,10 +14,11 @@ from trajstats.data.layout import JOURNAL
 from trajstats.data.place import Place
 from trajstats.errors import StoreError
 
+fcntl: Any
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # systems without POSIX locks fall back on the process id in the file
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _HELD: dict[str, int] = {}
 

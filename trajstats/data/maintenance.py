@@ -1,5 +1,7 @@
 """What is done to a store as a whole: finish it, extend it, cut it, lay it out anew."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -128,7 +130,7 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
         group = place.group()
         assert group is not None
         steps = [*np.asarray(array_of(group, STEP)[:done]).tolist(), *(record.step for record in records)]
-        keep = min(len(steps), row) if row is not None else int(np.searchsorted(steps, step, side="right"))
+        keep = sum(s <= step for s in steps) if step is not None else min(len(steps), row or 0)
         if keep < 0:
             msg = f"row={row}: the number of rows to keep is at least 0"
             raise ArgumentError(msg)

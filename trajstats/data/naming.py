@@ -103,5 +103,5 @@ def steps_of(names: list[str]) -> tuple[list[int], str]:
     if whole:
         return (distinct or whole)[0]
     bad = next(name for name in names if step_of(name, "number") is None)
-    msg = f"no step in the name {bad!r:.120}; give step_from=r'regular expression with one group', or a function of the path"
+    msg = f"no step in the name {bad!r:.120}; give step_from=r'an expression with one group', or a function of it"
     raise ArgumentError(msg)

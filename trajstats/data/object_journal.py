@@ -1,5 +1,7 @@
 """The journal of a store that is not a local disk: one object per row."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import json

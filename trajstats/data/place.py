@@ -1,4 +1,6 @@
-"""Where a store lives: a folder, a URL, a zarr store object or a transactional repository, behind one small interface."""
+"""Where a store lives: a folder, a URL, a zarr store object or a transactional repository."""
+
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ class Place:
         self._store: Store | None = None
         if isinstance(target, Place):
             target = target.target
-        self.target = target
+        self.target: Any = target
         if isinstance(target, str | os.PathLike) and "://" not in str(target):
             self.local = Path(target)
             if not write and not self.local.exists():

@@ -1,5 +1,7 @@
 """The rows of one store as a lazy array: tiles first, then the journal; a missing tile is an error, never a number."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -79,11 +81,11 @@ class StoredRows:
             out[...] = np.asarray(tiles.array(bounds[1][1])[tuple(slice(a, b) for a, b in bounds)])
         except (ValueError, RuntimeError, OSError) as error:
             msg = (
-                f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot be "
-                f"read ({error}). trajstats.data.verify.verify(path) names the damaged tiles."
+                f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot "
+                f"be read ({error}). trajstats.data.verify.verify(path) names the damaged tiles."
             )
             raise StoreError(msg) from error
-        # zarr gives the fill value for a file that is not there; the fill value is NaN, so only NaN needs a closer look.
+        # zarr gives the fill value, NaN, for a file that is not there, so only NaN needs a closer look.
         if np.isnan(out[..., ::1]).any() and (lost := tiles.missing_in(bounds)):
             raise StoreError(missing_tiles(tiles.place, lost))
 
@@ -94,10 +96,12 @@ class StoredRows:
         item = layout.dtype.itemsize
         flat = out.reshape(-1, bounds[-1][1] - bounds[-1][0])
         leads = (
-            [np.ravel_multi_index(i, layout.row_shape[:-1]) for i in _grid(bounds[2:-1])] if len(bounds) > 3 else [0]
+            [int(np.ravel_multi_index(i, layout.row_shape[:-1])) for i in _grid(bounds[2:-1])]
+            if len(bounds) > 3
+            else [0]
         )
         for k, lead in enumerate(leads):
-            offset = int(lead) * layout.row_shape[-1]
+            offset = lead * layout.row_shape[-1]
             start, stop = (offset + bounds[-1][0]) * item, (offset + bounds[-1][1]) * item
             try:
                 raw = journal.read(self._records[row], start, stop)

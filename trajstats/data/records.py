@@ -1,5 +1,7 @@
 """Records: one row each, with its own checksum; and what a journal of them must be able to do."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import json
@@ -123,6 +125,7 @@ def decode_header(header: bytes) -> tuple[int, int, int, int, int] | None:
 
 
 def decode_metadata(text: bytes, where: str) -> dict[str, Any]:
+    """Read the metadata of a record."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,4 +135,5 @@ def decode_metadata(text: bytes, where: str) -> dict[str, Any]:
 
 
 def byte_views(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """See arrays as bytes, without a copy where they are contiguous."""
     return [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays if a.size]

@@ -184,6 +184,18 @@ def check_store(tiles: Tiles) -> dict[str, Any]:
 
 
 def stored_reference(place: Place) -> np.ndarray | None:
+    """Read w(0) of a sketched run.
+
+    Parameters
+    ----------
+    place : Place
+        The store.
+
+    Returns
+    -------
+    ndarray or None
+        The first weights; None before the first row.
+    """
     group = place.group()
     assert group is not None
     return np.asarray(array_of(group, INITIAL)[...]) if place.get(f"{INITIAL}/zarr.json") is not None else None

@@ -185,7 +185,7 @@ def _saved_row(times: np.ndarray, wanted: float, clock: str, tolerance: float) -
     if abs(times[row] - wanted) > tolerance * abs(wanted):
         msg = (
             f"waiting time {wanted:g} ({clock}) was not saved; the nearest saved one is {times[row]:g} "
-            f"(saved: {times.size} times from {times[0]:g} to {times[-1]:g}). Ask for that one, or allow tolerance=0.02."
+            f"(saved: {times.size} times from {times[0]:g} to {times[-1]:g}). Ask for it, or allow tolerance=0.02."
         )
         raise ArgumentError(msg)
     return row

@@ -1,5 +1,7 @@
 """A series of checkpoints: which files, which steps, which tensors, and what is wrong with them, before any is read."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import glob
@@ -316,7 +318,8 @@ def make_series(
     sorted_steps = [steps[k] for k in order]
     for k in range(1, len(order)):
         if sorted_steps[k] == sorted_steps[k - 1]:
-            detail = f"step {sorted_steps[k]} belongs to {sorted_checkpoints[k - 1].path} already; use step_from or fewer files"
+            other = sorted_checkpoints[k - 1].path
+            detail = f"step {sorted_steps[k]} belongs to {other} already; use step_from or fewer files"
             found.append(Finding("duplicate step", sorted_checkpoints[k].path, "", detail))
     first = sorted_checkpoints[0]
     if not first.tensors:
@@ -341,7 +344,8 @@ def _compare(
         same = [other for other in extra if checkpoint.tensors[other].shape == layers[name]]
         reason = checkpoint.passed_over.get(name)
         if same and reason is None:
-            detail = f"has {same[0]!r:.120} of the same shape {layers[name]} instead; use rename={{{same[0]!r:.120}: {name!r:.120}}}"
+            new = f"{same[0]!r:.120}"
+            detail = f"has {new} of the same shape {layers[name]} instead; use rename={{{new}: {name!r:.120}}}"
             found.append(Finding("renamed", checkpoint.path, name, detail))
             extra.remove(same[0])
         else:

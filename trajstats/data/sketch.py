@@ -7,6 +7,8 @@ sketch does not depend on the platform or on the order of layers. With :math:`\d
 :math:`\frac2k(|\delta|_2^4-|\delta|_4^4)` for `k` buckets.
 """
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import hashlib
@@ -314,8 +316,8 @@ def sketch_msd(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     r"""Estimate mean squared displacements from a sketched trajectory.
 
-    :math:`\hat\Delta_h=\frac1N\sum_b[S_{hb}(t_w+t)-S_{hb}(t_w)]^2` for each hash replica `h`; the estimate is the mean over
-    `h`, its standard error the scatter over `h`.
+    :math:`\hat\Delta_h=\frac1N\sum_b[S_{hb}(t_w+t)-S_{hb}(t_w)]^2` for each hash replica `h`; the estimate is the mean
+    over `h`, its standard error the scatter over `h`.
 
     Parameters
     ----------

@@ -1,5 +1,7 @@
 """The trajectory store: record weights while a network trains, open what was recorded."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import glob
@@ -28,7 +30,7 @@ from trajstats.data.schema import (
     WEIGHT_DIMS,
     check_trajectory,
 )
-from trajstats.data.tiles import Tiles, layer_names
+from trajstats.data.tiles import Tiles, dims_of, layer_names
 from trajstats.data.writer import TrajectoryWriter
 from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
 
@@ -65,6 +67,8 @@ def open_trajectory(
 
     Raises
     ------
+    ArgumentError
+        If an argument is not allowed.
     StoreNotFoundError
         If a path does not exist or a pattern matches nothing.
     SchemaError
@@ -141,8 +145,8 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
         raise StoreError(msg)
     if attrs.get("schema_version") != SCHEMA_VERSION:
         msg = (
-            f"{place} has schema_version {attrs.get('schema_version')!r}; this trajstats reads version {SCHEMA_VERSION}. "
-            "Open it with the trajstats that wrote it, or ingest the checkpoints again."
+            f"{place} has schema_version {attrs.get('schema_version')!r}; this one reads version {SCHEMA_VERSION}."
+            " Open it with the trajstats that wrote it, or ingest the checkpoints again."
         )
         raise SchemaError(msg)
     for _ in range(20):
@@ -157,8 +161,8 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
                 if int(tiles.attrs.get(COMMITTED, 0)) != rows:
                     continue
                 msg = (
-                    f"{place}: row {damage.row} in the journal ({damage.where}) fails its checksum; {damage.after} whole "
-                    "rows follow. open_trajectory(path, damaged='drop') shows the rows before it."
+                    f"{place}: row {damage.row} in the journal ({damage.where}) fails its checksum; {damage.after} good"
+                    " rows follow. open_trajectory(path, damaged='drop') shows the rows before it."
                 )
                 raise StoreError(msg)
         if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again
@@ -215,7 +219,7 @@ def _dataset(
     variables: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     for name, array in tiles.arrays().items():
-        dims = tuple(str(d) for d in array.metadata.dimension_names or ())
+        dims = dims_of(array)
         if name in (tiles.variable, INITIAL):
             continue
         try:
@@ -317,8 +321,8 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         ]
         if not all(same):
             msg = (
-                f"{path} and {paths[0]} have different layers ({run.sizes[LAYER]} and {first.sizes[LAYER]} layers); only "
-                "runs of one architecture are joined along replica. Open them one by one."
+                f"{path} and {paths[0]} have different layers ({run.sizes[LAYER]} and {first.sizes[LAYER]} layers);"
+                " only runs of one architecture are joined along replica. Open them one by one."
             )
             raise SchemaError(msg)
     labels = [int(run[REPLICA].values[0]) for run in runs]
@@ -332,7 +336,7 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         raise SchemaError(msg)
     runs = [run if run.sizes[STEP] == len(common) else run.sel({STEP: common}) for run in runs]
     # A clock that is not the same in all runs cannot stay a coordinate along step.
-    for name in [n for n, c in first.coords.items() if c.dims == (STEP,) and n != STEP]:
+    for name in [str(n) for n, c in first.coords.items() if c.dims == (STEP,) and n != STEP]:
         if not all(
             name in run.coords and np.array_equal(run[name], first_of[name], equal_nan=True)
             for run in runs

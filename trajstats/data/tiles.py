@@ -1,5 +1,7 @@
 """Tiles: slabs of rows in, any range of rows and parameters out; a missing tile is an error, never a number."""
 
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
 from __future__ import annotations
 
 import json
@@ -106,7 +108,8 @@ class Tiles:
     def _whole(self, array: zarr.Array) -> zarr.Array:
         # A chunk that holds only the fill value is written all the same: a chunk that is not there is a lost one.
         config = {"order": "C", "write_empty_chunks": True}
-        return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config))
+        made: Any = zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config)  # type: ignore[call-overload]
+        return zarr.Array(made)
 
     def arrays(self) -> dict[str, zarr.Array]:
         """Open every array of the root; files that a killed writer left behind are passed over in silence."""
@@ -190,13 +193,13 @@ class Tiles:
         for name in names:
             check_series_name(name)
             if self.place.get(f"{name}/zarr.json") is None:
-                shape, dims = ((0,), (STEP,)) if name in clocks else ((1, 0), (REPLICA, STEP))
-                put_array(self.place, name, np.zeros(shape), dims)
+                clock = name in clocks
+                put_array(self.place, name, np.zeros((0,) if clock else (1, 0)), (STEP,) if clock else (REPLICA, STEP))
                 group = self.place.group()
                 assert group is not None
         touched = []
         for name, array in self.arrays().items():
-            dims = array.metadata.dimension_names or ()
+            dims = dims_of(array)
             if STEP not in dims or name == self.variable:
                 continue
             axis = dims.index(STEP)
@@ -244,7 +247,7 @@ class Tiles:
         """Give up the rows from `rows` on: first the commit, then what it no longer covers."""
         self.mark(**{COMMITTED: rows, STATE: WRITING, CHECKSUMS: None})
         for array in self.arrays().values():
-            dims = array.metadata.dimension_names or ()
+            dims = dims_of(array)
             if STEP in dims:
                 self._resize(array, dims.index(STEP), rows)
 
@@ -277,11 +280,11 @@ class Tiles:
 
     def small_chunks(self, rows: int) -> dict[str, str]:
         """List the chunks that the arrays beside the weights must have: key -> name of the array."""
-        keys = {}
+        keys: dict[str, str] = {}
         for name, array in self.arrays().items():
             if name == self.variable:
                 continue
-            dims = array.metadata.dimension_names or ()
+            dims = dims_of(array)
             shape = [rows if dim == STEP else n for dim, n in zip(dims, array.shape, strict=True)]
             grid = [-(-n // c) for n, c in zip(shape, array.chunks, strict=True)]
             keys |= {"/".join([name, "c", *map(str, index)]): name for index in np.ndindex(*grid)}
@@ -318,6 +321,22 @@ class Tiles:
             return lost
         there = set(self.place.list_under(self.variable))
         return lost + [key for slab in range(self.slabs(rows)) for key in self.keys_of_slab(slab) if key not in there]
+
+
+def dims_of(array: zarr.Array) -> tuple[str, ...]:
+    """Give the names of the dimensions of an array.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        An array of zarr format 3.
+
+    Returns
+    -------
+    tuple of str
+        Its ``dimension_names``; empty if it has none.
+    """
+    return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
 
 
 def _crc(values: Mapping[str, Any]) -> int:

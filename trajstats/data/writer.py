@@ -71,8 +71,8 @@ class TrajectoryWriter:
     dtype : str
         Stored type: ``"float32"``, ``"float64"`` or ``"float16"``. A bfloat16 source is stored exactly as float32.
     source_dtype : str, optional
-        Type the weights were rounded to before they came here, if it is coarser than their own type; else taken from the
-        first row. It sets the rounding floor kept with every row.
+        Type the weights were rounded to before they came here, if it is coarser than their own type; else taken from
+        the first row. It sets the rounding floor kept with every row.
     sync : "row" or float
         Flush every row to the disk, or at most every so many seconds. Rows not flushed survive a killed process, not a
         power cut, and are not yet in :attr:`committed`.
@@ -271,8 +271,8 @@ class TrajectoryWriter:
             self._tiles.finish()
         except OSError as error:
             msg = (
-                f"the rows of {self._place} could not be gathered into tiles: {error}. All {self._durable} rows are safe "
-                "in the journal: free some space and run trajstats.data.maintenance.compact(path)."
+                f"the rows of {self._place} could not be gathered into tiles: {error}. All {self._durable} rows are kept"
+                " in the journal: free some space and run trajstats.data.maintenance.compact(path)."
             )
             raise StoreError(msg) from error
         finally:
