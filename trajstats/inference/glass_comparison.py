@@ -83,9 +83,9 @@ def compare_aging(
 ) -> xr.Dataset:
     r"""Compare how training runs and glasses age, in the same variables.
 
-    For every system: the aging exponent mu of :math:`t^*\propto t_w^\mu` (`fit_subaging`), whether the MSD has a
-    plateau in the lag, its local exponent at the latest waiting time and longest lags (1 is diffusion) with the
-    diffusion constant :math:`\Delta/2t` there, and how well the curves of different waiting times collapse in four variables:
+    For every system: the aging exponent mu of :math:`t^*\propto t_w^\mu` (`fit_subaging`); whether it has a plateau
+    in the lag; its local exponent at the latest waiting times and longest lags (1 is diffusion), with the diffusion
+    constant :math:`\Delta/2t` there; and how well the curves of different waiting times collapse in four variables:
     ``raw`` (:math:`\Delta` against t), ``per_noise`` (:math:`\Delta/D(t_w)`), ``noise_clock`` (against
     :math:`\int_{t_w}^{t_w+t}D`) and ``scaled`` (against :math:`t/t_w^\mu`).
 
@@ -105,12 +105,13 @@ def compare_aging(
     Returns
     -------
     xarray.Dataset
-        Dims system, variable, bound. ``exponent``, ``exponent_interval`` (of the motion beyond the
-        plateau where there is one); ``plateau`` (bool), ``plateau_level`` (MSD there) and ``plateau_exponent`` (smallest local exponent); ``late_exponent``, ``late_exponent_stderr``,
-        ``diffusion``; ``collapse`` (system, variable) with ``collapse_stderr``: root mean square spread of
-        :math:`\ln\Delta` between waiting times at equal abscissa, 0 when perfect; ``finite_size_time``
-        :math:`N^{2/3}`, ``last_time`` and ``finite_size_flag``; ``note`` (text) says what to beware of. The curves
-        drawn by `plot_glass_comparison` are ``curve_waiting_time``, ``curve_lag``, ``curve_msd`` (system, point).
+        Dims system, variable, bound. ``exponent``, ``exponent_interval`` (of the motion beyond the plateau where there
+        is one); ``plateau`` (bool), ``plateau_level`` (MSD there) and ``plateau_exponent`` (smallest local exponent);
+        ``late_exponent``, ``late_exponent_stderr``, ``diffusion``; ``collapse`` (system, variable) with
+        ``collapse_stderr``: root mean square spread of :math:`\ln\Delta` between waiting times at equal abscissa; 0 is
+        perfect; ``finite_size_time`` :math:`N^{2/3}`, ``last_time`` and ``finite_size_flag``; ``note`` (text) says what
+        to beware of. The curves drawn by `plot_glass_comparison` are ``curve_waiting_time``, ``curve_lag``,
+        ``curve_msd`` (system, point).
 
     Raises
     ------
@@ -133,7 +134,7 @@ def compare_aging(
     Examples
     --------
     >>> from trajstats.theory.glasses import cugliandolo_kurchan
-    >>> from trajstats.data.synthetic import brownian
+    >>> from trajstats import brownian
     >>> cold = cugliandolo_kurchan(p=3, T=0.3, t_max=400, error_control=False)
     >>> steps = np.unique(np.r_[np.geomspace(1, 50, 8), np.geomspace(1, 500, 40)].astype(int))
     >>> table = compare_aging({"walk": brownian(steps, rng=0)}, {"3-spin": cold})

@@ -76,7 +76,8 @@ def spherical_two_spin(
         grown = np.exp(2 * times[:, None] * (values - values.max())) * start
         mu = (grown @ values) / grown.sum(axis=1)
     C = np.exp(middle - 0.5 * one[:, None] - 0.5 * one[None, :])
-    R = np.where(late >= early, np.exp(log_kernel + 0.5 * (one[None, :] - one[:, None])), 0.0)
+    causal = late >= early
+    R = np.where(causal, np.exp(np.where(causal, log_kernel + 0.5 * (one[None, :] - one[:, None]), 0.0)), 0.0)
     result = xr.Dataset(
         {
             "C": (("time", "time_prime"), C, {"long_name": "correlation", "units": "1"}),
