@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, unknown
@@ -237,7 +238,9 @@ def _summary(
     frobenius = np.sqrt(n * band(np.square, True))
     extremes = [largest, largest, largest + residual[high], smallest, smallest - residual[low], smallest]
     rule = (nodes, weights, exact, residual)
-    below, inside = [_count(*rule, ends, n, level) for ends in ((-np.inf, -eps), (-eps, eps))]
+    # Matrices of the size of `order`: more threads than one only wait for each other.
+    with threadpool_limits(1):
+        below, inside = [_count(*rule, ends, n, level) for ends in ((-np.inf, -eps), (-eps, eps))]
     return np.array([*trace, *frobenius, *extremes, *below, *inside, eps])
 
 
