@@ -1,5 +1,7 @@
 """The command ``trajstats ingest``: a thin door to :func:`trajstats.data.ingest.ingest`."""
 
+# ruff: noqa: DOC501  # the docstring of a command is its help text
+
 from __future__ import annotations
 
 import re

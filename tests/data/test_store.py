@@ -347,6 +347,20 @@ def test_missing_tile_is_an_error_at_open_and_later(tmp_path):
         np.testing.assert_array_equal(left.weights.values[0], rows(3, 40_000)[:, :20_000])
 
 
+def test_a_trajectory_saved_by_xarray_opens_too(tmp_path, small_run):
+    small_run.to_zarr(tmp_path / "plain.zarr", consolidated=False)
+    run = ts.open_trajectory(tmp_path / "plain.zarr")
+    xr.testing.assert_identical(run.compute(), small_run)
+    assert run.weights.chunks is not None
+    assert ts.open_trajectory(tmp_path / "plain.zarr", layers=["0.bias"]).sizes["parameter"] == 4
+
+
+@pytest.mark.parametrize("step", [1.5, "3", None])
+def test_steps_are_integers(tmp_path, step):
+    with ts.TrajectoryWriter(tmp_path / "run.zarr", LAYERS) as writer, pytest.raises(ts.ArgumentError, match="integer"):
+        writer.append(step, rows(1)[0])
+
+
 def test_stored_rows_pickle_by_address(tmp_path):
     path = record(tmp_path / "run.zarr", rows(3))
     again = pickle.loads(pickle.dumps(StoredRows(path, 3)))
@@ -379,3 +393,23 @@ def test_any_slice_of_tiles_and_journal(tiled, steps, parameters):
     run, weights = tiled
     got = run.weights[0].isel(step=steps, parameter=parameters).values
     np.testing.assert_array_equal(got, weights[steps, parameters])
+
+
+@pytest.mark.slow
+def test_memory_of_the_writer_does_not_grow_with_rows(tmp_path):
+    n, n_rows = 2_000_000, 70
+    code = f"""
+import resource
+import numpy as np
+import trajstats as ts
+row = np.random.default_rng(0).standard_normal({n}).astype("f4")
+with ts.TrajectoryWriter({str(tmp_path / "warm.zarr")!r}, {{"w": (100,)}}) as writer:
+    writer.append(0, row[:100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ts.TrajectoryWriter({str(tmp_path / "run.zarr")!r}, {{"w": ({n},)}}) as writer:
+    for k in range({n_rows}):
+        writer.append(k, row)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert float(done.stdout) < 150  # MiB; the 64 rows of a slab take 488

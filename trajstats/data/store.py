@@ -149,6 +149,9 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
             " Open it with the trajstats that wrote it, or ingest the checkpoints again."
         )
         raise SchemaError(msg)
+    if "store_format" not in attrs:
+        trajectory = _plain(place)
+        return trajectory if layers is None else select_layers(trajectory, layers)
     for _ in range(20):
         tiles = Tiles(place)
         attrs = tiles.attrs
@@ -180,6 +183,15 @@ def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_byt
         bad = {name for tile in verify(target).tiles for name in tile.layers}
         trajectory = select_layers(trajectory, [n for n in map(str, trajectory[LAYER].values) if n not in bad])
     return trajectory if layers is None else select_layers(trajectory, layers)
+
+
+def _plain(place: Place) -> xr.Dataset:
+    # A trajectory that was saved with Dataset.to_zarr: as xarray reads it, with its small arrays in memory.
+    trajectory = xr.open_zarr(place.path(), consolidated=False, chunks={})
+    names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
+    trajectory = trajectory.set_coords(names)
+    small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH)}
+    return check_trajectory(trajectory.assign(small), sketched=True)
 
 
 def _needed(tiles: Tiles, lost: list[str], layers: Sequence[str] | None) -> list[str]:

@@ -222,6 +222,9 @@ class TrajectoryWriter:
         if self._closed:
             msg = f"this writer of {self._place} is closed; open the path again to continue"
             raise StoreError(msg)
+        if not hasattr(step, "__index__"):
+            msg = f"step={step!r:.60}: an optimiser step is an integer; other clocks are scalars such as epoch=0.5"
+            raise ArgumentError(msg)
         if self._steps and step <= self._steps[-1]:
             msg = f"step {step} after step {self._steps[-1]}: steps must increase. Skip the steps in writer.committed."
             raise ArgumentError(msg)
@@ -271,7 +274,7 @@ class TrajectoryWriter:
             self._tiles.finish()
         except OSError as error:
             msg = (
-                f"the rows of {self._place} could not be gathered into tiles: {error}. All {self._durable} rows are kept"
+                f"the rows of {self._place} were not gathered into tiles: {error}. All {self._durable} rows are safe"
                 " in the journal: free some space and run trajstats.data.maintenance.compact(path)."
             )
             raise StoreError(msg) from error
