@@ -89,7 +89,7 @@ def _newton(q, u, log_z, first, problem, gain, shift, new_u):
         for g in range(new_u.size):
             shift[g] += gain[g] * step
             size = max(size, abs(shift[g]))
-        if not size < (first if iteration == 0 else 2 * max(last, 1e-12)):
+        if not size < (first if iteration == 0 else 2 * max(last, 1e-8)):
             return q, 0
         q *= np.exp(step)
         for g in range(new_u.size):

@@ -96,7 +96,7 @@ def plot_attractor_slice(slice_: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax = axes(ax, size=(4.6, 4.2))
     label = slice_["label"].values
     known = np.unique(label[label >= 0])
-    colours = [to_rgba(CATEGORIES[i % len(CATEGORIES)]) for i in range(known.size)]
+    colours: list[tuple[float, ...]] = [to_rgba(CATEGORIES[i % len(CATEGORIES)]) for i in range(known.size)]
     if known.size > len(CATEGORIES):
         colours = ordered_colours(known)
     shown = np.searchsorted(known, label) + 1
