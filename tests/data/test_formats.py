@@ -186,9 +186,12 @@ def test_orbax(tmp_path):
         check(open_checkpoint(path), {**want, "low": np.arange(4, dtype=np.float32)})
 
 
-@pytest.mark.parametrize("kind", ["zarr", "netcdf"])
+@pytest.mark.parametrize("kind", ["zarr", "netcdf3", "netcdf4"])
 def test_zarr_and_netcdf_series(tmp_path, kind):
     import xarray as xr
+
+    if kind == "netcdf4":
+        pytest.importorskip("h5netcdf")
 
     w = np.random.default_rng(0).standard_normal((4, 3, 2)).astype("f4")
     data = xr.Dataset(
@@ -198,7 +201,7 @@ def test_zarr_and_netcdf_series(tmp_path, kind):
     if kind == "zarr":
         data.to_zarr(path, consolidated=False, zarr_format=3)
     else:
-        data.to_netcdf(path, engine="scipy")
+        data.to_netcdf(path, engine="scipy" if kind == "netcdf3" else "h5netcdf")
     ingest(path, tmp_path / "out.zarr", dims={"step": "time"})
     run = ts.open_trajectory(tmp_path / "out.zarr")
     assert run.step.values.tolist() == [0, 5, 9, 20]
