@@ -312,9 +312,10 @@ def _load_strip(block, bits, start, width, layout, strip, bad):  # type: ignore[
     fraction, bias, limit = layout
     largest = 0
     for t in range(block.shape[0]):
-        m = bits[t, start] ^ bits[t, start]
-        for k in range(start, start + width):
-            m = max(m, bits[t, k] & magnitude(bits[t, k]))
+        word = bits[t, start : start + width]  # a loop over a slice is vectorised, one over an offset is not
+        m = word[0] ^ word[0]
+        for k in range(width):
+            m = max(m, word[k] & magnitude(word[k]))
         exponent = np.int64(m) >> fraction
         if exponent > 2 * bias:
             bad[t] += 1
@@ -324,8 +325,8 @@ def _load_strip(block, bits, start, width, layout, strip, bad):  # type: ignore[
     scale = strip.dtype.type(2.0**shift)
     padded = (width + LANES - 1) // LANES * LANES
     for t in range(block.shape[0]):
+        source, target = block[t, start : start + width], strip[t]
         for k in range(width):
-            strip[t, k] = block[t, start + k] * scale
-        for k in range(width, padded):
-            strip[t, k] = 0
+            target[k] = source[k] * scale
+        target[width:padded] = 0
     return shift, padded // LANES
