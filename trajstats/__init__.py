@@ -28,6 +28,7 @@ _MODULES = {
     "trajstats.data.schedules": ["aging_schedule", "log_schedule", "time_pairs"],
     "trajstats.data.store": ["TrajectoryWriter", "follow", "open_trajectory"],
     "trajstats.data.ingest": ["ingest"],
+    "trajstats.data.maintenance": ["append_from", "compact", "delete_after"],
     "trajstats.data.sketch": ["Sketch", "sketch_msd"],
     "trajstats.data.verify": ["verify"],
     "trajstats.data.synthetic": [

@@ -38,7 +38,7 @@ def record(path, weights, *, layers=None, start=0, **options):
 def test_round_trip_with_plain_xarray(tmp_path):
     weights = rows(5)
     path = record(tmp_path / "run.zarr", weights, replica=3, attrs={"task": {"name": "digits"}, "lr": 0.1})
-    with xr.open_zarr(path, consolidated=False) as plain:
+    with xr.open_zarr(path) as plain:
         assert plain.weights.dims == ("replica", "step", "parameter")
         np.testing.assert_array_equal(plain.weights.values[0], weights)
         assert plain.step.values.tolist() == [0, 10, 20, 30, 40]

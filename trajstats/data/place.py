@@ -80,6 +80,11 @@ class Place:
         return str(self.target)
 
     @property
+    def transactional(self) -> bool:
+        """Whether commits are transactions of the store itself."""
+        return self._repository is not None
+
+    @property
     def store(self) -> Store:
         """The zarr store; for a repository that of the current transaction."""
         if self._store is not None:

@@ -32,6 +32,8 @@ from trajstats.data.place import Place
 from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
 from trajstats.errors import StoreError
 
+CONSOLIDATED = "consolidated_metadata"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -259,6 +261,15 @@ class Tiles:
         checksums["."] = _crc({name: known.get(name) for name in STRUCTURAL})
         checksums["*"] = _crc({name: value for name, value in known.items() if name != CHECKSUMS})
         self.mark(**{CHECKSUMS: checksums})
+        if not self.place.transactional:  # a finished store can be opened from one document
+            root = json.loads(self.place.get("zarr.json") or b"{}")
+            root[CONSOLIDATED] = self._consolidated()
+            self.place.set("zarr.json", json.dumps(root, indent=2).encode())
+            self.place.make_durable(["zarr.json"], "consolidate")
+
+    def _consolidated(self) -> dict[str, Any]:
+        nodes = {name: json.loads(self.place.get(f"{name}/zarr.json") or b"null") for name in self.arrays()}
+        return {"kind": "inline", "must_understand": False, "metadata": nodes}
 
     def _metadata_crc(self, name: str) -> int:
         return int(google_crc32c.value(self.place.get(f"{name}/zarr.json") or b""))
@@ -275,6 +286,8 @@ class Tiles:
             if name not in ".*" and self._metadata_crc(name) != checksums[name]
         ]
         structural = _crc({name: known.get(name) for name in STRUCTURAL}) != checksums.get(".")
+        root = json.loads(self.place.get("zarr.json") or b"{}")
+        structural = structural or (CONSOLIDATED in root and not bad and root[CONSOLIDATED] != self._consolidated())
         whole = _crc({name: value for name, value in known.items() if name != CHECKSUMS}) != checksums.get("*")
         return [*bad, "zarr.json"] if structural or (every and whole) else bad
 
