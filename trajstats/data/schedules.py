@@ -119,7 +119,7 @@ def time_pairs(
     -------
     xarray.Dataset
         Dim `pair`; coords ``waiting_time`` and ``lag`` (the saved ones, on `clock`); variables ``first`` and
-        ``second``, the optimiser steps of the two ends; attr ``clock``.
+        ``second``, the optimiser steps of the two ends; attrs ``clock`` and ``tolerance``.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def time_pairs(
     return xr.Dataset(
         {"first": (PAIR, steps[first]), "second": (PAIR, steps[second])},
         coords={WAITING_TIME: (PAIR, times[first]), LAG: (PAIR, times[second] - times[first])},
-        attrs={"clock": clock},
+        attrs={"clock": clock, "tolerance": tolerance},
     )
 
 

@@ -245,7 +245,7 @@ class Job:
                     name=name,
                     long_name=long_name,
                     units="1",
-                    error_bound=BOUNDS["product"],
+                    error_bound=BOUNDS["product"] + (BOUNDS["square"] if name == VELOCITY else 0),
                     error_kind="absolute",
                     **about,
                 )
