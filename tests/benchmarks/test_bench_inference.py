@@ -1,4 +1,4 @@
-"""Speed of inference, as ratios measured in one run: python -m pytest tests/benchmarks/test_bench_inference.py --benchmark-only."""
+"""Speed of inference, as ratios measured in one run (run with --benchmark-only)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_ess_per_second_against_a_fresh_nuts_call(benchmark):
         numpyro.sample("y", dist.Normal(a * jnp.exp(-b * X) + c, jnp.exp(s)), obs=DATA)
 
     def theirs():
-        run = MCMC(NUTS(model), num_warmup=500, num_samples=1000, num_chains=4, chain_method="sequential", progress_bar=False)
+        run = MCMC(
+            NUTS(model), num_warmup=500, num_samples=1000, num_chains=4, chain_method="sequential", progress_bar=False
+        )
         run.run(jax.random.PRNGKey(0))
         return run.get_samples(group_by_chain=True)
 

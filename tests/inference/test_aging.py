@@ -202,7 +202,9 @@ def test_blocks_are_refused_where_motion_is_global_and_given_where_it_is_local()
 
 
 def test_a_curve_of_your_own_gets_a_posterior():
-    mine = MasterCurve("saturating", lambda x, c: x - np.log1p(np.exp(x - c["log_scale"])), {"log_scale": (0.0, -20.0, 20.0)})
+    mine = MasterCurve(
+        "saturating", lambda x, c: x - np.log1p(np.exp(x - c["log_scale"])), {"log_scale": (0.0, -20.0, 20.0)}
+    )
     u = clock_gap(0.6)
     msd = u / (1 + u) * np.exp(0.02 * np.random.default_rng(0).standard_normal(u.size))
     fit = ts.fit_subaging(two_time(msd), rng=0, estimator=mine, likelihood="iid", max_steps=500)
@@ -221,7 +223,7 @@ def test_predictions_cover_new_pairs():
 
 
 def test_one_waiting_time_is_refused():
-    here = WAIT == WAIT[0]
+    here = WAIT[0] == WAIT
     with pytest.raises(FitError, match="not identifiable from one"):
         ts.fit_subaging(two_time(LAG[here], WAIT[here], LAG[here]), rng=0)
 

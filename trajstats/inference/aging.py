@@ -100,18 +100,12 @@ def fit_subaging(
         ``threshold_scan``, ``predictive_check``, and ``seeds`` for several replicas. `flags` say what the error rests
         on.
 
-    Raises
-    ------
-    ArgumentError
-        If an option or label is not known.
-    FitError
-        If the data cannot support the fit: one waiting time, too few points, values that are not positive, blocks that
-        are not local.
-    TooFewReplicasError
-        If replicas are asked for the error and there are fewer than 3.
-
     Notes
     -----
+    Errors: ArgumentError for an unknown option or label; NonFiniteError for NaN; FitError for data that cannot support
+    the fit (one waiting time, too few points, values that are not positive, blocks that are not local);
+    TooFewReplicasError for ``likelihood="replicas"`` with fewer than 3.
+
     Cost: about 3 s for 144 points. Bias of mu below 0.003 on exact curves. With one run the error is conditional on
     the clock of that run. Coverage is tabulated in the documentation under "what the error bars mean".
 
@@ -158,17 +152,23 @@ def fit_subaging(
         tuple(flags),
         status,
         {
-            "estimator": name, "likelihood": likelihood, "over": points.over, "clock": points.clock, "source": points.source,
-            "pivot": points.pivot, "form": pilot.curve.form, "n_points": points.lag.size, "n_replicas": points.msd.shape[0],
-            "priors": {k: list(v) for k, v in bounds.items()}, "modes_differ": pilot.differing, "sampler": sampler,
+            "estimator": name,
+            "likelihood": likelihood,
+            "over": points.over,
+            "clock": points.clock,
+            "source": points.source,
+            "pivot": points.pivot,
+            "form": pilot.curve.form,
+            "n_points": points.lag.size,
+            "n_replicas": points.msd.shape[0],
+            "priors": {k: list(v) for k, v in bounds.items()},
+            "modes_differ": pilot.differing,
+            "sampler": sampler,
             "mu_simple": float(tables["estimators"]["mu"].sel(estimator="free_simple")),
         },
-    )  # fmt: skip
-    mean = (
-        np.log(predict(fit)).mean(("chain", "draw"))
-        if curve_chosen is None
-        else np.log(predict(fit, curve=curve_chosen)).mean(("chain", "draw"))
     )
+    predicted = predict(fit, curve=curve_chosen)
+    mean = predicted.copy(data=np.log(predicted.values)).mean(("chain", "draw"))
     data = fit.data.assign(predicted=np.exp(mean), residual=np.log(fit.data["msd"]) - mean)
     return replace(fit, data=data)
 
@@ -279,7 +279,7 @@ def _errors(
     flags: list[str],
     name: str,
 ) -> Sampled:
-    """Give mu the error the likelihood asks for, and say what it rests on."""
+    # give mu the error the likelihood asks for, and say what it rests on
     n_replicas = points.msd.shape[0]
     shape = sampled.posterior["mu"].shape
     mu, smooth = pilot.grid.mode
@@ -297,15 +297,17 @@ def _errors(
         if "locality" not in tables or float(tables["locality"]["ratio"]) > LOCALITY_LIMIT:
             found = float(tables["locality"]["ratio"]) if "locality" in tables else None
             msg = (
-                f"the scatter over blocks is not an error bar here: locality ratio {found} (at most {LOCALITY_LIMIT} with at "
-                f"least {MIN_BLOCKS} layers asked for). Blocks of one run share its motion; use likelihood='wick'."
+                f"the scatter over blocks is not an error bar here: locality ratio {found} (at most {LOCALITY_LIMIT}, "
+                f"with at least {MIN_BLOCKS} layers, is asked for). Blocks of one run share its "
+                "motion; use likelihood='wick'."
             )
             raise FitError(msg)
         flags.append("error from the scatter over layers: valid only while their motion is independent")
-        return sampled.with_mu(centre + spread * rng.standard_t(blocks.shape[0] - 1, size=shape))
+        n_blocks = int(tables["locality"]["n_blocks"])
+        return sampled.with_mu(centre + spread * rng.standard_t(n_blocks - 1, size=shape))
     if likelihood == "replicas":
         if n_replicas < MIN_REPLICAS:
-            msg = f"{n_replicas} replicas: a scatter over replicas needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
+            msg = f"{n_replicas} replicas: their scatter needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
             raise TooFewReplicasError(msg)
         spread = linear_error(influence, points.msd, points.msd.mean(axis=0))
         flags.append(f"error from the scatter of {n_replicas} replicas (sandwich, Student t)")
@@ -335,7 +337,8 @@ def _judge(
     estimators = tables["estimators"]
     if name in MASTER_CURVES and float(estimators["misfit_ratio"].sel(estimator=name)) > WRONG_CURVE_RATIO:
         flags.append(
-            f"the {name} curve needs {float(estimators['misfit_ratio'].sel(estimator=name)):.2g} times the noise of the free curve: it is wrong"
+            f"the {name} curve needs {float(estimators['misfit_ratio'].sel(estimator=name)):.2g} times the noise of "
+            "the free curve: it is wrong"
         )
     draws = np.clip(sampled.posterior["mu"].values, *bounds["mu"])
     low, high = bounds["mu"]
@@ -349,7 +352,8 @@ def _judge(
         status = "not identified"
     spread = estimators["mu"].sel(estimator=["free_clock", "free_simple", "threshold"])
     flags.append(
-        f"mu by free curve {float(spread[0]):.3f} (clock form), {float(spread[1]):.3f} (simple t/t_w^mu), by threshold {float(spread[2]):.3f}"
+        f"mu by free curve {float(spread[0]):.3f} (clock form), {float(spread[1]):.3f} (simple t/t_w^mu), "
+        f"by threshold {float(spread[2]):.3f}"
     )
     return status
 

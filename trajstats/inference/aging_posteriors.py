@@ -77,9 +77,15 @@ def sample_free(
     if sampler == "grid":
         kept = pilot.grid.draw(CHAINS * DRAWS_KEPT, rng).reshape(CHAINS, DRAWS_KEPT, 2)
         diagnostics = diagnostics_dataset(
-            names, r_hats=np.ones(2), ess=np.full(2, float(CHAINS * DRAWS_KEPT)), tau=np.ones(2), acceptance=np.ones(CHAINS),
-            stuck=0, reasons=(), steps=DRAWS_KEPT,
-        )  # fmt: skip
+            names,
+            r_hats=np.ones(2),
+            ess=np.full(2, float(CHAINS * DRAWS_KEPT)),
+            tau=np.ones(2),
+            acceptance=np.ones(CHAINS),
+            stuck=0,
+            reasons=(),
+            steps=DRAWS_KEPT,
+        )
     else:
         low, high = np.array([bounds[n] for n in names]).T
 
@@ -90,9 +96,15 @@ def sample_free(
             return out
 
         draws = sample_posterior(
-            log_prob, np.array(pilot.grid.mode), np.diag(np.square(pilot.grid.spread)), names=names, rng=rng, walkers=10,
-            max_steps=max_steps, progress=progress,
-        )  # fmt: skip
+            log_prob,
+            np.array(pilot.grid.mode),
+            np.diag(np.square(pilot.grid.spread)),
+            names=names,
+            rng=rng,
+            walkers=10,
+            max_steps=max_steps,
+            progress=progress,
+        )
         kept, diagnostics = _thin(draws.values), draws.diagnostics
     flat = kept.reshape(-1, 2)
     coefficients, n_eff = pilot.curve.draw(flat[:, 0], flat[:, 1], rng)
@@ -151,10 +163,11 @@ def sample_parametric(
     names = list(best.values)
     wide = 30.0 + np.ptp(data.log_msd)
     limits = {
-        "mu": bounds["mu"], "level": (best.values["level"] - wide, best.values["level"] + wide),
+        "mu": bounds["mu"],
+        "level": (best.values["level"] - wide, best.values["level"] + wide),
         "offset": (data.log_msd.min() - wide, float(data.log_msd.min())),
         **{k: (low, high) for k, (_, low, high) in curve.start.items()},
-    }  # fmt: skip
+    }
     low, high = np.array([limits[n] for n in names]).T
     n = data.log_msd.size
 

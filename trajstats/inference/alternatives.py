@@ -195,7 +195,7 @@ def model_table(data: FreeCurve, grid: GridPosterior, bounds: Bounds, clocks: Ma
         times of the log predictive density of each given the others, and ``score_difference`` from ``free``.
     """
     models: dict[str, tuple[FreeCurve, np.ndarray]] = {
-        "free": (data, np.linspace(*np.clip([grid.mu[0], grid.mu[-1]], *bounds["mu"]), 41)),
+        "free": (data, np.linspace(float(grid.mu[0]), float(grid.mu[-1]), 41)),
         "full_aging": (data, np.array([1.0])),
         "no_aging": (data, np.array([0.0])),
     }

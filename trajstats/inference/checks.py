@@ -148,8 +148,8 @@ def structured(check: xr.Dataset) -> str:
         )
     if p["leading_modes"] < STRUCTURED_P and size > STRUCTURED_SIZE:
         return (
-            f"residuals have more power in the leading modes than Wick's covariance allows (p = {p['leading_modes']:.2g}): "
-            "intervals may be too narrow"
+            "residuals have more power in the leading modes than Wick's covariance allows "
+            f"(p = {p['leading_modes']:.2g}): intervals may be too narrow"
         )
     return ""
 
@@ -170,15 +170,14 @@ def overlap_gap(curve: FreeCurve, mu: float) -> str:
         Empty when the ranges of all waiting times are chained by overlaps.
     """
     x = curve.variable(np.array([mu]))[0]
-    ranges = sorted(
-        (float(x[curve.waiting_time == w].min()), float(x[curve.waiting_time == w].max())) for w in np.unique(curve.waiting_time)
-    )
+    groups = [x[curve.waiting_time == w] for w in np.unique(curve.waiting_time)]
+    ranges = sorted((float(group.min()), float(group.max())) for group in groups)
     reach = ranges[0][1]
     for low, high in ranges[1:]:
         if low > reach:
             return (
-                "mu is not identified: waiting times do not overlap in the scaling variable, so only the smoothness of the curve "
-                "ties them together; ask for lags that overlap in t / t_w"
+                "mu is not identified: waiting times do not overlap in the scaling variable, so only the smoothness of "
+                "the curve ties them together; ask for lags that overlap in t / t_w"
             )
         reach = max(reach, high)
     return ""
@@ -216,9 +215,13 @@ def window_scan(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> 
             values.append((np.nan, np.nan, int(keep.sum())))
             continue
         part = replace(
-            curve, log_msd=curve.log_msd[keep], waiting_time=curve.waiting_time[keep], lag=curve.lag[keep],
-            covariance=curve.covariance[np.ix_(keep, keep)], fixed=None if curve.fixed is None else curve.fixed[keep],
-        )  # fmt: skip
+            curve,
+            log_msd=curve.log_msd[keep],
+            waiting_time=curve.waiting_time[keep],
+            lag=curve.lag[keep],
+            covariance=curve.covariance[np.ix_(keep, keep)],
+            fixed=None if curve.fixed is None else curve.fixed[keep],
+        )
         grid = grid_posterior(part, bounds)
         values.append((grid.mean, grid.spread[0], int(keep.sum())))
     table = np.array(values)

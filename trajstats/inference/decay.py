@@ -82,14 +82,13 @@ def fit_decay(
     ------
     ArgumentError
         If an option or label is unknown.
-    NonFiniteError
-        If a loss is NaN or infinite.
     FitError
         If losses are not positive, times do not increase, or fewer than 10 bins over one decade are left.
 
     Notes
     -----
-    L_inf and beta are strongly correlated; fixing the floor at 0 when it is not biases beta down.
+    A loss that is NaN or infinite raises NonFiniteError. L_inf and beta are strongly correlated; fixing the floor at 0
+    when it is not biases beta down.
 
     References
     ----------
@@ -110,7 +109,7 @@ def fit_decay(
     chosen = _window(time, values) if window is None else window
     inside = (time >= chosen[0]) & (time <= chosen[1])
     if (values[inside] <= 0).any():
-        msg = f"{int((values[inside] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs positive losses"
+        msg = f"{int((values[inside] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
         raise FitError(msg)
     data = log_bins(time[inside], values[inside], bins_per_decade)
     _check_size(data, chosen)
@@ -124,14 +123,17 @@ def fit_decay(
         priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
     best = maximum(data, curve, priors)
 
+    free = slice(0 if floor else 1, None)
+
     def log_prob(theta: np.ndarray) -> np.ndarray:
-        return log_posterior(theta, data, curve, priors)
+        whole = theta if floor else np.column_stack([np.zeros(len(theta)), theta])
+        return log_posterior(whole, data, curve, priors)
 
     draws = draw_posterior(
         log_prob,
-        best.vector,
-        best.covariance,
-        names=NAMES,
+        best.vector[free],
+        best.covariance[free, free],
+        names=NAMES[free],
         rng=rng,
         sampler=sampler,
         max_steps=max_steps,
@@ -141,7 +143,7 @@ def fit_decay(
 
 
 def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
-    if not isinstance(loss, xr.DataArray):
+    if not hasattr(loss, "coords"):
         msg = f"loss must be a DataArray along step; got {type(loss).__name__}"
         raise ArgumentError(msg)
     if REPLICA in loss.dims:
@@ -152,12 +154,14 @@ def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
             raise ArgumentError(msg)
         loss = loss.isel({REPLICA: 0})
     if len(loss.dims) != 1 or clock not in loss.coords:
-        msg = f"loss has dims {loss.dims} and coords {list(map(str, loss.coords))}; one dim with the coordinate {clock!r} is needed"
+        known = [str(name) for name in loss.coords]
+        msg = f"loss has dims {loss.dims} and coords {known}; it needs one dim with the coordinate {clock!r}"
         raise ArgumentError(msg)
     time, values = loss[clock].values.astype(float), np.asarray(loss.values, dtype=float)
     if not np.isfinite(values).all():
         first = float(time[np.argmax(~np.isfinite(values))])
-        msg = f"{int((~np.isfinite(values)).sum())} of {values.size} losses are NaN or infinite (first at {clock} {first:g})"
+        bad = int((~np.isfinite(values)).sum())
+        msg = f"{bad} of {values.size} losses are NaN or infinite (first at {clock} {first:g})"
         raise NonFiniteError(msg)
     if (np.diff(time) <= 0).any():
         msg = f"times do not increase near row {int(np.argmax(np.diff(time) <= 0))}; sort them and drop duplicates"
@@ -261,9 +265,14 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
     """
     low, high = priors["L_inf"]
     guess = {
-        "L_inf": low + 0.5 * (high - low), "log_middle": float(np.log(np.median(data.loss) - min(0.5 * high, 0.5 * data.loss.min()))),
-        "beta": 0.5, "log_noise": np.log(0.05), "drift_share": 0.5, "log_range": -0.5, "power": 1.0,
-    }  # fmt: skip
+        "L_inf": low + 0.5 * (high - low),
+        "log_middle": float(np.log(np.median(data.loss) - 0.5 * data.loss.min())),
+        "beta": 0.5,
+        "log_noise": np.log(0.05),
+        "drift_share": 0.5,
+        "log_range": -0.5,
+        "power": 1.0,
+    }
     start = {}
     for name in NAMES:
         a, b = priors[name]
@@ -286,13 +295,17 @@ def _result(
     clock: str,
     source: str,
 ) -> FitResult:
-    values = dict(zip(NAMES, np.moveaxis(draws.values, -1, 0), strict=True))
+    values = dict(zip(NAMES[0 if floor else 1 :], np.moveaxis(draws.values, -1, 0), strict=True))
     amplitude = np.exp(values["log_middle"] + (values["beta"] * np.log(data.pivot) if curve == "power_law" else 0.0))
     columns = {
-        "L_inf": values["L_inf"] if floor else np.zeros_like(values["L_inf"]), "A": amplitude, "beta": values["beta"],
-        "noise": np.exp(values["log_noise"]), "drift_share": values["drift_share"],
-        "drift_range": np.exp(values["log_range"]), "noise_power": values["power"],
-    }  # fmt: skip
+        "L_inf": values["L_inf"] if floor else np.zeros_like(values["beta"]),
+        "A": amplitude,
+        "beta": values["beta"],
+        "noise": np.exp(values["log_noise"]),
+        "drift_share": values["drift_share"],
+        "drift_range": np.exp(values["log_range"]),
+        "noise_power": values["power"],
+    }
     posterior = xr.Dataset(
         {name: (("chain", "draw"), column) for name, column in columns.items()},
         coords={"chain": np.arange(draws.values.shape[0]), "draw": np.arange(draws.values.shape[1])},
@@ -320,11 +333,23 @@ def _result(
     if best.split(" ")[0] != curve:
         flags.append(f"by BIC the data prefer the model {best!r} to {curve!r}")
     return FitResult(
-        "fit_decay", posterior, observed, draws.diagnostics, tables, tuple(flags),
+        "fit_decay",
+        posterior,
+        observed,
+        draws.diagnostics,
+        tables,
+        tuple(flags),
         "ok" if bool(draws.diagnostics["converged"]) else "not converged",
-        {"curve": curve, "pivot": data.pivot, "window": list(window), "clock": clock, "floor": floor, "source": source,
-         "priors": {k: list(v) for k, v in priors.items()}},
-    )  # fmt: skip
+        {
+            "curve": curve,
+            "pivot": data.pivot,
+            "window": list(window),
+            "clock": clock,
+            "floor": floor,
+            "source": source,
+            "priors": {k: list(v) for k, v in priors.items()},
+        },
+    )
 
 
 def _models(data: Binned) -> xr.Dataset:

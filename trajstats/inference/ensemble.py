@@ -165,10 +165,16 @@ def sample_ensembles(
     return Draws(
         values,
         diagnostics_dataset(
-            names, r_hats=r_hats, ess=kept.shape[0] * kept.shape[1] / tau, tau=tau, acceptance=changed.mean(axis=(0, 2)),
-            stuck=int((~moving).sum()), reasons=reasons, steps=done,
+            names,
+            r_hats=r_hats,
+            ess=kept.shape[0] * kept.shape[1] / tau,
+            tau=tau,
+            acceptance=changed.mean(axis=(0, 2)),
+            stuck=int((~moving).sum()),
+            reasons=reasons,
+            steps=done,
         ),
-    )  # fmt: skip
+    )
 
 
 def draw_posterior(

@@ -67,9 +67,15 @@ class Points:
         Points
         """
         return Points(
-            self.waiting_time[keep], self.lag[keep], self.msd[:, keep], self.replica, self.over, self.clock,
-            self.source, self.flags,
-        )  # fmt: skip
+            self.waiting_time[keep],
+            self.lag[keep],
+            self.msd[:, keep],
+            self.replica,
+            self.over,
+            self.clock,
+            self.source,
+            self.flags,
+        )
 
 
 def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int = MAX_POINTS) -> Points:
@@ -92,10 +98,11 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     ------
     ArgumentError
         If labels are missing or `over` is not known.
-    NonFiniteError
-        If a value is NaN or infinite.
-    FitError
-        If a value is not positive, the weights do not move, or there are too few points or waiting times.
+
+    Notes
+    -----
+    NaN or infinity raises NonFiniteError; a value that is not positive, weights that do not move, too few points or
+    waiting times raise FitError.
     """
     if not isinstance(delta, xr.DataArray) or PAIR not in delta.dims:
         msg = "delta must be a DataArray with dim 'pair' and coords waiting_time and lag; use trajstats.msd(run, pairs)"
@@ -166,8 +173,8 @@ def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> N
         if bad.any():
             r, k = np.argwhere(bad)[0]
             msg = (
-                f"{int(bad.sum())} of {bad.size} MSD values are {word} (first: replica {r}, waiting time {waiting[k]:g}, "
-                f"lag {lag[k]:g}, value {values[r, k]}). "
+                f"{int(bad.sum())} of {bad.size} MSD values are {word} (first: replica {r}, "
+                f"waiting time {waiting[k]:g}, lag {lag[k]:g}, value {values[r, k]}). "
             )
             if word == "not finite":
                 raise NonFiniteError(

@@ -69,7 +69,7 @@ class FitResult:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Coefficients with their 68 % intervals, then status and flags: what to paste into a notebook."""
+        # coefficients with their 68 % intervals, then status and flags: what to paste into a notebook
         table = self.summary(levels=(0.68,))
         lines = [f"{self.kind}: {self.status}"]
         for name in table["coefficient"].values:

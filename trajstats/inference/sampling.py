@@ -1,4 +1,4 @@
-"""Posteriors by ensembles of walkers (emcee), run until their autocorrelation time is resolved, and their diagnostics."""
+"""Posteriors by ensembles of walkers (emcee), run until their autocorrelation time is resolved, and diagnostics."""
 
 from __future__ import annotations
 
@@ -93,8 +93,6 @@ def sample_posterior(
     ------
     ArgumentError
         If `moves` is unknown or there are fewer than 2 chains.
-    FitError
-        If no finite starting point is found.
     """
     if moves not in MOVES:
         raise ArgumentError(unknown("moves", moves, MOVES))

@@ -46,7 +46,9 @@ def spline_basis(position: np.ndarray, intervals: int = INTERVALS) -> np.ndarray
 
 @dataclass(frozen=True)
 class FreeCurve:
-    r"""Marginal likelihood of (mu, log smoothing) for :math:`\ln\Delta=g(\ln u)+\epsilon`, :math:`\epsilon\sim N(0,\sigma^2R)`.
+    r"""Marginal likelihood of (mu, log smoothing) of a free curve.
+
+    :math:`\ln\Delta=g(\ln u)+\epsilon`, :math:`\epsilon\sim N(0,\sigma^2R)`.
 
     g has the prior of a penalised spline, :math:`\exp[-\frac\lambda{2\sigma^2}\int g''^2]`, flat in level and slope; g
     and

@@ -30,7 +30,9 @@ def fit_losses(
     max_steps: int,
     progress: bool,
 ) -> FitResult:
-    r"""Fit several losses jointly: :math:`w_c(\ell)=w_c-b\,\ell`, one exponent and one scatter, an amplitude for each loss.
+    r"""Fit several losses jointly: one exponent and one scatter, an amplitude for each loss.
+
+    :math:`w_c(\ell)=w_c-b\,\ell`; the result's w_c is the limit of loss 0.
 
     The same runs stand behind every loss: the joint likelihood is raised to the power one over the number of losses.
 
@@ -122,12 +124,15 @@ def fit_losses(
     first = values["w_c"] - values["slope"] * levels[0]
     posterior = xr.Dataset(
         {
-            "w_c": (dims, values["w_c"]), "slope": (dims, values["slope"]), "nu": (dims, values["nu"]),
+            "w_c": (dims, values["w_c"]),
+            "slope": (dims, values["slope"]),
+            "nu": (dims, values["nu"]),
             "A": (dims, np.exp(values["log_middle_0"] + values["nu"] * np.log(data[0].middle - first))),
-            "sigma": (dims, np.exp(values["log_sigma"])), "delta": (dims, np.exp(values["log_delta"])),
+            "sigma": (dims, np.exp(values["log_sigma"])),
+            "delta": (dims, np.exp(values["log_delta"])),
             **({STUCK: (dims, values[STUCK])} if stuck else {}),
         }
-    )  # fmt: skip
+    )
     each = values["w_c"][..., None] - values["slope"][..., None] * levels
     bounds, identified = one_sided(posterior["w_c"].values, (0.0, float(tops.max())))
     flags = [f"w_c extrapolated to loss 0 from {levels.size} losses; the same runs stand behind all, counted once"]
@@ -140,9 +145,15 @@ def fit_losses(
         coords={"loss": levels},
     )
     return FitResult(
-        "fit_divergence", posterior, _observed(table), draws.diagnostics, {"losses": per_loss, "bounds": bounds},
-        tuple(flags), status, {"clock": str(table.attrs.get("clock", "step"))},
-    )  # fmt: skip
+        "fit_divergence",
+        posterior,
+        _observed(table),
+        draws.diagnostics,
+        {"losses": per_loss, "bounds": bounds},
+        tuple(flags),
+        status,
+        {"clock": str(table.attrs.get("clock", "step"))},
+    )
 
 
 def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, **options: Any) -> FitResult:
@@ -203,19 +214,28 @@ def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, *
     worst = max(fits.values(), key=lambda fit: float(fit.diagnostics["r_hat"].max()))
     depths = xr.Dataset(
         {
-            "nu": ("depth", means), "nu_stderr": ("depth", errors),
-            "w_c": ("depth", np.median(stacked["w_c"], axis=(0, 1))), "w_c_stderr": ("depth", stacked["w_c"].std(axis=(0, 1))),
-            "status": ("depth", np.array([fit.status for fit in fits.values()], dtype=object)), "spread_of_nu": spread,
+            "nu": ("depth", means),
+            "nu_stderr": ("depth", errors),
+            "w_c": ("depth", np.median(stacked["w_c"], axis=(0, 1))),
+            "w_c_stderr": ("depth", stacked["w_c"].std(axis=(0, 1))),
+            "status": ("depth", np.array([fit.status for fit in fits.values()], dtype=object)),
+            "spread_of_nu": spread,
         },
         coords={"depth": list(fits)},
-    )  # fmt: skip
+    )
     flags = [f"nu is the mean over {len(fits)} depths, each fitted on its own"]
     flags += [f"depth {depth:g} left out: {why}" for depth, why in failed.items()]
     bad = [fit.status for fit in fits.values() if fit.status != "ok"]
     return FitResult(
-        "fit_divergence", posterior, _observed(table), worst.diagnostics, {"depths": depths}, tuple(flags),
-        bad[0] if bad else "ok", {"clock": str(table.attrs.get("clock", "step"))},
-    )  # fmt: skip
+        "fit_divergence",
+        posterior,
+        _observed(table),
+        worst.diagnostics,
+        {"depths": depths},
+        tuple(flags),
+        bad[0] if bad else "ok",
+        {"clock": str(table.attrs.get("clock", "step"))},
+    )
 
 
 def _observed(table: xr.Dataset) -> xr.Dataset:

@@ -90,11 +90,15 @@ def learning_times(
             reached = [_crossing(times, curve, target) for target in targets]
             rows.append(
                 {
-                    "name": name, "width": float(wide), "depth": _setting(run, "depth"), "clock": chosen,
+                    "name": name,
+                    "width": float(wide),
+                    "depth": _setting(run, "depth"),
+                    "clock": chosen,
                     "time": [t if np.isfinite(t) else times[-1] for t in reached],
-                    "learned": [bool(np.isfinite(t)) for t in reached], "budget": times[-1],
+                    "learned": [bool(np.isfinite(t)) for t in reached],
+                    "budget": times[-1],
                 }
-            )  # fmt: skip
+            )
     return _times_dataset(rows, targets)
 
 
@@ -206,17 +210,11 @@ def fit_divergence(
         Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c
         runs into its prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
 
-    Raises
-    ------
-    ArgumentError
-        If labels are missing.
-    NonFiniteError
-        If a time is NaN.
-    FitError
-        If no run learned, fewer than 3 widths are distinct, or the times of learned runs are not positive.
-
     Notes
     -----
+    Errors: ArgumentError for missing labels; NonFiniteError for a time that is NaN; FitError if no run learned, fewer
+    than 3 widths are distinct, or times are not positive.
+
     w_c and nu are strongly anti-correlated: report them jointly. Several losses come from the same runs; their joint
     likelihood is raised to the power one over their number, so that a run counts once.
 
@@ -252,10 +250,23 @@ def fit_divergence(
         priors["nu"] = (nu - 1e-6, nu + 1e-6)
     names = [*NAMES, *([STUCK] if stuck else [])]
     best = maximum(data, priors, names)
+    free = np.array([name != "nu" or nu is None for name in names])
+
+    def log_prob(theta: np.ndarray) -> np.ndarray:
+        whole = np.full((len(theta), len(names)), 0.0 if nu is None else nu)
+        whole[:, free] = theta
+        return log_posterior(whole, data, priors)
+
     draws = draw_posterior(
-        lambda theta: log_posterior(theta, data, priors),
-        best.vector, best.covariance, names=names, rng=rng, sampler=sampler, max_steps=max_steps, progress=progress,
-    )  # fmt: skip
+        log_prob,
+        best.vector[free],
+        best.covariance[np.ix_(free, free)],
+        names=[name for name, on in zip(names, free, strict=True) if on],
+        rng=rng,
+        sampler=sampler,
+        max_steps=max_steps,
+        progress=progress,
+    )
     return _result(table, data, draws, priors, names, nu)
 
 
@@ -279,7 +290,8 @@ def _as_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr.Data
         times = times.rename({values.dims[0]: "run"})
         values = times["learning_time"]
     if np.isnan(values.values).any():
-        msg = f"{int(np.isnan(values.values).sum())} learning times are NaN; mark runs that did not learn with learned=False"
+        bad = int(np.isnan(values.values).sum())
+        msg = f"{bad} learning times are NaN; mark runs that did not learn with learned=False"
         raise NonFiniteError(msg)
     limit = times["budget"] if "budget" in times else (xr.full_like(values, np.inf) if budget is None else budget)
     learned = times["learned"].astype(bool) if "learned" in times else (values < limit) & np.isfinite(values)
@@ -318,8 +330,8 @@ def learning_arrays(table: xr.Dataset) -> LearningTimes:
     widths = np.unique(width[learned])
     if widths.size < _MIN_WIDTHS or learned.sum() < _MIN_LEARNED:
         msg = (
-            f"{int(learned.sum())} runs learned at {widths.size} distinct widths {widths.tolist()}: a divergence with three "
-            f"coefficients needs {_MIN_LEARNED} runs at {_MIN_WIDTHS} widths"
+            f"{int(learned.sum())} runs learned at {widths.size} distinct widths {widths.tolist()}: a divergence with "
+            f"three coefficients needs {_MIN_LEARNED} runs at {_MIN_WIDTHS} widths"
         )
         raise FitError(msg)
     if np.ptp(np.log(time[learned])) == 0:
@@ -354,7 +366,7 @@ def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple
         if not low < high:
             msg = f"prior {name}=({low}, {high}): the lower bound must be below the upper"
             raise ArgumentError(msg)
-        priors[name] = (float(low), float(min(high, data.narrowest)) if name == "w_c" else float(high))
+        priors[name] = (float(low), float(np.minimum(high, data.narrowest)) if name == "w_c" else float(high))
     return priors
 
 
@@ -376,9 +388,13 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
     """
     low, high = priors["w_c"]
     guess = {
-        "w_c": 0.3 * low + 0.7 * high, "nu": 1.0, "log_middle": float(np.median(data.log_time)),
-        "log_sigma": np.log(0.3), "log_delta": np.log(0.05 * max(high, 1e-9)), STUCK: 0.05,
-    }  # fmt: skip
+        "w_c": 0.3 * low + 0.7 * high,
+        "nu": 1.0,
+        "log_middle": float(np.median(data.log_time)),
+        "log_sigma": np.log(0.3),
+        "log_delta": np.log(0.05 * max(high, 1e-9)),
+        STUCK: 0.05,
+    }
     start = {}
     for name in names:
         a, b = priors[name]
@@ -394,12 +410,13 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
 def _result(
     table: xr.Dataset, data: LearningTimes, draws: Draws, priors: Priors, names: Sequence[str], nu: float | None
 ) -> FitResult:
-    values = dict(zip(names, np.moveaxis(draws.values, -1, 0), strict=True))
+    columns = iter(np.moveaxis(draws.values, -1, 0))
+    values = {n: next(columns) if n != "nu" or nu is None else np.full(draws.values.shape[:2], nu) for n in names}
     dims = ("chain", "draw")
     posterior = xr.Dataset(
         {
             "w_c": (dims, values["w_c"]),
-            "nu": (dims, values["nu"] if nu is None else np.full_like(values["nu"], nu)),
+            "nu": (dims, values["nu"]),
             "A": (dims, np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"]))),
             "sigma": (dims, np.exp(values["log_sigma"])),
             "delta": (dims, np.exp(values["log_delta"])),
@@ -413,13 +430,19 @@ def _result(
     if not identified:
         status = "not identified"
         flags.append(
-            f"w_c runs into its prior at {priors['w_c'][0]:g}: only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)"
+            f"w_c runs into its prior at {priors['w_c'][0]:g}: "
+            f"only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)"
         )
     return FitResult(
-        "fit_divergence", posterior, table[["learning_time", "learned"]].reset_coords(drop=False).set_coords("width"),
-        draws.diagnostics, {"bounds": bounds, "models": _models(data, priors, names, posterior, nu)}, tuple(flags), status,
+        "fit_divergence",
+        posterior,
+        table[["learning_time", "learned"]].reset_coords(drop=False).set_coords("width"),
+        draws.diagnostics,
+        {"bounds": bounds, "models": _models(data, priors, names, posterior, nu)},
+        tuple(flags),
+        status,
         {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
-    )  # fmt: skip
+    )
 
 
 def one_sided(w_c: np.ndarray, prior: tuple[float, float]) -> tuple[xr.Dataset, bool]:

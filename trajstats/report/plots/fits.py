@@ -20,10 +20,14 @@ _BAND = "0.78"
 
 
 def _residual_panel(ax: Axes) -> Axes:
-    """Make room below an Axes for its residuals, whatever figure it is in."""
-    from mpl_toolkits.axes_grid1 import make_axes_locatable
-
-    below = make_axes_locatable(ax).append_axes("bottom", size="32%", pad=0.06, sharex=ax)
+    # make room below an Axes for its residuals, whatever figure it is in
+    spec = ax.get_subplotspec()
+    if spec is None:
+        below = ax.inset_axes((0.0, -0.4, 1.0, 0.34), sharex=ax)
+    else:
+        rows = spec.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.05)
+        ax.set_subplotspec(rows[0])
+        below = ax.figure.add_subplot(rows[1], sharex=ax)
     ax.tick_params(labelbottom=False)
     below.axhline(0, color="0.25", lw=0.8)
     return below
@@ -61,7 +65,12 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     low, high = _smooth(np.log(u[order]), low[order]), _smooth(np.log(u[order]), high[order])
     below = _residual_panel(ax)
     ax.fill_between(
-        u[order], middle[order] * np.exp(low), middle[order] * np.exp(high), color=_BAND, lw=0, label="95 % of the curve"
+        u[order],
+        middle[order] * np.exp(low),
+        middle[order] * np.exp(high),
+        color=_BAND,
+        lw=0,
+        label="95 % of the curve",
     )
     ax.plot(u[order], middle[order], color="0.25", lw=1)
     levels = np.unique(wait)
@@ -74,7 +83,9 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     below.set_xlabel(rf"scaling variable $u={variable}$,  $t_p$ = {pivot:.4g}")
     below.set_ylabel(r"$\delta\ln\Delta$")
     ax.set(xscale="log", yscale="log", ylabel=r"MSD $\Delta$ (squared weight)")
-    ax.set_title(rf"$\mu$ = {mu:.3f} $\pm$ {stderr:.3f}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10)
+    ax.set_title(
+        rf"$\mu$ = {mu:.3f} $\pm$ {stderr:.3f}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10
+    )
     ax.legend(fontsize=6.5, ncol=2, frameon=False)
     return ax
 
@@ -109,12 +120,18 @@ def plot_mu_estimators(fit: FitResult, *, ax: Axes | None = None) -> Axes:
         wrong = float(one["misfit_ratio"]) > 1.3
         mu, low, high = float(one["mu"]), float(one["lower"]), float(one["upper"])
         ax.errorbar(
-            mu, k, xerr=[[max(mu - low, 0)], [max(high - mu, 0)]] if np.isfinite(low) else None, fmt="o", color=CATEGORIES[k % 7],
-            mfc="white" if wrong else None, capsize=2, ms=5,
-        )  # fmt: skip
+            mu,
+            k,
+            xerr=[[max(mu - low, 0)], [max(high - mu, 0)]] if np.isfinite(low) else None,
+            fmt="o",
+            color=CATEGORIES[k % 7],
+            mfc="white" if wrong else None,
+            capsize=2,
+            ms=5,
+        )
     ax.set_yticks(range(table.sizes["estimator"]), [str(n).replace("_", " ") for n in table["estimator"].values])
     ax.invert_yaxis()
-    ax.set_xlabel(r"exponent of aging $\mu$ (hollow: curve needs over 1.3 times the noise)")
+    ax.set_xlabel(r"exponent of aging $\mu$ (hollow: wrong curve)")
     ax.legend(fontsize=7, frameon=False)
     return ax
 
@@ -145,9 +162,16 @@ def plot_scan(fit: FitResult, *, scan: str = "threshold", ax: Axes | None = None
         for mask, face, word in ((~censored, CATEGORIES[0], "reached by all"), (censored, "white", "some censored")):
             if mask.any():
                 ax.errorbar(
-                    table["threshold"].values[mask], mu[mask], error[mask], fmt="o", ms=4, capsize=2, color=CATEGORIES[0],
-                    mfc=face, label=word,
-                )  # fmt: skip
+                    table["threshold"].values[mask],
+                    mu[mask],
+                    error[mask],
+                    fmt="o",
+                    ms=4,
+                    capsize=2,
+                    color=CATEGORIES[0],
+                    mfc=face,
+                    label=word,
+                )
         ax.set(xscale="log", xlabel=r"threshold $\Delta^*$ (squared weight)")
     else:
         ax.errorbar(np.arange(mu.size), mu, error, fmt="o", ms=4, capsize=2, color=CATEGORIES[0])
@@ -187,10 +211,14 @@ def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax
             panel = ax.inset_axes((j * size + 0.02, 1 - (i + 1) * size + 0.02, 0.92 * size, 0.92 * size))
             panel.set_xlim(limits[across])
             if i == j:
-                panel.hist(draws[across], bins=40, range=tuple(limits[across]), color=CATEGORIES[0], histtype="stepfilled")
+                panel.hist(
+                    draws[across], bins=40, range=tuple(limits[across]), color=CATEGORIES[0], histtype="stepfilled"
+                )
                 panel.set_yticks([])
             else:
-                panel.hist2d(draws[across], draws[down], bins=35, range=[limits[across], limits[down]], cmap="cividis", cmin=1)
+                panel.hist2d(
+                    draws[across], draws[down], bins=35, range=[limits[across], limits[down]], cmap="cividis", cmin=1
+                )
                 panel.set_ylim(limits[down])
             panel.tick_params(labelsize=6, labelbottom=i == len(names) - 1, labelleft=j == 0 and i > 0)
             if i == len(names) - 1:
@@ -224,7 +252,15 @@ def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     ax.plot(grid, middle, color="0.25", lw=1)
     ax.plot(width[learned], 1 / time[learned], "o", ms=4, color=CATEGORIES[0], label="learned")
     if (~learned).any():
-        ax.plot(width[~learned], 1 / time[~learned], "v", ms=5, color=CATEGORIES[1], mfc="white", label="not learned: 1/T is below")
+        ax.plot(
+            width[~learned],
+            1 / time[~learned],
+            "v",
+            ms=5,
+            color=CATEGORIES[1],
+            mfc="white",
+            label="not learned: 1/T is below",
+        )
     row = fit.summary().sel(coefficient="w_c", level=0.95)
     ax.axvspan(*row["interval"].values, color=CATEGORIES[2], alpha=0.2, lw=0, label="$w_c$, 95 %")
     nu = fit.summary()["value"].sel(coefficient="nu")
@@ -240,7 +276,7 @@ def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
-    r"""Draw the loss on log-log axes with the posterior band, the posterior of the floor on the right, and residuals below.
+    r"""Draw the loss on log-log axes with the posterior band, the posterior of the floor, and residuals below.
 
     Parameters
     ----------
@@ -267,7 +303,9 @@ def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     if floor.std() > 0:
         edges = np.quantile(floor, [0.025, 0.975])
         ax.axhspan(*edges, color=CATEGORIES[1], alpha=0.25, lw=0, label=r"floor $L_\infty$, 95 %")
-    chance = f", P(floor > 0) = {float(fit.tables['floor']['probability_positive']):.2f}" if "floor" in fit.tables else ""
+    chance = (
+        f", P(floor > 0) = {float(fit.tables['floor']['probability_positive']):.2f}" if "floor" in fit.tables else ""
+    )
     beta = fit.summary().sel(coefficient="beta")
     ax.set_title(rf"$\beta$ = {float(beta['value']):.3f} $\pm$ {float(beta['stderr']):.3f}{chance}", fontsize=10)
     ax.set(xscale="log", yscale="log", ylabel="loss $L$", ylim=(0.7 * data["loss"].values.min(), None))
