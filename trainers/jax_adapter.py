@@ -221,6 +221,38 @@ class JaxNetwork:
                 len(inputs), self.n_outputs, self.n_inputs
             )
 
+    def jacobian_operator(self, weights: np.ndarray, point: np.ndarray) -> LinearOperator:
+        """Apply the Jacobian at one input, and its transpose, without forming it: (n_outputs, n_inputs)."""
+        with self._precision():
+            w, x = self._flat(weights), self._cast(point)
+
+        def of(x: Any, w: Any) -> Any:
+            return self._outputs(w, x[None])[0].reshape(-1)
+
+        def forward(w: Any, x: Any, v: Any) -> Any:
+            return jax.jvp(lambda y: of(y, w), (x,), (v.reshape(x.shape),))[1]
+
+        def backward(w: Any, x: Any, v: Any) -> Any:
+            return jax.vjp(lambda y: of(y, w), x)[1](v)[0].reshape(-1)
+
+        def applied(name: str, function: Callable[..., Any]) -> Callable[[np.ndarray], np.ndarray]:
+            def call(columns: np.ndarray) -> np.ndarray:
+                with self._precision():
+                    run = self._jit(name, jax.vmap(function, in_axes=(None, None, 1), out_axes=1))
+                    return np.asarray(run(w, x, np.asarray(columns, dtype=self.dtype)))
+
+            return call
+
+        there, back = applied("jacobian_jvp", forward), applied("jacobian_vjp", backward)
+        return LinearOperator(
+            (self.n_outputs, self.n_inputs),
+            matvec=lambda v: there(v.reshape(-1, 1))[:, 0],
+            rmatvec=lambda v: back(v.reshape(-1, 1))[:, 0],
+            matmat=there,
+            rmatmat=back,
+            dtype=self.dtype,
+        )
+
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs D_l (b, width), W_l, first layer first."""
         found = getattr(self.apply_fn, "jacobian_factors", None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 from trainers.torch_curvature import VECTORS_PER_CALL, TorchCurvature, linearized
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
@@ -223,6 +223,34 @@ class TorchNetwork:
             w = self._flat(weights)
             jacobian = vmap(derive(lambda x: self._outputs(w, x[None])[0].reshape(-1)))(self._cast(inputs))
             return jacobian.reshape(len(inputs), self.n_outputs, self.n_inputs).numpy()
+
+    def jacobian_operator(self, weights: np.ndarray, point: np.ndarray) -> LinearOperator:
+        """Apply the Jacobian at one input, and its transpose, without forming it: (n_outputs, n_inputs)."""
+        w, x = self._flat(weights), self._cast(point)
+
+        def of(y: torch.Tensor) -> torch.Tensor:
+            return self._outputs(w, y[None])[0].reshape(-1)
+
+        def rows(columns: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T, dtype=self.dtype))
+
+        def forward(columns: np.ndarray) -> np.ndarray:
+            with self._threads():
+                return vmap(lambda v: jvp(of, (x,), (v.reshape(x.shape),))[1])(rows(columns)).numpy().T
+
+        def backward(columns: np.ndarray) -> np.ndarray:
+            with self._threads():
+                pull = vjp(of, x)[1]
+                return vmap(lambda v: pull(v)[0].reshape(-1))(rows(columns)).numpy().T
+
+        return LinearOperator(
+            (self.n_outputs, self.n_inputs),
+            matvec=lambda v: forward(v.reshape(-1, 1))[:, 0],
+            rmatvec=lambda v: backward(v.reshape(-1, 1))[:, 0],
+            matmat=forward,
+            rmatmat=backward,
+            dtype=self.dtype,
+        )
 
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs D_l (b, width), W_l, first layer first, for a Sequential of Linear and elementwise modules."""

@@ -28,7 +28,10 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "depth", "settings"), CASES)
 def test_deep_nets_against_the_solver(weights, depth, settings):
-    # D depends on the input through N preactivations a layer: the mean over four nets has half of one net's scatter
+    # D depends on the input through N preactivations a layer: the mean over four nets has half of one net's scatter.
+    # With flat pieces the rank is the least of `depth` binomial counts of N units of variance at most 1/4 each, which lies
+    # 1.03 standard deviations (depth four) below its limit: 0.023 of N = 500.
+    flat = settings["activation"] in ("relu", "hard_tanh")
     law = JacobianLaw(depth, weights=weights, **settings)
     found = []
     for seed in range(4):
@@ -40,10 +43,10 @@ def test_deep_nets_against_the_solver(weights, depth, settings):
             activation=settings["activation"],
             seed=seed,
         )
-        x = np.random.default_rng(seed).standard_normal(500)
+        x = np.random.default_rng(1000 + seed).standard_normal(500)
         x *= np.sqrt(500) / np.linalg.norm(x)
         found.append(np.linalg.svd(net.jacobian(x[None])[0], compute_uv=False) ** 2)
-    assert ks_distance(np.concatenate(found), law) < 0.02
+    assert ks_distance(np.concatenate(found), law) < (0.043 if flat else 0.02)
 
 
 @pytest.mark.slow
@@ -55,7 +58,7 @@ def test_unequal_widths_and_variances(widths):
     found = []
     for seed in range(4):
         net = RandomNet(sizes, scale=np.sqrt(scale2), bias_scale=np.sqrt(0.05), seed=seed)
-        x = np.random.default_rng(seed).standard_normal(sizes[0])
+        x = np.random.default_rng(1000 + seed).standard_normal(sizes[0])
         x *= np.sqrt(sizes[0]) / np.linalg.norm(x)
         found.append(np.linalg.svd(net.jacobian(x[None])[0], compute_uv=False) ** 2)
     assert ks_distance(np.concatenate(found), law) < 0.03
