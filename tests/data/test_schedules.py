@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trajstats as ts
@@ -16,6 +16,7 @@ def saved(steps, **clocks):
     return trajectory_dataset(np.zeros((len(steps), 1)), step=steps, clocks=clocks)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=40), st.integers(1, 12))
 def test_thinned_pairs_are_saved_and_evenly_spaced_in_the_logarithm(steps, per_decade):
     steps = sorted(steps)
