@@ -15,6 +15,7 @@ _FIRST_TIME = 0.01  # earliest output time after 0
 # Largest change of a step's last iteration: late responses are of order 1/t and their cells of width t, so that what is
 # left over counts t times.
 _TOLERANCE = 1e-10
+_COARSER = 1.15  # cells of the second solution, relative to the first
 _LARGEST_ERROR = 0.02  # estimated error of C above which a solution is refused
 
 
@@ -24,7 +25,7 @@ def cugliandolo_kurchan(
     t_max: float = 1000.0,
     *,
     dt: float | None = None,
-    resolution: float = 0.15,
+    resolution: float | None = None,
     times_per_decade: int = 10,
     error_control: bool = True,
 ) -> xr.Dataset:
@@ -48,12 +49,13 @@ def cugliandolo_kurchan(
     dt : float, optional
         Largest step; rounded so that 1/dt is an even integer. By default ``0.18 / (T + 2 sqrt(p (p - 1) / 2))``, a
         fraction of the fastest relaxation.
-    resolution : float
-        Largest cell of the history, as a share of its distance from the present and from time 0; in (0, 0.5].
+    resolution : float, optional
+        Largest cell of the history, as a share of its distance from the present and from time 0; in (0, 0.5]. By
+        default 0.13, and beyond t_max = 1e4 0.13 (1e4 / t_max)^(1/4): late rows are unstable if it is too large.
     times_per_decade : int
         Density of the output grids.
     error_control : bool
-        Solve a second time with steps twice as long and cells a third wider, to estimate the error.
+        Solve a second time with steps twice as long and cells 15 % wider, to estimate the error.
 
     Returns
     -------
@@ -62,7 +64,7 @@ def cugliandolo_kurchan(
         symmetric, R and chi are 0 for ``time < time_prime``. The same three on (waiting_time, lag) as ``C_aging``,
         ``R_aging``, ``chi_aging``, NaN beyond `t_max`. ``energy`` and ``mu`` (time). All float64, units of the model.
         With `error_control`, ``C_error``, ``R_error`` (time, time_prime) and ``energy_error`` (time): the difference
-        of the two solutions divided by 3, on the safe side of a fourth-order scheme. Attributes say what was solved.
+        of the two solutions, on the safe side for the step (fourth order). Attributes say what was solved.
 
     Raises
     ------
@@ -76,9 +78,10 @@ def cugliandolo_kurchan(
     moments of C and R, merged exactly, so that a decay which a coarse cell does not resolve keeps its weight. Steps are
     implicit and of fourth order. The step stays at `dt`, so the cost is (t_max / dt) x nodes^2, nodes of order
     log(t_max) / resolution; memory is 48 nodes^2 bytes, under 20 MiB at t_max = 1e4. Figures:
-    docs/explanation/performance-glasses.md. At T = 0 the plateau is at C = 1 and the error of C could carry it above:
-    values are projected onto C <= 1, and a solution that would exceed it by 1e-3 is refused. Cells that are too wide make
-    late rows unstable (resolution 0.3: at t = 6e3 for p = 3): the second solution has wider cells and shows it first.
+    docs/explanation/performance-glasses.md. At T = 0 the
+    plateau is at C = 1 and the error of C could carry it above: values are projected onto C <= 1, and a solution that
+    would exceed it by 1e-3 is refused. Cells that are too wide make late rows unstable (p = 3, T = 0.3: resolution
+    0.3 at t = 6e3, 0.2 at t = 9e3): the second solution has wider cells and shows it first.
 
     References
     ----------
@@ -92,6 +95,8 @@ def cugliandolo_kurchan(
     >>> abs(c - 0.4547) < 1e-3, float(glass.C.max())
     (True, 1.0)
     """
+    if resolution is None:
+        resolution = 0.13 * min(1.0, (1e4 / max(t_max, 1.0)) ** 0.25)
     per_unit = _check(p, T, t_max, dt, resolution, times_per_decade)
     times, lags = _output_times(t_max, times_per_decade, per_unit // 2)
     fine = _solve(p, T, times, lags, per_unit, resolution)
@@ -106,9 +111,9 @@ def cugliandolo_kurchan(
         "T": float(T),
     }
     if error_control:
-        coarse = _label(_solve(p, T, times, lags, per_unit // 2, 4 / 3 * resolution), times, lags, p, T)
+        coarse = _label(_solve(p, T, times, lags, per_unit // 2, _COARSER * resolution), times, lags, p, T)
         for name in ("C", "R", "energy"):
-            solution[f"{name}_error"] = abs(solution[name] - coarse[name]) / 3
+            solution[f"{name}_error"] = abs(solution[name] - coarse[name])
             solution[f"{name}_error"].attrs = {"long_name": f"estimated error of {name}", "units": "1"}
         worst = float(solution.C_error.max())
         if not worst <= _LARGEST_ERROR:
@@ -130,7 +135,7 @@ def _check(p: int, T: float, t_max: float, dt: float | None, resolution: float, 
         msg = f"t_max={t_max}: give a last time >= 1"
         raise ArgumentError(msg)
     if not 0 < resolution <= 0.5:
-        msg = f"resolution={resolution}: the share must lie in (0, 0.5]; 0.2 is the default, smaller is finer"
+        msg = f"resolution={resolution}: the share must lie in (0, 0.5]; leave it out, or give less for finer cells"
         raise ArgumentError(msg)
     if per_decade < 2:
         msg = f"times_per_decade={per_decade}: give at least 2"
