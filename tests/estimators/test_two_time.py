@@ -201,6 +201,17 @@ def test_velocity_correlation_is_the_cosine_of_successive_displacements(run):
     assert got[1, -1].isnull().all()
 
 
+def test_an_empty_layer_is_nan_and_spoils_nothing():
+    w = np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32)
+    run = trajectory_dataset(w, step=[0, 1, 2, 9], layers={"a": (5, 5), "none": (0,), "b": (5,)})
+    full = trajectory_dataset(w, step=[0, 1, 2, 9], layers={"a": (5, 5), "b": (5,)})
+    options = {"observables": ["kurtosis", "overlap", "velocity_correlation"], "per": "layer", "overlap_k": 2}
+    got, want = ts.all_pairs(run, **options).compute(), ts.all_pairs(full, **options).compute()
+    for name in want.data_vars:
+        np.testing.assert_array_equal(got[name].sel(layer=["a", "b"]), want[name])
+    assert got.kurtosis.sel(layer="none").isnull().all()
+
+
 def test_overlap_distance_is_the_spread_of_weights_over_k(run):
     pairs = ts.time_pairs(run, waiting_time=[10])
     got = ts.two_time(run, pairs, observables="overlap", per="layer", overlap_k=4).compute()

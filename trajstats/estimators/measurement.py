@@ -148,7 +148,7 @@ class Job:
             of, none = self.request, np.empty(0, dtype=np.int64)
             alone = Request(of.n_rows, none, none, frozenset({"rows"}), of.layer_stop, of.group_of_layer)
             moments = block_sums(trajectory, self.rows, alone, self.plan)
-            limits = [later(distances, m, self.groups.sizes, self.overlap_k) for m in moments]
+            limits = [later(distances, m, self.groups.sizes, self.overlap_k, of.n_rows) for m in moments]
         return block_sums(trajectory, self.rows, self.request, self.plan, limits), limits
 
     def _values(self, trajectory: xr.Dataset, sums: list[Any], limits: list[Any] | None) -> list[Any]:

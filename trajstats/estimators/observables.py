@@ -262,7 +262,7 @@ def finish_velocity(sums: Sums, request: Request, n_keys: int) -> np.ndarray:
     return out
 
 
-def distances(sums: Sums, sizes: np.ndarray, k: float) -> dict[int, np.ndarray]:
+def distances(sums: Sums, sizes: np.ndarray, k: float, n_rows: int) -> dict[int, np.ndarray]:
     """Give the squared overlap distance std(w)/k of each row and group.
 
     Parameters
@@ -273,12 +273,14 @@ def distances(sums: Sums, sizes: np.ndarray, k: float) -> dict[int, np.ndarray]:
         Parameters of each group.
     k : float
         Fraction of the standard deviation.
+    n_rows : int
+        Checkpoints; groups without parameters have NaN for each.
 
     Returns
     -------
     dict group -> ndarray, (row,)
     """
-    out = {}
+    out = {group: np.full(n_rows, np.nan) for group in range(sizes.size)}
     for group, terms in sums.items():
         mean, norm = terms["rows"] / float(sizes[group])
         out[group] = np.maximum(norm - mean**2, 0) / k**2

@@ -120,7 +120,8 @@ def van_hove(
     null = np.diff(stats.norm.cdf(edges)) * (2 if scale == "log" else 1) / np.diff(edges)
     out = moments.assign_coords({BIN: centre, "bin_width": (BIN, np.diff(edges))})
     dims = (REPLICA, PAIR, *group)
-    share = counts / job.groups.sizes[:, None] if group else counts / float(job.groups.sizes[0])
+    sizes = np.maximum(job.groups.sizes, 1)  # an empty layer has no counts
+    share = counts / sizes[:, None] if group else counts / float(sizes[0])
     out["count"] = ((*dims, BIN), counts[..., 1:-1])
     out["density"] = ((*dims, BIN), share[..., 1:-1] / np.diff(edges))
     out["outside"] = (dims, share[..., 0] + share[..., -1])
