@@ -29,8 +29,8 @@ CASES = [
 @pytest.mark.parametrize(("weights", "depth", "settings"), CASES)
 def test_deep_nets_against_the_solver(weights, depth, settings):
     # D depends on the input through N preactivations a layer: the mean over four nets has half of one net's scatter.
-    # With flat pieces the rank is the least of `depth` binomial counts of N units of variance at most 1/4 each, which lies
-    # 1.03 standard deviations (depth four) below its limit: 0.023 of N = 500.
+    # With flat pieces the rank is the least of `depth` binomial counts of N units of variance at most N/4 each. It
+    # lies 1.03 standard deviations (depth four) below its limit: 0.023 of N = 500.
     flat = settings["activation"] in ("relu", "hard_tanh")
     law = JacobianLaw(depth, weights=weights, **settings)
     found = []
