@@ -22,7 +22,6 @@ from trajstats.data.layout import (
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
-    JOURNAL,
     Layout,
     create_store,
     plan_layout,
@@ -265,6 +264,7 @@ class _Ingest:
 
         check_vacant(self.place)
         lock = WriterLock(self.place)
+        finished = False
         try:
             clean(self.place)
             mark = self._identity()
@@ -285,9 +285,9 @@ class _Ingest:
             self._write(tiles, int(known[COMMITTED]))
             findings = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in self.plan.findings])
             tiles.finish(findings=findings, digests=None, content_findings=None)
+            finished = True
         finally:
-            lock.release()
-        self.place.delete_under(JOURNAL)
+            lock.release(remove_journal=finished)
 
     def _layout(self) -> Layout:
         n = int(self.stops[-1])

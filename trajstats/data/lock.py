@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -70,6 +71,9 @@ class WriterLock:
                     fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     self._refuse(found or {"pid": "?", "host": "?"}, False, alive=True)
+                if not file.exists() or file.stat().st_ino != os.fstat(handle).st_ino:
+                    msg = f"{self._place} was being finished by another writer just now; open it again"
+                    raise StoreError(msg)
                 self._refuse(found, take_over, alive=False)
             else:
                 self._refuse(found, take_over, alive=None)
@@ -101,17 +105,33 @@ class WriterLock:
             )
             raise StoreError(msg)
 
-    def release(self) -> None:
-        """Give the right back."""
-        if self._handle is not None:
-            assert self._place.local is not None
-            # Emptied, not deleted: deleting would let two writers hold locks on two files of the same name.
+    def release(self, *, remove_journal: bool = False) -> None:
+        """Give the right back.
+
+        Parameters
+        ----------
+        remove_journal : bool
+            Delete the journal with it: the store is finished.
+        """
+        if self._place.local is None:
+            if remove_journal:
+                self._place.delete_under(JOURNAL)
+            elif self._place.get(self._key) is not None:
+                self._place.delete(self._key)
+        elif self._handle is not None:
+            file = self._place.local / self._key
             os.ftruncate(self._handle, 0)
+            if remove_journal:  # the lock goes last, while it is still held, so that no rows of another writer are hit
+                for other in file.parent.iterdir():
+                    if other != file:
+                        other.unlink()
+                file.unlink()
             os.close(self._handle)
             self._handle = None
             _HELD.pop(self._name, None)
-        elif self._place.local is None and self._place.get(self._key) is not None:
-            self._place.delete(self._key)
+            if remove_journal:
+                with contextlib.suppress(OSError):  # another writer may have begun in the meantime
+                    file.parent.rmdir()
 
 
 def _holder(raw: bytes | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import open_journal
-from trajstats.data.layout import COMMITTED, FINISHED, JOURNAL, STATE, array_of, create_store, plan_layout
+from trajstats.data.layout import COMMITTED, FINISHED, STATE, array_of, create_store, plan_layout
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
 from trajstats.data.recovery import check_store, check_vacant, clean, state_of
@@ -120,6 +120,7 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
     check_zarr(Place(path))
     place = Place(path, write=True)
     lock = WriterLock(place)
+    finished = False
     try:
         clean(place)
         tiles = Tiles(place)
@@ -140,10 +141,9 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
             tiles.truncate(keep)
         if known.get(STATE) == FINISHED:
             tiles.finish()
+            finished = True
     finally:
-        lock.release()
-    if known.get(STATE) == FINISHED:
-        place.delete_under(JOURNAL)
+        lock.release(remove_journal=finished)
 
 
 def copy(
@@ -188,6 +188,7 @@ def copy(
     extra = {} if sketch is None else sketch.coordinates(layers)
     attrs = {str(k): v for k, v in run.attrs.items() if k not in _OWN_ATTRS}
     lock = WriterLock(place)
+    finished = False
     try:
         create_store(place, layout, layers, replica=int(run[REPLICA].values[0]), attrs=attrs, extra=extra)
         tiles = Tiles(place)
@@ -205,9 +206,9 @@ def copy(
             series = [{name: float(values[k]) for name, values in scalars.items()} for k in range(first, stop)]
             tiles.write(Rows(first, run[STEP].values[first:stop].tolist(), series), block, clocks=clocks)
         tiles.finish()
+        finished = True
     finally:
-        lock.release()
-    place.delete_under(JOURNAL)
+        lock.release(remove_journal=finished)
 
 
 def _sketch_of(attrs: Mapping[str, Any]) -> Sketch | None:

@@ -71,8 +71,19 @@ class StoredRows:
         split = min(max(first, in_journal), stop)
         if split > first:
             self._read_tiles(out[:, : split - first], [bounds[0], (first, split), *bounds[2:]])
-        for row in range(split, stop):
-            self._read_row(out[:, row - first : row - first + 1], row, bounds)
+        row = split
+        while row < stop:
+            try:
+                self._read_row(out[:, row - first : row - first + 1], row, bounds)
+                row += 1
+            except FileNotFoundError:
+                # The writer has gathered this row, and others with it, into tiles since the store was opened.
+                tiled = min(stop, int(self._open().attrs.get(COMMITTED, 0)))
+                if tiled <= row:
+                    raise
+                self._read_tiles(out[:, row - first : tiled - first], [bounds[0], (row, tiled), *bounds[2:]])
+                self._records = {k: record for k, record in self._records.items() if k >= tiled}
+                row = tiled
         return out
 
     def _read_tiles(self, out: np.ndarray, bounds: list[tuple[int, int]]) -> None:
@@ -103,14 +114,9 @@ class StoredRows:
         for k, lead in enumerate(leads):
             offset = lead * layout.row_shape[-1]
             start, stop = (offset + bounds[-1][0]) * item, (offset + bounds[-1][1]) * item
-            try:
-                raw = journal.read(self._records[row], start, stop)
-            except FileNotFoundError:
-                # The writer has gathered this row into tiles since the store was opened.
-                if int(tiles.attrs.get(COMMITTED, 0)) <= row:
-                    raise
-                self._read_tiles(out, [bounds[0], (row, row + 1), *bounds[2:]])
-                return
+            if (record := self._records.get(row)) is None:  # dropped by another thread, which found it in tiles
+                raise FileNotFoundError(row)
+            raw = journal.read(record, start, stop)
             if len(raw) != stop - start:
                 msg = f"{tiles.place}: row {row} of the journal was cut short since the store was opened"
                 raise StoreError(msg)

@@ -264,6 +264,7 @@ class TrajectoryWriter:
         """
         if self._closed:
             return
+        finished = False
         try:
             self.flush()
             self._wait()
@@ -272,6 +273,7 @@ class TrajectoryWriter:
                 self._compact(self._queued, rows)
             self._journal.close()
             self._tiles.finish()
+            finished = True
         except OSError as error:
             msg = (
                 f"the rows of {self._place} were not gathered into tiles: {error}. All {self._durable} rows are safe"
@@ -283,8 +285,7 @@ class TrajectoryWriter:
             self._journal.close()
             if self._worker is not None:
                 self._worker.shutdown(wait=True)
-            self._lock.release()
-        self._place.delete_under(JOURNAL)
+            self._lock.release(remove_journal=finished)
         self._place.make_durable((), "finished")
 
     def __enter__(self) -> TrajectoryWriter:
