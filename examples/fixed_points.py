@@ -46,7 +46,7 @@ def scan_depths(out: Path, *, quick: bool) -> None:
 
 def autoencoder(out: Path, *, quick: bool) -> None:
     """Train an autoencoder on real digits and ask whether it stores them as fixed points."""
-    steps = 300 if quick else 30_000
+    steps = 300 if quick else 20_000
     store = out / "autoencoder.zarr"
     network, run, digits = train_autoencoder(store, steps=steps, hidden=(64,) if quick else (128, 128), progress=None)
     weights = run.weights.isel(replica=0, step=-1).values
