@@ -52,13 +52,26 @@ class TorchCurvature(LinearOperator):
         self._kind = kind
         self._shift = 2 * network.l2 if kind != "fisher" else 0.0
         self._exact = network.products == "exact"
-        with network._threads(), remedy():
+        with network._threads(), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
             each = bytes_per_example(network, self._w)
             self._examples = max(1, network.memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
             self._held = None
             if self._exact and network.n_examples * each <= network.memory:
                 self._held = [(share, self._product(linearized, x, y)) for share, x, y in self._parts()]
+                if not self._trusted():
+                    self._held = None
+
+    def _trusted(self) -> bool:
+        # torch.func.linearize folds constants, and in-place operations on them (attention) change them at each call, so
+        # that the first product is right and later ones are not: compare a second one with plain forward mode.
+        v = torch.from_numpy(np.random.default_rng(0).standard_normal((1, self.shape[0])).astype(self.dtype))
+        self._apply(v)
+        held = self._apply(v)
+        kept, self._held = self._held, None
+        plain = self._apply(v)
+        self._held = kept
+        return bool(torch.linalg.norm(held - plain) <= torch.finfo(v.dtype).eps ** 0.5 * torch.linalg.norm(plain))
 
     def _parts(self) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
         return self._network._batches(at_most=self._examples)
@@ -72,7 +85,7 @@ class TorchCurvature(LinearOperator):
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
         free = self._network._free
-        with self._network._threads(), torch.no_grad(), remedy():
+        with self._network._threads(), torch.enable_grad(), remedy():
             if free is not None:
                 rows = rows * free
             done = torch.cat([self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)])

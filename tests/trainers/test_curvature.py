@@ -74,17 +74,16 @@ def dense(m, kind, reduction="mean"):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("batch_size", [5_000, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_equal_the_dense_matrix_whatever_the_batches(kind, batch_size, reduction):
+def test_products_equal_the_dense_matrix_with_ragged_batches(kind, reduction):
     m = module()
     known = dense(m, kind, reduction)
-    for network in (torch_network(m, reduction, batch_size=batch_size), jax_network(reduction, batch_size=batch_size)):
+    for network in (torch_network(m, reduction, batch_size=7), jax_network(reduction, batch_size=7)):
         found = network.curvature(weights_of(m), kind).matmat(np.eye(network.n_parameters))
         np.testing.assert_allclose(found, known, atol=1e-12 * np.abs(known).max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("make", [torch_network, jax_network])
 def test_a_small_budget_changes_the_parts_and_not_the_product(make, kind):
     m = module()
@@ -169,6 +168,8 @@ def test_fused_attention_names_the_remedies_and_both_work():
         TorchNetwork(fused, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
     plain = Attention(torch.nn.attention.SDPBackend.MATH).double()
     known = TorchNetwork(plain, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
+    # torch.func.linearize alone is silently wrong here from its second call on.
+    np.testing.assert_allclose(known, known.T, atol=1e-14)
     network = TorchNetwork(fused, loss, data, dtype="float64", products="finite_difference")
     found = network.curvature(w).matmat(np.eye(len(w)))
     assert np.abs(found - known).max() < 1e-7 * np.abs(known).max()
@@ -187,10 +188,12 @@ def test_jax_function_without_a_jvp_names_the_remedy():
     options = {"loss_fn": cross_entropy, "data": (X, Y), "dtype": "float64"}
     params = {"w": np.zeros((6, 3))}
     w = RNG.standard_normal(18)
+    # The Hessian differentiates the rule for the gradient, and works; Gauss-Newton needs the outputs' own derivative.
+    kind = "gauss_newton"
     with pytest.raises(UnsupportedError, match=r"custom_jvp.*finite_difference"):
-        JaxNetwork(apply, params, **options).curvature(w).matmat(np.eye(18))
-    found = JaxNetwork(apply, params, **options, products="finite_difference").curvature(w).matmat(np.eye(18))
-    known = JaxNetwork(lambda p, x: jnp.tanh(x @ p["w"]), params, **options).curvature(w).matmat(np.eye(18))
+        JaxNetwork(apply, params, **options).curvature(w, kind).matmat(np.eye(18))
+    found = JaxNetwork(apply, params, **options, products="finite_difference").curvature(w, kind).matmat(np.eye(18))
+    known = JaxNetwork(lambda p, x: jnp.tanh(x @ p["w"]), params, **options).curvature(w, kind).matmat(np.eye(18))
     assert np.abs(found - known).max() < 1e-8 * np.abs(known).max()
 
 

@@ -17,7 +17,7 @@ from trajstats.estimators.lanczos import radau_bounds
 SCALES = ("symlog", "linear")
 QUANTITIES = ("trace", "frobenius", "largest", "smallest", "negative_fraction", "flat_fraction")
 # Nodes resolve the spectrum this finely at best where a checkpoint was diagonalised exactly.
-EXACT_RESOLUTION = 100
+EXACT_RESOLUTION = 300
 # Kernel width on the symlog axis: 20 % of an eigenvalue, and one node spacing near zero.
 SYMLOG_WIDTH = 0.2
 
