@@ -81,12 +81,9 @@ def main(quick: bool) -> None:
     steps, n = (300, 400) if quick else (5_000, 1_000)
     figure, panels = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     labels = list(SETTINGS)[:2] if quick else list(SETTINGS)
-    print(
-        f"{steps} steps on {n} real digits; A(t): decay of the response; PR: participation ratio of the last hidden layer"
-    )
-    print(
-        f"{'run':<24}{'A end/start':>12}{'law':>14}{'exponent':>20}{'unexplained':>13}{'PR end':>16}{'flip (pgd)':>12}"
-    )
+    print(f"{steps} steps on {n} real digits; A: decay of the response; PR: participation ratio, last hidden layer")
+    heads = f"{'run':<24}{'A end/start':>12}{'law':>14}{'exponent':>22}"
+    print(heads + f"{'unexplained':>13}{'PR end':>16}{'flip (pgd)':>12}")
     with tempfile.TemporaryDirectory() as folder:
         for colour, label in enumerate(labels):
             found = measure(*train(Path(folder), label, steps=steps, n=n), quick=quick)
@@ -99,7 +96,7 @@ def main(quick: bool) -> None:
             last = found["fragility"].pgd.values[0, -1]
             print(
                 f"{label:<24}{decay[-1] / decay[0]:>12.2f}{law.law.values[law.weight.argmax('law').item()]!s:>14}"
-                f"{f'{law.exponent.item():.2f} [{low:.2f}, {high:.2f}]':>20}"
+                f"{f'{law.exponent.item():.2f} [{low:.2f}, {high:.2f}]':>22}"
                 f"{found['split'].unexplained.sel(stage='whole').item():>13.3f}"
                 f"{f'{size.participation_ratio.item():.2f} +- {size.participation_ratio_stderr.item():.2f}':>16}"
                 f"{np.median(np.where(np.isnan(last), np.inf, last)):>12.3f}",
