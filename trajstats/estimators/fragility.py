@@ -77,7 +77,7 @@ def fragility(
 
     Examples
     --------
-    A linear net flips at |w . x| / |w|_1:
+    A linear net flips where the perturbation reaches ``|w . x| / |w|_1``:
 
     >>> from trajstats.data.schema import trajectory_dataset
     >>> class Linear:

@@ -83,7 +83,8 @@ def training_response(
     Notes
     -----
     Cost: per checkpoint and input, one reverse and one forward derivative per output (and layer). Bias: none for the
-    kernel; :math:`O(\eta)` for the finite step, plus rounding of about eps |f| / eta: do not go below 1e-5 in float32.
+    kernel; :math:`O(\eta)` for the finite step, plus rounding of about ``eps |f| / eta``: do not go
+    below 1e-5 in float32.
 
     References
     ----------
