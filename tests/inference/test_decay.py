@@ -35,10 +35,10 @@ def test_power_law_to_a_floor():
 
 
 def test_a_floor_of_zero_is_preferred_where_there_is_none():
-    fit = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0)
+    fit = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0, max_steps=4000)
     assert float(fit.tables["floor"]["probability_positive"]) < 0.5
     assert fit.summary()["interval"].sel(coefficient="L_inf", level=0.95, bound="lower") < 2e-3
-    fixed = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0, floor=False)
+    fixed = ts.fit_decay(curve(T**-0.5 * noise(1)), rng=0, floor=False, max_steps=2000)
     assert (fixed.posterior["L_inf"] == 0).all()
     assert float(fixed.summary()["value"].sel(coefficient="beta")) == pytest.approx(0.5, abs=0.02)
 

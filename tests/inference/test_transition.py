@@ -40,7 +40,8 @@ def test_censored_runs_are_not_dropped_and_the_answer_is_found():
     assert float(fit.posterior["w_c"].max()) < WIDTH[learned].min()
     assert f"{int((~learned).sum())} of {t.size} runs did not learn" in fit.flags[0]
     curve = fit.predict(width=[3.0, 20.0])
-    assert np.isinf(curve.isel(width=0)).mean() > 0.999
+    # at and below w_c nothing learns
+    np.testing.assert_array_equal(np.isinf(curve.isel(width=0)), fit.posterior["w_c"] >= 3)
     assert float(curve.isel(width=1).median()) == pytest.approx(100 / 16, rel=0.15)
 
 
@@ -58,7 +59,7 @@ def linear_random_features(seed=0, n_inputs=40):
 
 def test_linear_random_features_reject_exponent_one():
     width, t = linear_random_features()
-    fit = ts.fit_divergence(times(t, width), rng=0)
+    fit = ts.fit_divergence(times(t, width), rng=0, max_steps=2000)
     models = fit.tables["models"]
     assert float(models["bic"].sel(model="nu_one")) > float(models["bic"].sel(model="nu_free")) + 6
     assert float(models["log_bayes_factor_nu_one"]) < -2
@@ -71,7 +72,7 @@ def test_linear_random_features_reject_exponent_one():
 def test_no_divergence_in_the_window_is_not_identified_and_bounded_from_above():
     width = np.repeat([40.0, 60, 80, 100], 4)
     t = 100 / width * np.exp(np.random.default_rng(0).normal(0, 0.3, width.size))
-    fit = ts.fit_divergence(times(t, width), rng=0)
+    fit = ts.fit_divergence(times(t, width), rng=0, max_steps=2000)
     assert fit.status == "not identified"
     assert any("only w_c <" in flag for flag in fit.flags)
     upper = fit.tables["bounds"]["upper"].sel(level=0.95)
@@ -82,7 +83,7 @@ def test_stuck_runs_need_their_own_fraction():
     rng = np.random.default_rng(1)
     t = scattered()
     t[rng.random(t.size) < 0.2] = np.inf
-    fit = ts.fit_divergence(times(t), rng=0, budget=500.0, stuck=True)
+    fit = ts.fit_divergence(times(t), rng=0, budget=500.0, stuck=True, max_steps=2000)
     row = fit.summary().sel(coefficient="stuck_fraction", level=0.95)
     assert float(row["interval"].sel(bound="lower")) < 0.2 < float(row["interval"].sel(bound="upper"))
     assert abs(median(fit, "w_c") - 4) < 0.6
@@ -96,7 +97,7 @@ def test_several_losses_extrapolate_to_zero():
         {"learning_time": (("run", "loss"), t), "learned": (("run", "loss"), np.ones(t.shape, dtype=bool))},
         coords={"width": ("run", WIDTH), "loss": losses},
     )
-    fit = ts.fit_divergence(table, rng=0)
+    fit = ts.fit_divergence(table, rng=0, max_steps=2000)
     row = fit.summary().sel(coefficient="w_c")
     assert abs(float(row["value"]) - 4.5) < 3.5 * float(row["stderr"])
     np.testing.assert_allclose(fit.tables["losses"]["w_c"], 4.5 - 2 * losses, atol=0.5)
@@ -105,7 +106,7 @@ def test_several_losses_extrapolate_to_zero():
 def test_depths_share_a_population_of_exponents():
     t = np.concatenate([scattered(w_c=4.0 - d, nu=1.0, seed=d) for d in (0, 1, 2)])
     depth = np.repeat([1.0, 2, 3], WIDTH.size)
-    fit = ts.fit_divergence(times(t, np.tile(WIDTH, 3), depth=("run", depth)), rng=0)
+    fit = ts.fit_divergence(times(t, np.tile(WIDTH, 3), depth=("run", depth)), rng=0, max_steps=2000)
     row = fit.summary().sel(coefficient="nu", level=0.95)
     assert float(row["interval"].sel(bound="lower")) < 1 < float(row["interval"].sel(bound="upper"))
     assert abs(median(fit, "w_c[depth=2.0]") - 3) < 0.8
@@ -114,7 +115,7 @@ def test_depths_share_a_population_of_exponents():
 def test_emcee_gives_the_same_posterior_as_the_batched_kernel():
     # both are MCMC: they agree to a few of their own Monte-Carlo errors
     t = times(scattered())
-    fast = ts.fit_divergence(t, rng=0)
+    fast = ts.fit_divergence(t, rng=0, max_steps=3000)
     slow = ts.fit_divergence(t, rng=1, sampler="emcee", max_steps=3000)
     spread = float(fast.summary()["stderr"].sel(coefficient="w_c"))
     assert abs(median(fast, "w_c") - median(slow, "w_c")) < 0.25 * spread
