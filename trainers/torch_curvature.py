@@ -114,7 +114,8 @@ class TorchCurvature(LinearOperator):
         if self._kind == "gauss_newton":
             out, forward = derive(lambda u: network._outputs(u, x), w)
             # The loss as a function of the outputs is plain: its second derivative exists whatever the network's.
-            curve = linearized(grad(lambda z: network.loss_fn(z, y)), out)[1]
+            once = linearized if derive is linearized else _forward
+            curve = once(grad(lambda z: network.loss_fn(z, y)), out)[1]
             backward = vjp(lambda u: network._outputs(u, x), w)[1]
             return lambda v: backward(curve(forward(v)))[0]
 
