@@ -12,14 +12,13 @@ from scipy import special, stats
 
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.estimators.attractors import Attractors, gather
 from trajstats.estimators.fixed_point_kernels import (
     STATUS,
     UNCONVERGED,
-    Attractors,
     Iterated,
     checked_map,
     difference_jacobian,
-    gather,
     iterate,
     root_search,
 )

@@ -50,7 +50,7 @@ def hill_index(values: np.ndarray, k: int) -> tuple[float, float]:
 
 
 @njit(cache=True)
-def _gap(log_x, left, i, alpha, stride, stop):
+def _gap(log_x: np.ndarray, left: np.ndarray, i: int, alpha: float, stride: int, stop: float) -> float:
     # Largest distance between the law above point i and the data's distribution, as soon as it exceeds `stop`.
     n = log_x.size
     worst = 0.0
@@ -65,7 +65,14 @@ def _gap(log_x, left, i, alpha, stride, stop):
 
 
 @njit(cache=True)
-def _scan(log_x, left, tail_sum, candidates, alpha_low, alpha_high):
+def _scan(
+    log_x: np.ndarray,
+    left: np.ndarray,
+    tail_sum: np.ndarray,
+    candidates: np.ndarray,
+    alpha_low: float,
+    alpha_high: float,
+) -> tuple[int, float, float]:
     # The candidate of the smallest distance; exact, because the distance at a few points bounds the whole from below.
     n = log_x.size
     coarse = np.empty(candidates.size)

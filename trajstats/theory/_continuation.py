@@ -11,6 +11,8 @@ unique, then at fixed modulus by turning the argument from pi to zero. Working i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -20,7 +22,7 @@ _SMALLEST_STEP = 1e-11
 
 
 @njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
-def _averages(u, kappa, weight):
+def _averages(u: Any, kappa: Any, weight: Any) -> Any:
     # E[K/(u-K)], E[u/(u-K)] and E[uK/(u-K)^2], in real arithmetic so that the loop is vectorised.
     a = u.real
     b = u.imag
@@ -49,7 +51,22 @@ def _averages(u, kappa, weight):
 
 
 @njit(cache=True)
-def _system(q, u, log_z, kappa, weight, start, ratio, count, term_r, term_e, power, constant, gain, shift):
+def _system(
+    q: Any,
+    u: Any,
+    log_z: Any,
+    kappa: Any,
+    weight: Any,
+    start: Any,
+    ratio: Any,
+    count: Any,
+    term_r: Any,
+    term_e: Any,
+    power: Any,
+    constant: Any,
+    gain: Any,
+    shift: Any,
+) -> Any:
     # Residual of log z, its total derivative in log q, and per group the shift -R/T and gain D/T of log u.
     total = constant + 0j
     rate = 0j
@@ -73,7 +90,7 @@ def _system(q, u, log_z, kappa, weight, start, ratio, count, term_r, term_e, pow
 
 
 @njit(cache=True)
-def _newton(q, u, log_z, first, problem, gain, shift, new_u):
+def _newton(q: Any, u: Any, log_z: Any, first: Any, problem: Any, gain: Any, shift: Any, new_u: Any) -> Any:
     # Correct (q, new_u) at log z; the first correction must be below `first`. Returns q and the number of steps, or
     # 0.
     kappa, weight, start, ratio, count, term_r, term_e, power, constant = problem
@@ -102,7 +119,7 @@ def _newton(q, u, log_z, first, problem, gain, shift, new_u):
 
 
 @njit(cache=True)
-def _in_plane(q, u):
+def _in_plane(q: Any, u: Any) -> Any:
     # Branch test off the real axis: Im m < 0 (that is Im q > 0) and every u in the upper half-plane.
     if not q.imag >= -1e-12 * abs(q):
         return False
@@ -113,7 +130,7 @@ def _in_plane(q, u):
 
 
 @njit(cache=True)
-def track(q, u, log_from, log_to, problem):
+def track(q: Any, u: Any, log_from: Any, log_to: Any, problem: Any) -> Any:
     # Follow the solution from one log z to another along the straight line; u is updated in place. Returns q and
     # the fraction of the path that was covered (1.0 on success).
     kappa, weight, start, ratio, count, term_r, term_e, power, constant = problem
@@ -152,7 +169,7 @@ def track(q, u, log_from, log_to, problem):
 
 
 @njit(cache=True)
-def solve_points(log_x, angle, q0, u0, log_z0, coarse, fine):
+def solve_points(log_x: Any, angle: Any, q0: Any, u0: Any, log_z0: Any, coarse: Any, fine: Any) -> Any:
     # Solve at the points exp(log_x + i angle), log_x descending, from a solution on the negative axis at log_z0.
     # The path is tracked with the coarse nodes; the end point is corrected with the fine ones. Returns q, the
     # groups' u, and how far each path got.
@@ -187,7 +204,7 @@ def solve_points(log_x, angle, q0, u0, log_z0, coarse, fine):
 
 
 @njit(cache=True)
-def _real_u(target, kappa, weight):
+def _real_u(target: Any, kappa: Any, weight: Any) -> Any:
     # Real u with E[u/(u-K)]/E[K/(u-K)] = target, outside the range of K: bisection in the logarithm.
     low_k = kappa[0]
     high_k = kappa[-1]
@@ -220,7 +237,7 @@ def _real_u(target, kappa, weight):
 
 
 @njit(cache=True)
-def real_point(q, problem):
+def real_point(q: Any, problem: Any) -> Any:
     # On the real axis outside the support: log|z|, d log z / d log q, and the u of each group.
     kappa, weight, start, ratio, count, term_r, term_e, power, constant = problem
     n = start.size - 1

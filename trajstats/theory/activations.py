@@ -275,8 +275,8 @@ def variance_map(
     depth: int,
     *,
     activation: str | Activation = "tanh",
-    sigma_w2: float | Sequence[float] = 1.0,
-    sigma_b2: float | Sequence[float] = 0.0,
+    sigma_w2: float | Sequence[float] | np.ndarray = 1.0,
+    sigma_b2: float | Sequence[float] | np.ndarray = 0.0,
     input_second_moment: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""Follow variance and gradient gain through the layers of a random net.
