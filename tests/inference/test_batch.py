@@ -33,7 +33,7 @@ def poison():
         "zero": two_time(np.zeros(LAG.size)),
         "constant": two_time(np.ones(LAG.size)),
         "one waiting time": two_time(broken[one], WAIT[one], LAG[one]),
-        "two points": two_time(broken[:2], WAIT[:2], LAG[:2]),
+        "two points": two_time(broken[[0, 7]], WAIT[[0, 7]], LAG[[0, 7]]),
         "empty": two_time(broken[:0], WAIT[:0], LAG[:0]),
         "no labels": xr.DataArray(broken, dims="pair"),
         "not an array": None,

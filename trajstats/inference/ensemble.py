@@ -158,10 +158,13 @@ def sample_ensembles(
             break
         steps = min(done, max_steps - done)
     moving = (np.ptp(history[done // 4 :], axis=0) > 0).any(axis=-1)
-    thin = max(int(tau.max() / 2), 1)
+    stuck = int((~moving).sum())
+    thin = max(int(tau.max() / 2), 1) if np.isfinite(tau).all() else 1
     values = history[done // 4 :: thin].swapaxes(0, 1).reshape(chains, -1, len(names))
     changed = (np.diff(history, axis=0) != 0).any(axis=-1)
     reasons = [] if resolved else [f"after {done} steps: longest tau {tau.max():.0f}, largest R-hat {r_hats.max():.3f}"]
+    if stuck:
+        reasons.append(f"{stuck} walkers never moved")
     return Draws(
         values,
         diagnostics_dataset(
@@ -170,7 +173,7 @@ def sample_ensembles(
             ess=kept.shape[0] * kept.shape[1] / tau,
             tau=tau,
             acceptance=changed.mean(axis=(0, 2)),
-            stuck=int((~moving).sum()),
+            stuck=stuck,
             reasons=reasons,
             steps=done,
         ),

@@ -105,7 +105,10 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     waiting times raise FitError.
     """
     if not isinstance(delta, xr.DataArray) or PAIR not in delta.dims:
-        msg = "delta must be a DataArray with dim 'pair' and coords waiting_time and lag; use trajstats.msd(run, pairs)"
+        got = f"dims {delta.dims}" if isinstance(delta, xr.DataArray) else type(delta).__name__
+        msg = (
+            f"delta must be a DataArray with dim 'pair' and coords waiting_time and lag; got {got}. Use trajstats.msd."
+        )
         raise ArgumentError(msg)
     missing = [name for name in (WAITING_TIME, LAG) if name not in delta.coords]
     extra = [str(d) for d in delta.dims if d not in (PAIR, REPLICA, LAYER)]

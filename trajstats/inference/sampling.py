@@ -276,7 +276,11 @@ def autocorrelation_time(chain: np.ndarray) -> np.ndarray:
     """
     import emcee
 
-    return emcee.autocorr.integrated_time(chain, c=5, tol=0, quiet=True)
+    # a walker that never moved has no autocorrelation; it is counted and named among the diagnostics
+    moving = (np.ptp(chain, axis=0) > 0).all(axis=-1)
+    if not moving.any():
+        return np.full(chain.shape[-1], np.inf)
+    return emcee.autocorr.integrated_time(chain[:, moving], c=5, tol=0, quiet=True)
 
 
 def _collect(runs: Sequence[_Ensemble], names: Sequence[str], taus: Sequence[np.ndarray], max_steps: int) -> Draws:
