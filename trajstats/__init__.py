@@ -68,7 +68,8 @@ _MODULES = {
     "trajstats.inference.response_separation": ["fit_response_decay", "separate_response"],
     "trajstats.inference.results": ["FitResult"],
     "trajstats.inference.models": ["MasterCurve"],
-    "trajstats.inference.transition": ["fit_divergence", "learning_times"],
+    "trajstats.inference.transition": ["fit_divergence"],
+    "trajstats.inference.learning": ["learning_times"],
     "trajstats.inference.decay": ["fit_decay"],
     "trajstats.inference.batch": ["fit_batch"],
     "trajstats.report.plots": [

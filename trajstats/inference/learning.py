@@ -1,0 +1,140 @@
+"""Learning times of a sweep: when each run first reaches a loss, and which never did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.schema import STEP, clock_values
+from trajstats.errors import ArgumentError, unknown
+
+
+def learning_times(
+    sweep: xr.DataTree | Mapping[str, xr.Dataset],
+    /,
+    *,
+    loss: float | Sequence[float],
+    series: str = "loss",
+    clock: str = "proper_time",
+    width: Mapping[str, float] | None = None,
+) -> xr.Dataset:
+    r"""Time at which each run of a sweep first reaches a loss.
+
+    :math:`\tau_\ell`: first crossing of :math:`\ell` by the saved series, interpolated linearly in the logarithms of
+    loss and time.
+
+    Parameters
+    ----------
+    sweep : DataTree or mapping name -> Dataset
+        One trajectory per node (`open_sweep`); a node with several replicas gives several runs.
+    loss : float or sequence of float
+        Loss (or losses) to reach, in units of the series.
+    series : str
+        Name of the series.
+    clock : str
+        Clock of the times; ``"step"`` where a run has no ``proper_time``.
+    width : mapping name -> float, optional
+        Width of each run; read from its attributes (``width``, or inside a JSON attribute) if not given.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims `run` and, if several losses were given, `loss`: ``learning_time`` (the budget where the run did not
+        learn), ``learned`` (bool), ``budget`` (run). Coords ``width``, ``depth`` where known, ``name``.
+
+    Raises
+    ------
+    ArgumentError
+        If a width or the series is missing, or a loss is not positive.
+    """
+    targets = np.atleast_1d(np.asarray(loss, dtype=float))
+    if (targets <= 0).any():
+        msg = f"loss={targets.tolist()}: a loss to reach must be positive"
+        raise ArgumentError(msg)
+    nodes = _nodes(sweep)
+    rows: list[dict[str, Any]] = []
+    for name, run in nodes.items():
+        if series not in run:
+            raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
+        chosen = clock if clock in run.coords else STEP
+        times = clock_values(run, chosen).astype(float)
+        values = np.atleast_2d(run[series].values)
+        wide = width[name] if width is not None and name in width else _setting(run, "width")
+        if wide is None:
+            msg = f"run {name!r} has no attribute 'width'; give learning_times(..., width={{{name!r}: ...}})"
+            raise ArgumentError(msg)
+        for curve in values:
+            reached = [_crossing(times, curve, target) for target in targets]
+            rows.append(
+                {
+                    "name": name,
+                    "width": float(wide),
+                    "depth": _setting(run, "depth"),
+                    "clock": chosen,
+                    "time": [t if np.isfinite(t) else times[-1] for t in reached],
+                    "learned": [bool(np.isfinite(t)) for t in reached],
+                    "budget": times[-1],
+                }
+            )
+    return _times_dataset(rows, targets)
+
+
+def _nodes(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    if isinstance(sweep, xr.DataTree):
+        nodes = {node.path.strip("/") or "run": node.to_dataset() for node in sweep.subtree if STEP in node.dims}
+    else:
+        nodes = dict(sweep)
+    if not nodes:
+        msg = "the sweep holds no run with dim 'step'"
+        raise ArgumentError(msg)
+    return nodes
+
+
+def _setting(run: xr.Dataset, name: str) -> float | None:
+    places: list[Mapping[str, Any]] = [run.attrs]
+    for value in run.attrs.values():
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                places.append(json.loads(value))
+            except ValueError:
+                continue
+    for place in places:
+        if isinstance(place.get(name), int | float):
+            return float(place[name])
+    return None
+
+
+def _crossing(times: np.ndarray, curve: np.ndarray, target: float) -> float:
+    below = np.flatnonzero(curve <= target)
+    if below.size == 0:
+        return float("inf")
+    k = int(below[0])
+    if k == 0 or not np.isfinite(curve[k - 1]) or times[k - 1] <= 0 or curve[k] <= 0:
+        return float(times[k])
+    share = np.log(curve[k - 1] / target) / np.log(curve[k - 1] / curve[k])
+    return float(np.exp(np.log(times[k - 1]) + share * np.log(times[k] / times[k - 1])))
+
+
+def _times_dataset(rows: list[dict[str, Any]], targets: np.ndarray) -> xr.Dataset:
+    dims = ("run", "loss") if targets.size > 1 else ("run",)
+    shape = (len(rows), targets.size) if targets.size > 1 else (len(rows),)
+    result = xr.Dataset(
+        {
+            "learning_time": (dims, np.array([row["time"] for row in rows]).reshape(shape)),
+            "learned": (dims, np.array([row["learned"] for row in rows]).reshape(shape)),
+            "budget": ("run", np.array([row["budget"] for row in rows])),
+        },
+        coords={
+            "width": ("run", np.array([row["width"] for row in rows])),
+            "name": ("run", np.array([row["name"] for row in rows], dtype=object)),
+            "loss": targets if targets.size > 1 else float(targets[0]),
+        },
+        attrs={"clock": rows[0]["clock"], "estimator": "learning_times"},
+    )
+    if all(row["depth"] is not None for row in rows):
+        result = result.assign_coords(depth=("run", np.array([row["depth"] for row in rows])))
+    return result
