@@ -60,3 +60,13 @@ def test_unknown_command():
     shown = CliRunner().invoke(main, ["analyse-all"])
     assert shown.exit_code == 2
     assert "No such command" in shown.output
+
+
+def test_demo_names_what_is_missing(monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jax" else found(name, *a))
+    shown = CliRunner().invoke(main, ["demo"])
+    assert shown.exit_code == 1
+    assert "pip install 'trajstats[demo]'" in shown.output

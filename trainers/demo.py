@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -191,6 +192,10 @@ def demo(out: Path) -> None:
 
     Example: trajstats demo --out my-demo
     """
+    missing = [name for name in ("jax", "mlxtend") if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = f"the demo needs {' and '.join(missing)}; run: pip install 'trajstats[demo]'"
+        raise click.ClickException(msg)
     from trainers.demo_report import write_demo_report
 
     began = time.perf_counter()
