@@ -166,7 +166,11 @@ def plot_glass_comparison(comparison: xr.Dataset, *, figure: Any = None) -> Any:
         panels[1, column].set_title(rf"spread of $\ln\Delta$: {score:.2f} $\pm$ {error:.2f}", fontsize="small")
         panels[0, column].set_xlabel("lag $t$ (own clock)")
         panels[1, column].set_xlabel(r"$t/t_w^\mu$")
-        panels[0, column].legend(title="$t_w$", fontsize="x-small", title_fontsize="x-small")
+        # Rising curves leave the lower right corner free, most of all where they are scaled.
+        panels[1, column].legend(
+            *panels[0, column].get_legend_handles_labels(),
+            title="$t_w$", fontsize="x-small", title_fontsize="x-small", loc="lower right",
+        )  # fmt: skip
         for row in (0, 1):
             panels[row, column].set(xscale="log", yscale="log")
     for row in (0, 1):
