@@ -92,7 +92,7 @@ def main(runs: Path, quick: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a shorter glass, noise at few steps: about half a minute")
+    parser.add_argument("--quick", action="store_true", help="a glass too young for a plateau, noise at few steps")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the demo's stores")
     given = parser.parse_args()
     main(given.runs, given.quick)
