@@ -88,24 +88,30 @@ class TorchCurvature(LinearOperator):
         with self._network._threads(), torch.enable_grad(), remedy():
             if free is not None:
                 rows = rows * free
-            done = torch.cat([self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)])
+            parts = [self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)]
+            done = parts[0] if len(parts) == 1 else torch.cat(parts)
             if free is not None:
                 done *= free
         return done.numpy().T
 
     def _apply(self, chunk: torch.Tensor) -> torch.Tensor:
+        # Summed in place: every further array of the result's size costs a few per cent of a product.
         total = self._shift * chunk
+        for share, product in self._terms():
+            total.add_(product(chunk), alpha=share)
+        return total
+
+    def _terms(self) -> Iterator[tuple[float, Product]]:
+        # The share of each part of the examples, and its product with the rows of a matrix.
         if self._held is not None:
             for share, product in self._held:
-                total = total + share * vmap(product)(chunk)
+                yield share, vmap(product)
         elif self._exact:
             for share, x, y in self._parts():
-                total = total + share * vmap(self._product(_forward, x, y))(chunk)
+                yield share, vmap(self._product(_forward, x, y))
         else:
             for share, x, y in self._parts():
-                product = self._product(_differenced, x, y)
-                total = total + share * torch.stack([product(v) for v in chunk])
-        return total
+                yield share, _one_by_one(self._product(_differenced, x, y))
 
     def _product(self, derive: Run, x: torch.Tensor, y: torch.Tensor) -> Product:
         network, w = self._network, self._w
@@ -168,6 +174,11 @@ def _differenced(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.
         return (function(at + h * v) - function(at - h * v)) / (2 * h)
 
     return function(at), product
+
+
+def _one_by_one(product: Product) -> Product:
+    # Some fused kernels cannot be batched either.
+    return lambda rows: torch.stack([product(v) for v in rows])
 
 
 def bytes_per_example(network: TorchNetwork, w: torch.Tensor) -> int:

@@ -80,9 +80,10 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         # The three-term part goes first: what the passes over all vectors remove is then rounding only. The complement
         # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
         alpha[:, j] = np.where(alive, np.einsum("ij,ij->i", current, images, dtype=np.float64), 0.0)
-        images -= alpha[:, j, None].astype(start.dtype) * current
-        if j:
-            images -= beta[:, j - 1, None].astype(start.dtype) * basis[:, j - 1]
+        for row, image in enumerate(images):
+            _take(image, alpha[row, j : j + 1], current[row : row + 1])
+            if j:
+                _take(image, beta[row, j - 1 : j], basis[row, j - 1 : j])
         if within is not None:
             images = _complement(images, within)
         for i in np.flatnonzero(alive):
@@ -90,7 +91,7 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
             length[i] = j + 1
             alive[i] = beta[i, j] > BREAKDOWN * eps * scale[i]
         factor = np.divide(1.0, beta[:, j], out=np.zeros(k), where=alive)
-        current = images * factor[:, None].astype(start.dtype)
+        np.multiply(images, factor[:, None].astype(start.dtype), out=current)
         if not alive.any():
             break
     return Recurrence(alpha, beta, length, basis)
@@ -99,15 +100,21 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
 def _orthogonalise(w: np.ndarray, known: np.ndarray, scale: float, within: np.ndarray | None) -> float:
     # Orthogonalises w in place against the run's vectors; gives the norm left.
     before = _norm(w)
-    w -= (known @ w) @ known
+    _take(w, known @ w, known)
     after = _norm(w)
     if after <= SECOND_PASS * before or after <= CANCELLED * scale:
         # Little is left, so its rounding along everything known has grown in proportion.
         if within is not None:
-            w -= (within @ w) @ within
-        w -= (known @ w) @ known
+            _take(w, within @ w, within)
+        _take(w, known @ w, known)
         after = _norm(w)
     return after
+
+
+def _take(w: np.ndarray, share: np.ndarray, rows: np.ndarray) -> None:
+    # w -= share @ rows in place, without an array for the product: those of a network's size cost their page faults.
+    gemv = scipy.linalg.blas.sgemv if w.dtype == np.float32 else scipy.linalg.blas.dgemv
+    gemv(-1.0, rows.T, share, 1.0, w, overwrite_y=True)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
