@@ -14,7 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
-from trainers.torch_curvature import VECTORS_PER_CALL, TorchCurvature, linearized
+from trainers.torch_curvature import VECTORS_PER_CALL, TorchCurvature, derivative
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
 
@@ -191,9 +191,9 @@ class TorchNetwork:
         """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
         with self._threads():
             x = self._cast(inputs)
-            along = linearized(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))[1]
+            along = derivative(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))
             rows = torch.from_numpy(np.array(tangents, dtype=self.dtype))
-            return torch.cat([vmap(along)(part) for part in torch.split(rows, VECTORS_PER_CALL)]).numpy()
+            return torch.cat([along(part) for part in torch.split(rows, VECTORS_PER_CALL)]).numpy()
 
     def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""

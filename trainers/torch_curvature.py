@@ -63,15 +63,13 @@ class TorchCurvature(LinearOperator):
                     self._held = None
 
     def _trusted(self) -> bool:
-        # torch.func.linearize folds constants, and in-place operations on them (attention) change them at each call, so
-        # that the first product is right and later ones are not: compare a second one with plain forward mode.
-        v = torch.from_numpy(np.random.default_rng(0).standard_normal((1, self.shape[0])).astype(self.dtype))
-        self._apply(v)
-        held = self._apply(v)
-        kept, self._held = self._held, None
-        plain = self._apply(v)
-        self._held = kept
-        return bool(torch.linalg.norm(held - plain) <= torch.finfo(v.dtype).eps ** 0.5 * torch.linalg.norm(plain))
+        def plain(rows: torch.Tensor) -> torch.Tensor:
+            kept, self._held = self._held, None
+            found = self._apply(rows)
+            self._held = kept
+            return found
+
+        return repeats(self._apply, plain, self._w)
 
     def _parts(self) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
         return self._network._batches(at_most=self._examples)
@@ -155,6 +153,49 @@ def linearized(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Te
         # torch's constant folding warns about a graph node of its own making.
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
         return linearize(function, at)
+
+
+def repeats(product: Product, plain: Product, at: torch.Tensor) -> bool:
+    """Say whether a linearised product gives at its second call what plain forward mode gives.
+
+    torch.func.linearize folds constants, and in-place operations on them (attention) change them at each call, so that
+    the first product is right and later ones are not.
+
+    Parameters
+    ----------
+    product, plain : callable
+        The two, on the rows of a matrix.
+    at : Tensor, (n,)
+        Where they were taken: length and precision of a row.
+
+    Returns
+    -------
+    bool
+    """
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((1, len(at)))).to(at.dtype)
+    product(rows)
+    known = plain(rows)
+    off = torch.linalg.norm(product(rows) - known)
+    return bool(off <= torch.finfo(at.dtype).eps ** 0.5 * torch.linalg.norm(known))
+
+
+def derivative(function: Callable[..., Any], at: torch.Tensor) -> Product:
+    """Give the derivative of a function on the rows of a matrix, linearised once where that can be trusted.
+
+    Parameters
+    ----------
+    function : callable
+        Of one tensor.
+    at : Tensor, (n,)
+        Where.
+
+    Returns
+    -------
+    callable
+        (k, n) to (k, ...).
+    """
+    held, plain = (vmap(derive(function, at)[1]) for derive in (linearized, _forward))
+    return held if repeats(held, plain, at) else plain
 
 
 def _forward(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:

@@ -1,6 +1,7 @@
 """Curvature products and example gradients of the adapters against the dense matrices."""
 
 import pickle
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,35 @@ def test_products_equal_the_dense_matrix_with_ragged_batches(kind, reduction):
     for network in (torch_network(m, reduction, batch_size=7), jax_network(reduction, batch_size=7)):
         found = network.curvature(weights_of(m), kind).matmat(np.eye(network.n_parameters))
         np.testing.assert_allclose(found, known, atol=1e-12 * np.abs(known).max())
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
+def test_products_equal_those_of_curvlinops(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        curvlinops = pytest.importorskip("curvlinops")
+    peer = {"hessian": curvlinops.HessianLinearOperator, "gauss_newton": curvlinops.GGNLinearOperator}[kind]
+    m = module()
+    data = [(torch.tensor(X[a : a + 7]), torch.tensor(Y[a : a + 7])) for a in range(0, 23, 7)]
+    vectors = np.random.default_rng(1).standard_normal((len(weights_of(m)), 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peer(m, torch.nn.CrossEntropyLoss(), list(m.parameters()), data) @ torch.tensor(vectors)
+    known = theirs.detach().numpy() + 2 * L2 * vectors
+    for network in (torch_network(m), jax_network()):
+        found = network.curvature(weights_of(m), kind).matmat(vectors)
+        np.testing.assert_allclose(found, known, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_jax_give_the_same_spectrum(kind):
+    checkpoints = weights_of(module()) + 0.3 * np.random.default_rng(2).standard_normal((1, 2, 53))
+    run = trajectory_dataset(checkpoints[0], step=[0, 10])
+    one, other = (
+        hessian_spectrum(make(), run, kind=kind, method="exact", rng=0) for make in (torch_network, jax_network)
+    )
+    np.testing.assert_allclose(one.nodes, other.nodes, rtol=0, atol=1e-10)
+    assert float(one.nodes.max()) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
