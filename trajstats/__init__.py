@@ -58,7 +58,7 @@ _MODULES = {
     "trajstats.estimators.tails": ["hill_plot", "tail_fit"],
     "trajstats.estimators.weight_tails": ["spectral_tails", "weight_tails"],
     "trajstats.theory.comparison": ["compare_to_theory"],
-    "trajstats.theory.random_nets": ["RandomNet"],
+    "trajstats.theory.random_nets": ["CheckpointLaw", "RandomNet"],
     "trajstats.theory.random_matrix": ["FussCatalan", "JacobianLaw", "MarchenkoPastur", "variance_map"],
     "trajstats.inference.aging": ["fit_subaging"],
     "trajstats.estimators.response": ["training_response"],

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from reference.numpy_mlp import NumpyMLP, draw
 
-from trajstats import RandomNet, attractor_slice, census_scan, fixed_point_census
+from trajstats import CheckpointLaw, RandomNet, attractor_slice, census_scan, fixed_point_census
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError
 
 
@@ -197,3 +197,29 @@ def test_scan_is_the_census_of_each_net_and_does_not_depend_on_the_scheduler():
         census_scan([3], [1], laws=["gauss"], rng=0)
     with pytest.raises(ArgumentError, match="seeds"):
         census_scan([3], [1], seeds=1, rng=0)
+
+
+def test_scan_takes_the_weights_of_a_checkpoint_as_a_law():
+    rng = np.random.default_rng(0)
+    matrices = [5 + 3 * rng.standard_t(3, (40, 50)), 0.1 * rng.standard_normal((20, 50))]
+    law = CheckpointLaw(matrices, name="trained")
+    # mean zero and variance one in each part, so in the whole; the parts' shapes are kept
+    assert (law.values.mean(), law.values.std()) == pytest.approx((0.0, 1.0), abs=1e-12)
+    np.testing.assert_allclose(law.values[2000:] * matrices[1].std() + matrices[1].mean(), matrices[1].ravel())
+    net = RandomNet((200, 300), law=law, scale=2.0, seed=1)
+    drawn = net.layers[0][0] * np.sqrt(200) / 2.0
+    order = np.sort(law.values)
+    near = np.clip(np.searchsorted(order, drawn - 1e-9), 0, order.size - 1)
+    np.testing.assert_allclose(drawn, order[near], rtol=0, atol=2e-9)
+    arguments = {"scales": [0.5], "seeds": 2, "starts": 30, "activation": "sigmoid"}
+    scan = census_scan([12], [2], laws=["gaussian", law], rng=3, **arguments).compute()
+    assert scan.law.values.tolist() == ["gaussian", "trained"]
+    key = np.random.SeedSequence(3, spawn_key=(1, 0, 0, 0, 1)).generate_state(2)
+    alone = fixed_point_census(
+        RandomNet((12,) * 3, law=law, scale=0.5, activation="sigmoid", seed=int(key[0])), 12, starts=30, rng=int(key[1])
+    )
+    assert float(scan.n_fixed_points.sel(law="trained", seed=1).item()) == float(alone.n_fixed_points)
+    with pytest.raises(ArgumentError, match="one label"):
+        census_scan([3], [1], laws=[law, law], rng=0)
+    with pytest.raises(ArgumentError, match="constant"):
+        CheckpointLaw([np.ones((3, 3))])

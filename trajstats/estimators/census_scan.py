@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import annotate
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError
 from trajstats.estimators.blocks import as_array, later, stack
 from trajstats.estimators.fixed_points import fixed_point_census
-from trajstats.theory.random_nets import WEIGHT_LAWS, RandomNet
+from trajstats.theory.random_nets import Draw, RandomNet, weight_law
 
 _COUNTS = (
     "n_fixed_points",
@@ -28,7 +28,7 @@ def census_scan(
     depths: Sequence[int],
     /,
     *,
-    laws: Sequence[str] = ("gaussian", "cauchy"),
+    laws: Sequence[str | Draw] = ("gaussian", "cauchy"),
     scales: Sequence[float] = (1.0,),
     seeds: int = 10,
     activation: str = "tanh",
@@ -49,9 +49,10 @@ def census_scan(
     ----------
     widths, depths : sequence of int
         The N and L.
-    laws : sequence of str
-        Names of weight laws: ``"gaussian"``, ``"uniform"``, ``"cauchy"``, ``"student_t"``, ``"alpha_stable"``,
-        ``"orthogonal"``.
+    laws : sequence of str or callable
+        Weight laws: ``"gaussian"``, ``"uniform"``, ``"cauchy"``, ``"student_t"``, ``"alpha_stable"``,
+        ``"orthogonal"``, a `CheckpointLaw` (the weights of a trained network), or any (rng, shape, parameter) to an
+        array. A callable is labelled by its ``name``, or else ``__name__``.
     scales : sequence of float
         Values of g.
     seeds : int
@@ -74,12 +75,13 @@ def census_scan(
     Raises
     ------
     ArgumentError
-        If a law is not known, or there are fewer than 2 seeds.
+        If a law is not known, two have one label, or there are fewer than 2 seeds.
 
     Notes
     -----
     Q counts what the starts found: a lower bound where ``unconverged_share`` or ``missed`` is not small. Seeds do not
-    depend on the order of the work: the same rng gives the same numbers on any scheduler.
+    depend on the order of the work: the same rng gives the same numbers on any scheduler. A trained network has one
+    width and depth of its own: census it with `fixed_point_census` and its weights.
 
     References
     ----------
@@ -92,8 +94,11 @@ def census_scan(
     [1.0, 1.0]
     """
     for law in laws:
-        if law not in WEIGHT_LAWS:
-            raise ArgumentError(unknown("weight law", law, WEIGHT_LAWS))
+        weight_law(law)
+    labels = [law if isinstance(law, str) else str(getattr(law, "name", None) or law.__name__) for law in laws]
+    if len(set(labels)) < len(labels):
+        msg = f"two weight laws have one label: {labels}; give each CheckpointLaw a name of its own"
+        raise ArgumentError(msg)
     if seeds < 2:
         msg = f"seeds={seeds}: give at least 2, so that Q has an error"
         raise ArgumentError(msg)
@@ -118,7 +123,7 @@ def census_scan(
     dims = ("law", "scale", "width", "depth", "seed")
     data = {name: (dims, table[..., i]) for i, name in enumerate(_COUNTS)}
     coords = {
-        "law": np.array(list(laws), dtype=object),
+        "law": np.array(labels, dtype=object),
         "scale": np.asarray(scales, dtype=np.float64),
         "width": np.asarray(widths),
         "depth": np.asarray(depths),

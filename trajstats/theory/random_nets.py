@@ -46,6 +46,55 @@ def _orthogonal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return math.sqrt(shape[1]) * (q if shape[0] >= shape[1] else q.T)
 
 
+@dataclass(frozen=True, eq=False)
+class CheckpointLaw:
+    """Weight law of a trained network: entries of its weight matrices, drawn with replacement.
+
+    What a random net keeps of the training is then the distribution of single weights, such as heavy tails, and not
+    their correlations. The trained network itself is one map: give it to `fixed_point_census` with its weights.
+
+    Parameters
+    ----------
+    matrices : sequence of array
+        Weight matrices of a checkpoint, pooled after each is brought to mean zero and variance one.
+    name : str
+        Label of the law.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no matrix, or one is constant or not finite.
+
+    Examples
+    --------
+    >>> law = CheckpointLaw([np.array([[1.0, 3.0]])])
+    >>> np.unique(RandomNet((4, 4), law=law, scale=2.0, seed=0).layers[0][0]).tolist()
+    [-1.0, 1.0]
+    """
+
+    matrices: Sequence[np.ndarray]
+    name: str = "checkpoint"
+    values: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pooled = []
+        for i, given in enumerate(self.matrices):
+            entries = np.asarray(given, dtype=np.float64).ravel()
+            if not entries.size or not np.isfinite(entries).all() or not entries.std() > 0:
+                msg = f"matrix {i} is empty, constant or not finite; give weight matrices of a checkpoint"
+                raise ArgumentError(msg)
+            pooled.append((entries - entries.mean()) / entries.std())
+        if not pooled:
+            msg = "no matrix given; give the weight matrices of a checkpoint"
+            raise ArgumentError(msg)
+        object.__setattr__(self, "values", np.concatenate(pooled))
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, int], parameter: float) -> np.ndarray:
+        """Draw a matrix; `parameter` is of no use here."""  # noqa: DOC201
+        del parameter
+        return rng.choice(self.values, shape)
+
+
 def finite_fourth_moment(law: str, parameter: float) -> bool:
     """Tell whether a weight law has a finite fourth moment, as the random-matrix laws need.
 
@@ -65,6 +114,30 @@ def finite_fourth_moment(law: str, parameter: float) -> bool:
     return law != "cauchy" and (law != "alpha_stable" or parameter >= 2)
 
 
+def weight_law(given: str | Draw) -> Draw:
+    """Look up a weight law by name, or pass a callable through.
+
+    Parameters
+    ----------
+    given : str or callable
+        A name of `WEIGHT_LAWS`, or (rng, shape, parameter) to an array.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ArgumentError
+        If the name is not known.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in WEIGHT_LAWS:
+        raise ArgumentError(unknown("weight law", given, WEIGHT_LAWS, do="Or give a CheckpointLaw."))
+    return WEIGHT_LAWS[given]
+
+
 @dataclass(frozen=True)
 class RandomNet:
     r"""A net with random weights :math:`W_l=g\,N_{l-1}^{-1/2}X`, as a map on batches.
@@ -73,9 +146,10 @@ class RandomNet:
     ----------
     widths : sequence of int
         Input, hidden layers, output.
-    law : str
+    law : str or callable
         Law of X: ``"gaussian"``, ``"uniform"`` (variance one), ``"cauchy"``, ``"student_t"``, ``"alpha_stable"``
-        (characteristic function :math:`e^{-|t|^\alpha}`) or ``"orthogonal"``.
+        (characteristic function :math:`e^{-|t|^\alpha}`) or ``"orthogonal"``; or (rng, shape, parameter) to an array,
+        such as a `CheckpointLaw`.
     scale : float or sequence of float
         The g, one or one per layer; :math:`\sigma_w^2=g^2` where X has variance one.
     bias_scale : float or sequence of float
@@ -100,7 +174,7 @@ class RandomNet:
     """
 
     widths: Sequence[int]
-    law: str = "gaussian"
+    law: str | Draw = "gaussian"
     scale: float | Sequence[float] = 1.0
     bias_scale: float | Sequence[float] = 0.0
     parameter: float = 3.0
@@ -109,8 +183,7 @@ class RandomNet:
     layers: list[tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.law not in WEIGHT_LAWS:
-            raise ArgumentError(unknown("weight law", self.law, WEIGHT_LAWS))
+        draw = weight_law(self.law)
         if not self.parameter > 0 or (self.law == "alpha_stable" and self.parameter > 2):
             msg = f"parameter={self.parameter} is out of range for {self.law}: positive, and at most 2 if alpha-stable"
             raise ArgumentError(msg)
@@ -119,7 +192,7 @@ class RandomNet:
         scale, bias = np.broadcast_to(self.scale, depth), np.broadcast_to(self.bias_scale, depth)
         layers = []
         for layer, (before, after) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
-            x = WEIGHT_LAWS[self.law](rng, (after, before), self.parameter)
+            x = draw(rng, (after, before), self.parameter)
             layers.append((scale[layer] / math.sqrt(before) * x, bias[layer] * rng.standard_normal(after)))
         object.__setattr__(self, "layers", layers)
 
