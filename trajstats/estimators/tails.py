@@ -109,10 +109,11 @@ def tail_fit(
     x_min : float, optional
         A cut-off to use as it is.
     min_tail : int
-        Fewest values above the cut-off, at least 50.
+        Fewest values above the cut-off, at least 50. Give a tenth of the sample to test for power laws: 50 values of a
+        light tail are seldom enough to reject one (see Notes).
     alpha_range : (float, float)
-        Exponents allowed. The powerlaw package (2.0) allows (1, 2.99) unless told otherwise; a Student t with 3 degrees
-        of freedom has :math:`\alpha=4`.
+        Exponents allowed, ends excluded. The powerlaw package (2.0) allows (1, 3) unless told otherwise; a Student t
+        with 3 degrees of freedom has :math:`\alpha=4`.
     bootstrap : int
         Synthetic data sets for the p-value; 0 leaves it NaN. Its resolution is 1/(1 + bootstrap).
     compare : bool
@@ -141,6 +142,8 @@ def tail_fit(
     -----
     Every value is a candidate cut-off up to 20,000 candidates; the search is exact (candidates are bounded from below
     at 48 points first) and takes about 5 ms at n = 5000. A p-value tests the whole procedure, cut-off included.
+    Its power is that of the values kept: 5000 Gaussian numbers are rejected (p at most 0.1) in 10 of 20 samples with
+    ``min_tail=50``, for the scan may retreat to a tail too short to tell, and in 20 of 20 with ``min_tail=500``.
 
     References
     ----------
