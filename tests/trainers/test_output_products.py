@@ -47,25 +47,23 @@ def test_jvp_is_the_directional_derivative(network):
     np.testing.assert_allclose(found, expected, atol=1e-8)  # central difference: h^2 truncation
 
 
-class Attention(torch.nn.Module):
-    """torch.func.linearize alone is silently wrong here from its second call on."""
+class InPlace(torch.nn.Module):
+    """Changes a constant in place: torch.func.linearize alone is silently wrong here from its second call on."""
 
     def __init__(self):
         super().__init__()
-        self.project, self.out = torch.nn.Linear(4, 12), torch.nn.Linear(4, 3)
+        self.first, self.second = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3)
 
     def forward(self, x):
-        q, k, v = self.project(x.reshape(-1, 1, 3, 4)).chunk(3, dim=-1)
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v)).mean(dim=(1, 2))
+        scale = torch.ones(4, dtype=x.dtype)
+        scale.mul_(2.0)
+        return self.second(torch.tanh(self.first(x)) * scale)
 
 
-def test_jvp_through_attention_is_right_beyond_the_first_call():
+def test_jvp_is_right_beyond_the_first_call():
     rng = np.random.default_rng(5)
-    x = rng.normal(size=(6, 12))
-    network = TorchNetwork(
-        Attention(), torch.nn.functional.cross_entropy, (x, rng.integers(3, size=6)), dtype="float64"
-    )
+    x = rng.normal(size=(6, 5))
+    network = TorchNetwork(InPlace(), torch.nn.functional.cross_entropy, (x, rng.integers(3, size=6)), dtype="float64")
     w, c = _weights(network), rng.normal(size=(6, 3))
     v = rng.normal(size=(40, network.n_parameters))  # three calls' worth of vectors
     found = np.einsum("kao,ao->ka", network.output_jvp(w, x, v), c)
