@@ -43,7 +43,9 @@ def plot_jacobian_esd(esd: xr.Dataset, comparison: xr.Dataset | None = None, *, 
         ax.plot(x, x * comparison["theory"], color=CATEGORIES[1], lw=1.6, ls="--", label=f"law of wide nets{note}")
         if "band_low" in comparison:
             low, high = x * comparison["band_low"], x * comparison["band_high"]
-            ax.fill_between(x, low, high, color=CATEGORIES[1], alpha=0.2, lw=0, label="finite nets of that law")
+            ax.fill_between(
+                x, low, high, color=CATEGORIES[1], alpha=0.2, lw=0, step="mid", label="finite nets of that law"
+            )
     top = float(np.nanmax(x * esd["density_high"]))
     ax.set(xscale="log", yscale="log", ylim=(top * 1e-4, 2 * top))
     ax.set(xlabel="squared singular value $x=s^2$ (dimensionless)", ylabel=r"$x\,\rho(x)$ (share per unit of $\ln x$)")
