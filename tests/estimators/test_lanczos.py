@@ -171,3 +171,12 @@ def test_probes_are_keyed_and_uniform_on_the_sphere():
     # Mean 1/n and fourth moment 3/(n(n+2)) of a coordinate; five standard errors of 48,000 draws.
     assert abs((rows**2).mean() - 1 / 12) < 1e-12
     assert abs((rows**4).mean() * 12 * 14 / 3 - 1) < 5 * np.sqrt(10 / 48_000)
+
+
+def test_products_in_column_order_give_the_same_recurrence():
+    matrix = rotated(np.arange(1.0, 21.0))[0]
+    start = probes(3, 20)
+    rows = kernels.lanczos(lambda v: v @ matrix, start, 10)
+    columns = kernels.lanczos(lambda v: np.asfortranarray(v @ matrix), start, 10)
+    np.testing.assert_allclose(columns.alpha, rows.alpha, rtol=1e-12)
+    np.testing.assert_allclose(columns.beta, rows.beta, rtol=1e-10)

@@ -75,7 +75,8 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     current = start.copy()
     for j in range(order):
         basis[:, j] = current
-        images = np.array(apply(current), dtype=start.dtype)
+        # rows in one piece: they are updated in place below
+        images = np.array(apply(current), dtype=start.dtype, order="C")
         scale = np.maximum(scale, _norms(images))
         # The three-term part goes first: what the passes over all vectors remove is then rounding only. The complement
         # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
