@@ -143,7 +143,12 @@ class JaxMLP:
         import jax
 
         x = inputs.reshape(inputs.shape[0], -1)
-        slope = jax.vmap(jax.vmap(jax.grad(self._phi)))
+        slopes = {
+            # a saturated unit's slope to its own precision, which 1 - y^2 and y (1 - y) lose
+            "tanh": lambda z: 4 * jax.nn.sigmoid(2 * z) * jax.nn.sigmoid(-2 * z),
+            "sigmoid": lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
+        }
+        slope = slopes.get(self.activation, jax.vmap(jax.vmap(jax.grad(self._phi))))
         factors = []
         for layer in range(len(self.sizes) - 1):
             field = x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"]

@@ -267,7 +267,7 @@ class TorchNetwork:
                     x = functional_call(block, _below(named, name), (x,))
                     factors.append([torch.ones_like(x), named[f"{name}.weight"]])
                 elif isinstance(block, ELEMENTWISE) and factors:
-                    x, slope = jvp(block, (x,), (torch.ones_like(x),))
+                    x, slope = _with_slope(block, x)
                     factors[-1][0] = factors[-1][0] * slope
                 elif not isinstance(block, torch.nn.Flatten | torch.nn.Identity | torch.nn.Dropout):
                     msg = f"jacobian_factors cannot pass through {name}: {type(block).__name__}; use input_jacobian"
@@ -340,6 +340,16 @@ class TorchNetwork:
 def _targets(targets: torch.Tensor) -> torch.Tensor:
     # torch's losses on class labels want int64; other frameworks store int32.
     return targets.long() if targets.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else targets
+
+
+def _with_slope(block: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Values and slopes; a saturated unit's to its own precision, which 1 - y^2 and y (1 - y) lose.
+    if isinstance(block, torch.nn.Tanh):
+        return block(x), 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
+    if isinstance(block, torch.nn.Sigmoid):
+        return block(x), torch.sigmoid(x) * torch.sigmoid(-x)
+    value, slope = jvp(block, (x,), (torch.ones_like(x),))
+    return value, slope
 
 
 def _below(named: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

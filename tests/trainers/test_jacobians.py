@@ -33,6 +33,25 @@ def test_factors_jacobian_and_operator_agree(framework):
     np.testing.assert_allclose(operator.H @ np.eye(6), dense[1].T, atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_slopes_of_saturated_units_keep_their_digits(activation):
+    # at fields of 25 the slope is 1e-21 or 1e-11: 1 - y^2 would give zero, y (1 - y) five digits
+    sizes, x = (3, 3), np.array([[25.0, -25.0, 3.0]])
+    start = {"0.weight": np.eye(3), "0.bias": np.zeros(3)}
+    model, module = (
+        JaxMLP(sizes, activation, activate_output=True),
+        torch_mlp(sizes, activation=activation, activate_output=True),
+    )
+    flat = np.concatenate([np.eye(3).ravel(), np.zeros(3)])
+    half = x / 2 if activation == "sigmoid" else x
+    expected = (0.25 if activation == "sigmoid" else 1.0) / np.cosh(half) ** 2
+    for net in (
+        JaxNetwork(model, start, mean_square, (x, x), dtype="float64"),
+        TorchNetwork(module, torch.nn.functional.mse_loss, (x, x), dtype="float64"),
+    ):
+        np.testing.assert_allclose(net.jacobian_factors(flat, x)[0][0], expected, rtol=1e-13)
+
+
 def test_both_frameworks_have_the_same_spectra_and_fixed_points():
     rng = np.random.default_rng(1)
     jax_net, torch_net = networks()["jax"], networks()["torch"]
