@@ -158,30 +158,3 @@ def test_bench_one_batched_product_in_gradients(benchmark, framework, most):
     benchmark.extra_info["gradients per product"] = ratio
     print(framework, "gradients per product:", ratio)
     benchmark.extra_info["target"] = most
-
-
-@pytest.mark.benchmark(group="hessian")
-def test_bench_two_worker_processes_against_one(benchmark):
-    distributed = pytest.importorskip("distributed")
-    from trainers.torch_adapter import TorchNetwork
-
-    module, x, y = mlp_a()
-    network = TorchNetwork(module, torch.nn.CrossEntropyLoss(), (x, y))
-    rng = np.random.default_rng(0)
-    weights = flat(module) + 0.01 * rng.standard_normal((8, flat(module).size)).astype(np.float32)
-    run = trajectory_dataset(weights, step=range(8))
-    wall = {}
-    for workers in (1, 2):
-        options = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
-
-            def job():
-                # A job's own clock: both workers' CPU time is outside this process.
-                start = time.perf_counter()
-                hessian_spectrum(network, run, method="lanczos", probes=5, order=40, deflate=False, rng=0)
-                return time.perf_counter() - start
-
-            hessian_spectrum(network, run, method="lanczos", probes=5, order=2, deflate=False, rng=0)
-            wall[workers] = job() if workers == 1 else benchmark.pedantic(job, rounds=1)
-    benchmark.extra_info.update({"one over two": wall[1] / wall[2], "seconds": wall, "target": 1.7})
-    print("one worker over two:", wall[1] / wall[2], wall)
