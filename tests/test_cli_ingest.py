@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import trajstats as ts
-from trajstats.cli_ingest import ingest_command, printable
+from trajstats.cli import main
+from trajstats.cli_options import printable
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(ingest_command, [str(a) for a in arguments])
+    return CliRunner().invoke(main, ["ingest", *(str(a) for a in arguments)])
 
 
 def test_ingest(folder, tmp_path):
@@ -41,10 +44,22 @@ def test_dry_run(folder, tmp_path):
     assert not (tmp_path / "out.zarr").exists()
 
 
-@pytest.mark.parametrize("arguments", [("--rename", "x"), ("--step-from", "("), ("--step-from", "no")])
-def test_mistakes_are_explained(folder, tmp_path, arguments):
+def test_json_lists_what_was_done_and_found(folder, tmp_path):
+    (folder / "step20.npz").write_bytes((folder / "step1.npz").read_bytes())
+    done = run(folder, tmp_path / "out.zarr", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["steps"] == [1, 20]
+    assert facts["layers"] == {"b": [2], "w": [2, 2]}
+    assert [finding["kind"] for finding in facts["findings"]] == ["identical"]
+    assert facts["written"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--rename", "x"), 2), (("--step-from", "("), 2), (("--step-from", "no"), 1)]
+)
+def test_mistakes_are_explained(folder, tmp_path, arguments, code):
     done = run(folder, tmp_path / "out.zarr", *arguments)
-    assert done.exit_code != 0
+    assert done.exit_code == code
     assert "Error" in done.output
     assert "Traceback" not in done.output
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import os
+import sys
 from importlib import metadata
-from pathlib import Path
+from typing import NoReturn
 
 import click
+from click.shell_completion import get_completion_class
 
 from trajstats import __version__
+from trajstats.cli_fit import fit_command
+from trajstats.cli_info import info_command
 from trajstats.cli_ingest import ingest_command
+from trajstats.cli_options import EXIT_CODES, INTERRUPTED, printable, worded_warnings
+from trajstats.cli_validate import validate_command
 from trajstats.errors import TrajstatsError
 
 COMMANDS = "trajstats.commands"
 
 
 class _Main(click.Group):
-    """A group that also offers the commands of installed packages, and words our own errors without a traceback."""
+    """A group that also offers the commands of installed packages, and words errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *metadata.entry_points(group=COMMANDS).names})
@@ -35,53 +42,76 @@ class _Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
-        except TrajstatsError as error:
-            raise click.ClickException(str(error)) from error
+            with worded_warnings():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            notes = getattr(stop, "__notes__", ["Give the same command again to start anew."])
+            for line in ("Interrupted.", *notes):
+                click.echo(printable(line), err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from stop
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("traceback"):
+                raise
+            raise click.ClickException(printable(_worded(error))) from error
 
 
-@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+def _worded(error: Exception) -> str:
+    if isinstance(error, TrajstatsError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}). Select fewer checkpoints or layers, or compute on a cluster with --scheduler"
+    return f"{type(error).__name__}: {error}. 'trajstats --traceback ...' shows where it comes from"
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="trajstats")
-def main() -> None:
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def main(traceback: bool) -> None:
     """Statistical physics of saved neural-network training trajectories."""
 
 
-@main.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a store, for machines.")
-def info(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Say what trajectory stores hold, without reading a weight.
+@main.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the script that completes commands and options in SHELL.
 
-    Example: trajstats info runs/*.zarr
+    Example: eval "$(trajstats completion bash)"
     """
-    from trajstats.data.store import open_trajectory
-
-    for path in paths:
-        run = open_trajectory(str(path))
-        steps = run["step"].values
-        series = [str(name) for name, values in run.data_vars.items() if values.dims == ("replica", "step")]
-        facts = {
-            "path": str(path),
-            "replica": [int(r) for r in run["replica"].values],
-            "checkpoints": int(steps.size),
-            "first_step": int(steps[0]) if steps.size else None,
-            "last_step": int(steps[-1]) if steps.size else None,
-            "parameters": int(run.sizes["parameter"]),
-            "layers": [str(name) for name in run["layer"].values],
-            "series": series,
-            "bytes": int(run["weights"].nbytes),
-            "attrs": {str(key): str(value) for key, value in run.attrs.items()},
-        }
-        if as_json:
-            click.echo(json.dumps(facts))
-            continue
-        click.echo(f"{path}: {facts['checkpoints']} checkpoints of {facts['parameters']} weights")
-        click.echo(f"  steps {facts['first_step']} to {facts['last_step']}, {run['weights'].nbytes / 2**20:.1f} MiB")
-        click.echo(f"  layers: {', '.join(run['layer'].values)}")
-        click.echo(f"  series: {', '.join(series) or 'none'}")
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "trajstats", "_TRAJSTATS_COMPLETE").source())
 
 
-main.add_command(ingest_command)
+for command in (fit_command, info_command, ingest_command, validate_command):
+    main.add_command(command)
+
+
+def run() -> NoReturn:
+    """Run the command line as a program: after Ctrl-C the process ends at once, whatever its threads are at.
+
+    Raises
+    ------
+    SystemExit
+        Always, with the exit code.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        # Stores are consistent by now. A thread in a kernel, or a worker in a task, would hold the end up by seconds.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    raise SystemExit
+
 
 if __name__ == "__main__":
-    main()
+    run()

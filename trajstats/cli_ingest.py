@@ -4,17 +4,24 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from dataclasses import asdict
 
 import click
+
+from trajstats.cli_options import expression, json_option, say, say_json
 
 
 @click.command("ingest")
 @click.argument("paths", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--step-from", metavar="REGEX", help="Where in a path the step is: an expression with one group.")
-@click.option("--include", metavar="REGEX", help="Keep only the tensors whose name matches.")
+@click.option(
+    "--step-from",
+    metavar="REGEX",
+    callback=expression,
+    help="Where in a path the step is: an expression with one group.",
+)
+@click.option("--include", metavar="REGEX", callback=expression, help="Keep only the tensors whose name matches.")
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="Rename a tensor; repeat for more.")
 @click.option("--strip", metavar="PREFIX", help="Take a prefix such as 'module.' off all names.")
 @click.option("--step-dim", metavar="NAME", help="For zarr and netCDF: the dimension that is time.")
@@ -24,6 +31,7 @@ import click
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Files read at a time.")
 @click.option("--strict", is_flag=True, help="Stop at NaN and at byte-identical checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Show files, steps, layers, size and time, and write nothing.")
+@json_option
 def ingest_command(
     paths: tuple[str, ...],
     out: str,
@@ -38,15 +46,16 @@ def ingest_command(
     workers: int,
     strict: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Turn checkpoints (files, a folder, or a quoted glob) into the trajectory store OUT.
 
-    Headers are compared first and everything odd is named. Nothing in a file is ever executed.
+    Headers are compared first and everything odd is named. Nothing in a file is ever executed. Interrupted, the same
+    command goes on where it was.
 
     Example: trajstats ingest checkpoints/ run.zarr --dry-run
     """
     from trajstats.data.ingest import ingest
-    from trajstats.errors import TrajstatsError
 
     pairs = [text.partition("=") for text in rename]
     if bad := [text for text, pair in zip(rename, pairs, strict=True) if not pair[1]]:
@@ -57,45 +66,26 @@ def ingest_command(
         short = name.removeprefix(strip) if strip else name
         return names.get(short, short)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # findings are part of what is printed
-            plan = ingest(
-                paths[0] if len(paths) == 1 else list(paths),
-                out,
-                step_from=step_from,
-                include=include,
-                rename=renamed,
-                dims={"step": step_dim} if step_dim else None,
-                optimizer=optimizer,
-                replica=replica,
-                memory=memory * 2**20,
-                workers=workers,
-                on_finding="raise" if strict else "warn",
-                dry_run=dry_run,
-                progress=not dry_run,
-            )
-    except (TrajstatsError, re.error) as error:
-        raise click.ClickException(printable(str(error))) from error
-    click.echo(printable(str(plan)))
-
-
-def printable(text: str) -> str:
-    r"""Take control characters out of text that holds names from files, so that none reaches a terminal.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        The same text; control characters other than line breaks are written as escapes.
-
-    Examples
-    --------
-    >>> printable("a" + chr(27) + "[31m")
-    'a\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # findings are part of what is printed
+        plan = ingest(
+            paths[0] if len(paths) == 1 else list(paths),
+            out,
+            step_from=step_from,
+            include=include,
+            rename=renamed,
+            dims={"step": step_dim} if step_dim else None,
+            optimizer=optimizer,
+            replica=replica,
+            memory=memory * 2**20,
+            workers=workers,
+            on_finding="raise" if strict else "warn",
+            dry_run=dry_run,
+            progress=not dry_run and not as_json,
+        )
+    if not as_json:
+        say(str(plan))
+        return
+    facts = {name: getattr(plan, name) for name in ("out", "steps", "files", "layers", "dtype", "rule", "seconds")}
+    findings = [asdict(finding) for finding in plan.findings]
+    say_json({**facts, "passed_over": plan.passed_over, "findings": findings, "written": not dry_run})
