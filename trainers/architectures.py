@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +73,113 @@ def mlp_init(sizes: tuple[int, ...], seed: int, *, gain: float = 1.0) -> dict[st
         )
         for name, shape in mlp_shapes(sizes).items()
     }
+
+
+def n_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Count the weights of a layout.
+
+    Parameters
+    ----------
+    shapes : dict name -> tuple of int
+        As `mlp_shapes` gives them.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> n_parameters(mlp_shapes((784, 5, 5, 5, 10)))
+    4045
+    """
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@dataclass(frozen=True)
+class SizedMLP:
+    """Widths of a perceptron chosen for its number of parameters.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Widths from input to output.
+    n_parameters : int
+        Weights and biases it has.
+    deviation : float
+        Relative difference from the number asked for; 0.01 is one per cent more.
+    """
+
+    sizes: tuple[int, ...]
+    n_parameters: int
+    deviation: float
+
+
+def constant_count_family(
+    n_inputs: int, n_outputs: int, *, depths: Iterable[int], n_parameters: int
+) -> dict[int, SizedMLP]:
+    r"""Choose widths at each depth so that the total number of parameters is as near to one number as can be.
+
+    Hidden layers are as equal as the count allows: each has :math:`w` or :math:`w+1` units. Of all such nets the one
+    nearest to the target is taken, of equally near ones the one whose wider layers come first.
+
+    Parameters
+    ----------
+    n_inputs, n_outputs : int
+        Ends of the perceptron.
+    depths : iterable of int
+        Numbers of hidden layers, 1 to 16.
+    n_parameters : int
+        Weights and biases asked for.
+
+    Returns
+    -------
+    dict depth -> SizedMLP
+        With the deviation from the target: a unit of the first layer costs n_inputs + 1 weights, so small nets on many
+        inputs miss it by a few per cent.
+
+    Raises
+    ------
+    ArgumentError
+        If a depth is out of range, or even one unit a layer has more parameters than asked for.
+
+    Notes
+    -----
+    Cost: two to the power of the depth, for a few values of w.
+
+    References
+    ----------
+    Paper key *subaging*: Herrera Segura, Montoya and Tapias 2022, arXiv:2209.02517 (families of constant count).
+
+    Examples
+    --------
+    >>> family = constant_count_family(784, 10, depths=[1, 3, 5], n_parameters=4045)
+    >>> {depth: (net.sizes, net.n_parameters) for depth, net in family.items()}
+    {1: ((784, 5, 10), 3985), 3: ((784, 5, 5, 5, 10), 4045), 5: ((784, 5, 4, 4, 4, 4, 10), 4059)}
+    """
+    return {depth: _sized(n_inputs, n_outputs, depth, n_parameters) for depth in depths}
+
+
+def _sized(n_inputs: int, n_outputs: int, depth: int, target: int) -> SizedMLP:
+    def count(hidden: tuple[int, ...]) -> int:
+        return n_parameters(mlp_shapes((n_inputs, *hidden, n_outputs)))
+
+    if not 1 <= depth <= 16:
+        msg = f"depth={depth}: give 1 to 16 hidden layers"
+        raise ArgumentError(msg)
+    if (least := count((1,) * depth)) > target:
+        msg = f"n_parameters={target}: {depth} hidden layers of one unit have {least}; ask for more, or fewer layers"
+        raise ArgumentError(msg)
+    width = 1
+    while count((2 * width,) * depth) <= target:
+        width *= 2
+    step = width
+    while step := step // 2:
+        width += step if count((width + step,) * depth) <= target else 0
+    # The target lies between depth layers of `width` and of `width + 1` units.
+    mixed = [tuple(width + extra for extra in extras) for extras in itertools.product((1, 0), repeat=depth)]
+    hidden = min(mixed, key=lambda widths: abs(count(widths) - target))
+    found = count(hidden)
+    return SizedMLP((n_inputs, *hidden, n_outputs), found, found / target - 1)
 
 
 @dataclass(frozen=True)
@@ -192,3 +302,30 @@ def torch_mlp(
         if activate_output or layer < len(sizes) - 2:
             blocks.append(kinds[activation]())
     return torch.nn.Sequential(*blocks)
+
+
+def equal_dimension_mlp(width: int, depth: int, *, activation: str = "tanh") -> JaxMLP:
+    r"""Build a map of a space to itself: `depth` layers of `width` units, the last one activated too.
+
+    Parameters
+    ----------
+    width, depth : int
+        N and L.
+    activation : str
+        As for `JaxMLP`.
+
+    Returns
+    -------
+    JaxMLP
+        The torch module with the same flat vector is ``torch_mlp(model.sizes, activate_output=True)``.
+
+    References
+    ----------
+    Paper key *fixedpoints*: Berlyand and Slavin 2025, arXiv:2501.04182.
+
+    Examples
+    --------
+    >>> equal_dimension_mlp(4, 2).sizes
+    (4, 4, 4)
+    """
+    return JaxMLP((width,) * (depth + 1), activation=activation, activate_output=True)

@@ -1,4 +1,4 @@
-"""JaxNetwork: the Network protocol for any JAX model; and a small SGD loop that records while it trains."""
+"""JaxNetwork: the Network protocol for any JAX model."""
 
 from __future__ import annotations
 

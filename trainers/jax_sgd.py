@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +14,9 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from trainers.jax_adapter import flat_order, unravel
-from trainers.recording import Recorder, batch_order, steps_per_epoch
+from trainers.recording import Recorder, batch_order, check_same_settings, steps_per_epoch
 from trajstats.data.store import open_trajectory
-from trajstats.errors import ArgumentError, NonFiniteError, StoreError, StoreNotFoundError
+from trajstats.errors import ArgumentError, NonFiniteError
 
 EPOCHS_PER_CALL = 32
 
@@ -113,7 +112,7 @@ def train_jax(
     with ExitStack() as stack:
         recorders = []
         for path, seed in zip(paths, seeds, strict=True):
-            _check_same_settings(path, names, settings["optimiser"])
+            check_same_settings(path, names, settings["optimiser"])
             recorder = Recorder(path, layers, schedule, replica=int(seed), attrs={"seed": int(seed), **settings})
             recorders.append(stack.enter_context(recorder))
         step, weights = _start(recorders, paths, params)
@@ -192,22 +191,6 @@ def _orders(kind: str, n: int, seeds: Sequence[int], first_epoch: int) -> Any:
     return jnp.asarray(
         np.stack([[batch_order(kind, n, seed=int(seed), epoch=epoch) for epoch in epochs] for seed in seeds])
     )
-
-
-def _check_same_settings(path: str | Path, names: Sequence[str], optimiser: Mapping[str, Any]) -> None:
-    try:
-        run = open_trajectory(str(path))
-    except StoreNotFoundError:
-        return
-    stored = json.loads(run.attrs.get("optimiser", "{}"))
-    different = [key for key, value in optimiser.items() if key != "framework" and stored.get(key) != value]
-    if different or [str(name) for name in run["layer"].values] != list(names):
-        then = {key: stored.get(key) for key in different} or "other layers"
-        msg = (
-            f"{path} was recorded with other settings ({then}; now { ({key: optimiser[key] for key in different}) }); "
-            "give another path, or delete that store to start again"
-        )
-        raise StoreError(msg)
 
 
 def _start(recorders: Sequence[Recorder], paths: Sequence[str | Path], params: Sequence[Any]) -> tuple[int, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from trajstats.data.store import TrajectoryWriter
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.data.store import TrajectoryWriter, open_trajectory
+from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
 
 
 def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -257,3 +259,35 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
         msg = f"batch_size={batch_size}: it must be between 1 and the number of examples, {n_examples}"
         raise ArgumentError(msg)
     return n_examples // batch_size
+
+
+def check_same_settings(path: str | Path, names: Sequence[str], optimiser: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings than it was recorded with.
+
+    Parameters
+    ----------
+    path : str or Path
+        A store; one that does not exist passes.
+    names : sequence of str
+        Layers of the network that would go on.
+    optimiser : mapping
+        Its settings, the attribute ``optimiser`` of a run; ``framework`` (a version) may change.
+
+    Raises
+    ------
+    StoreError
+        If layers or settings differ; it names them.
+    """
+    try:
+        run = open_trajectory(str(path))
+    except StoreNotFoundError:
+        return
+    stored = json.loads(run.attrs.get("optimiser", "{}"))
+    different = [key for key, value in optimiser.items() if key != "framework" and stored.get(key) != value]
+    if different or [str(name) for name in run["layer"].values] != list(names):
+        then = {key: stored.get(key) for key in different} or "other layers"
+        msg = (
+            f"{path} was recorded with other settings ({then}; now { ({key: optimiser[key] for key in different}) }); "
+            "give another path, or delete that store to start again"
+        )
+        raise StoreError(msg)

@@ -1,4 +1,4 @@
-"""TorchNetwork: the Network protocol for any torch module; and a small SGD loop that records while it trains."""
+"""TorchNetwork: the Network protocol for any torch module."""
 
 from __future__ import annotations
 
