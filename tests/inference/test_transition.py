@@ -103,13 +103,30 @@ def test_several_losses_extrapolate_to_zero():
     np.testing.assert_allclose(fit.tables["losses"]["w_c"], 4.5 - 2 * losses, atol=0.5)
 
 
-def test_depths_share_a_population_of_exponents():
-    t = np.concatenate([scattered(w_c=4.0 - d, nu=1.0, seed=d) for d in (0, 1, 2)])
-    depth = np.repeat([1.0, 2, 3], WIDTH.size)
-    fit = ts.fit_divergence(times(t, np.tile(WIDTH, 3), depth=("run", depth)), rng=0, max_steps=2000)
+def test_a_depth_with_few_runs_borrows_the_exponent_of_the_others():
+    parts = [(WIDTH, 1.0, 0), (WIDTH, 2.0, 1), (WIDTH[::5], 3.0, 2)]
+    t = np.concatenate([scattered(w_c=5.0 - depth, seed=seed, width=width) for width, depth, seed in parts])
+    width = np.concatenate([width for width, _, _ in parts])
+    depth = np.concatenate([np.full(width.size, depth) for width, depth, _ in parts])
+    learned = times(t, width, depth=("run", depth))
+    fit = ts.fit_divergence(learned, rng=0, max_steps=4000)
+    table = fit.tables["depths"]
+    # three depths say little of how alike they are: the poor one borrows some, the rich ones hardly notice
+    poor, rich = table.sel(depth=3.0), table.sel(depth=1.0)
+    assert float(poor["w_c_stderr"]) < 0.9 * float(poor["w_c_alone_stderr"])
+    assert float(rich["w_c_stderr"]) == pytest.approx(float(rich["w_c_alone_stderr"]), rel=0.3)
+    for one in (1.0, 2.0, 3.0):
+        row = table.sel(depth=one)
+        assert abs(float(row["w_c"]) - (5.0 - one)) < 3 * float(row["w_c_stderr"])
     row = fit.summary().sel(coefficient="nu", level=0.95)
     assert float(row["interval"].sel(bound="lower")) < 1 < float(row["interval"].sel(bound="upper"))
-    assert abs(median(fit, "w_c[depth=2.0]") - 3) < 0.8
+    assert fit.attrs["priors"]["nu_spread"] == [0.0, 1.0]
+    # told that exponents are alike, the exponent of the rich ones closes what the poor one leaves open
+    alike = ts.fit_divergence(learned, rng=0, max_steps=4000, prior={"nu_spread": (0.0, 0.05)}).tables["depths"]
+    assert float(alike["w_c_stderr"].sel(depth=3.0)) < 0.8 * float(poor["w_c_alone_stderr"])
+    assert abs(float(alike["w_c"].sel(depth=3.0)) - 2) < 3 * float(alike["w_c_stderr"].sel(depth=3.0))
+    with pytest.raises(ArgumentError, match="below the upper"):
+        ts.fit_divergence(learned, rng=0, prior={"nu_spread": (1.0, 0.5)})
 
 
 def test_emcee_gives_the_same_posterior_as_the_batched_kernel():

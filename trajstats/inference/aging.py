@@ -24,6 +24,7 @@ from trajstats.inference.checks import LOCALITY_LIMIT, overlap_gap, residual_che
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points, layer_blocks, two_time_points
+from trajstats.inference.priors import Priors, merged_priors
 from trajstats.inference.replicas import population_draws, population_table
 from trajstats.inference.resampling import linear_error
 from trajstats.inference.results import FitResult
@@ -36,8 +37,6 @@ ESTIMATORS = ("free", "free_simple", "threshold", *MASTER_CURVES)
 MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
 _NOISE_DRAWS = 60
 
-Bounds = Mapping[str, tuple[float, float]]
-
 
 def fit_subaging(
     delta: xr.DataArray,
@@ -49,7 +48,7 @@ def fit_subaging(
     over: str = "total",
     stationary: bool = False,
     clocks: Mapping[str, xr.DataArray] | None = None,
-    prior: Bounds | None = None,
+    prior: Priors | None = None,
     sampler: str = "emcee",
     max_steps: int = 20_000,
     progress: bool = False,
@@ -123,7 +122,7 @@ def fit_subaging(
     True
     """
     name, curve_chosen = _check_options(estimator, likelihood, sampler)
-    bounds = _check_prior(prior)
+    bounds = merged_priors(PRIOR, prior)
     points = two_time_points(delta, over=over)
     differences = _clock_differences(delta, points, clocks or {})
     generator = np.random.default_rng(rng)
@@ -185,18 +184,6 @@ def _check_options(estimator: str | MasterCurve, likelihood: str, sampler: str) 
     return estimator, MASTER_CURVES.get(estimator)
 
 
-def _check_prior(prior: Bounds | None) -> dict[str, tuple[float, float]]:
-    bounds = dict(PRIOR)
-    for name, (low, high) in (prior or {}).items():
-        if name not in PRIOR:
-            raise ArgumentError(unknown("prior", name, PRIOR))
-        if not low < high:
-            msg = f"prior {name}=({low}, {high}): the lower bound must be below the upper"
-            raise ArgumentError(msg)
-        bounds[name] = (float(low), float(high))
-    return bounds
-
-
 def _clock_differences(
     delta: xr.DataArray, points: Points, clocks: Mapping[str, xr.DataArray]
 ) -> dict[str, np.ndarray]:
@@ -222,7 +209,7 @@ def _clock_differences(
 def _tables(
     pilot: Pilot,
     points: Points,
-    bounds: Bounds,
+    bounds: Priors,
     differences: Mapping[str, np.ndarray],
     rng: np.random.Generator,
     chosen: MasterCurve | None,
@@ -272,7 +259,7 @@ def _errors(
     delta: xr.DataArray,
     points: Points,
     pilot: Pilot,
-    bounds: Bounds,
+    bounds: Priors,
     likelihood: str,
     rng: np.random.Generator,
     tables: dict[str, xr.Dataset],
@@ -327,7 +314,7 @@ def _errors(
 
 
 def _judge(
-    sampled: Sampled, pilot: Pilot, tables: Mapping[str, xr.Dataset], bounds: Bounds, flags: list[str], name: str
+    sampled: Sampled, pilot: Pilot, tables: Mapping[str, xr.Dataset], bounds: Priors, flags: list[str], name: str
 ) -> str:
     status = "ok" if bool(sampled.diagnostics["converged"]) else "not converged"
     word = structured(tables["predictive_check"])

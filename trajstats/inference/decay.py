@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,13 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.comparison import information_criteria, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.relaxation import CURVES, NAMES, Binned, decay_shape, log_bins, log_likelihood
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 
 _MIN_POINTS = 10
 _MIN_DECADES = 1.0
-
-
-Priors = Mapping[str, tuple[float, float]]
 
 
 def fit_decay(
@@ -107,17 +104,13 @@ def fit_decay(
         raise ArgumentError(unknown("curve", curve, CURVES))
     time, values = _checked(loss, clock)
     chosen = _window(time, values) if window is None else window
-    inside = (time >= chosen[0]) & (time <= chosen[1])
-    if (values[inside] <= 0).any():
-        msg = f"{int((values[inside] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
+    used = (time >= chosen[0]) & (time <= chosen[1])
+    if (values[used] <= 0).any():
+        msg = f"{int((values[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
         raise FitError(msg)
-    data = log_bins(time[inside], values[inside], bins_per_decade)
+    data = log_bins(time[used], values[used], bins_per_decade)
     _check_size(data, chosen)
-    priors = default_priors(data, curve)
-    for name, (low, high) in (prior or {}).items():
-        if name not in priors:
-            raise ArgumentError(unknown("prior", name, priors))
-        priors[name] = (float(low), float(high))
+    priors = merged_priors(default_priors(data, curve), prior)
     scale = float(priors["L_inf"][1])
     if not floor:
         priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
@@ -239,11 +232,11 @@ def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -
     ndarray, (m,)
     """
     low, high = np.array([priors[name] for name in NAMES]).T
-    inside = ((theta > low) & (theta < high)).all(axis=1)
+    allowed = ((theta > low) & (theta < high)).all(axis=1)
     out = np.full(len(theta), -np.inf)
-    if inside.any():
+    if allowed.any():
         with np.errstate(all="ignore"):
-            out[inside] = log_likelihood(theta[inside], data, curve)
+            out[allowed] = log_likelihood(theta[allowed], data, curve)
     return np.where(np.isfinite(out), out, -np.inf)
 
 
@@ -273,10 +266,7 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
         "log_range": -0.5,
         "power": 1.0,
     }
-    start = {}
-    for name in NAMES:
-        a, b = priors[name]
-        start[name] = (min(max(float(guess[name]), a + 0.02 * (b - a)), b - 0.02 * (b - a)), a, b)
+    start = inside({name: float(guess[name]) for name in NAMES}, priors, 0.02)
 
     def one(vector: np.ndarray) -> float:
         with np.errstate(all="ignore"):

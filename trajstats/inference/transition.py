@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.comparison import information_criteria, savage_dickey
 from trajstats.inference.divergence import (
     NAMES,
@@ -20,14 +20,13 @@ from trajstats.inference.divergence import (
 )
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 
 _EDGE = 0.02
 _MIN_WIDTHS = 3
 _MIN_LEARNED = 4
-
-Priors = Mapping[str, tuple[float, float]]
 
 
 def fit_divergence(
@@ -54,8 +53,8 @@ def fit_divergence(
     times : Dataset of `learning_times`, or DataArray
         ``learning_time`` and ``learned`` along `run` with coordinate ``width``. A DataArray has a coordinate ``width``;
         runs at infinity, or at or above `budget`, count as not learned. With a dim `loss` the losses are fitted
-        jointly and w_c is extrapolated to loss 0; with a coordinate ``depth`` of several values, depths are fitted
-        each and nu over them.
+        jointly and w_c is extrapolated to loss 0; with a coordinate ``depth`` of several values, each depth has its
+        own w_c and their exponents are drawn from one population (``nu``, ``nu_spread``).
     rng : int or numpy.random.Generator
         Seed.
     nu : float, optional
@@ -65,8 +64,8 @@ def fit_divergence(
     budget : float, optional
         Largest time watched; needed with infinite times and no ``budget`` variable.
     prior : mapping name -> (lower, upper), optional
-        Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction``; defaults
-        in `default_priors`.
+        Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction`` (with
+        several depths ``nu_spread`` too); defaults in `default_priors`.
     sampler : str
         ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same
         rules.
@@ -104,13 +103,13 @@ def fit_divergence(
     """
     table = _as_table(times, budget)
     if "depth" in table.coords and np.unique(table["depth"].values).size > 1:
-        from trajstats.inference.sweeps import fit_depths
+        from trajstats.inference.joint_divergence import fit_depths
 
         return fit_depths(
             table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
         )
     if "loss" in table.dims:
-        from trajstats.inference.sweeps import fit_losses
+        from trajstats.inference.joint_divergence import fit_losses
 
         return fit_losses(
             table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
@@ -230,15 +229,12 @@ def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple
     ArgumentError
         If a name is unknown or w_c may reach a width that learned.
     """
-    priors = {name: (float(low), float(high)) for name, (low, high) in default_priors(data).items()}
-    for name, (low, high) in (given or {}).items():
-        if name not in priors:
-            raise ArgumentError(unknown("prior", name, priors))
-        if not low < high:
-            msg = f"prior {name}=({low}, {high}): the lower bound must be below the upper"
-            raise ArgumentError(msg)
-        priors[name] = (float(low), float(np.minimum(high, data.narrowest)) if name == "w_c" else float(high))
-    return priors
+    priors = merged_priors({k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}, given)
+    low, high = priors["w_c"]
+    if low >= data.narrowest:
+        msg = f"prior w_c=({low:g}, {high:g}): width {data.narrowest:g} learned, so that w_c is below it"
+        raise ArgumentError(msg)
+    return {**priors, "w_c": (low, min(high, float(data.narrowest)))}
 
 
 def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximum:
@@ -266,10 +262,7 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
         "log_delta": np.log(0.05 * max(high, 1e-9)),
         STUCK: 0.05,
     }
-    start = {}
-    for name in names:
-        a, b = priors[name]
-        start[name] = (min(max(guess[name], a + 0.01 * (b - a)), b - 0.01 * (b - a)), a, b)
+    start = inside({name: guess[name] for name in names}, priors, 0.01)
 
     def one(vector: np.ndarray) -> float:
         with np.errstate(all="ignore"):

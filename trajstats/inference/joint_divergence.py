@@ -1,4 +1,4 @@
-"""Divergences of several losses or depths at once."""
+"""Divergences of several losses, or of several depths, in one posterior."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import xarray as xr
 from trajstats.errors import FitError
 from trajstats.inference.divergence import NAMES, STUCK, log_posterior
 from trajstats.inference.ensemble import draw_posterior
-from trajstats.inference.replicas import population_mean
+from trajstats.inference.population import hierarchical_draws
+from trajstats.inference.priors import Priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.transition import checked_priors, fit_divergence, learning_arrays, maximum, one_sided
 
-Priors = Mapping[str, tuple[float, float]]
+NU_SPREAD = (0.0, 1.0)
+_FEWEST = 100
 
 
 def fit_losses(
@@ -156,8 +158,13 @@ def fit_losses(
     )
 
 
-def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, **options: Any) -> FitResult:
-    r"""Fit each depth, then the population of exponents over depths.
+def fit_depths(
+    table: xr.Dataset, /, *, rng: int | np.random.Generator | None, prior: Priors | None, **options: Any
+) -> FitResult:
+    r"""Fit all depths at once: exponents of the depths are drawn from one population, each depth has its own w_c.
+
+    :math:`\nu_d\sim N(\nu,s^2)` between the bounds of the prior of nu; w_c, A and the scatter are each depth's own. A
+    depth with few runs borrows the exponent of the others, and with it their knowledge of w_c.
 
     Parameters
     ----------
@@ -165,67 +172,89 @@ def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, *
         Learning times with the coordinate ``depth`` along `run`.
     rng : int or numpy.random.Generator
         Seed.
+    prior : mapping, optional
+        As `fit_divergence`, and ``nu_spread``: bounds of the spread s of the population, uniform on (0, 1) by default.
     **options
         As `fit_divergence`.
 
     Returns
     -------
     FitResult
-        ``nu`` is the mean of the population over depths (Student t); ``w_c`` and ``A`` have a dim `depth`;
-        ``tables["depths"]`` lists the depths with their status.
+        ``nu`` is the mean of the population and ``nu_spread`` its spread; ``w_c``, ``A`` and ``nu_depth`` have a dim
+        `depth`; ``tables["depths"]`` lists the depths pooled and alone (``w_c_alone``, ``nu_alone``).
 
     Raises
     ------
     FitError
         If fewer than two depths can be fitted.
+
+    Notes
+    -----
+    Given the exponents the depths are independent: each is sampled alone under the uniform prior of nu, and its draws
+    are weighted by the population (`population.hierarchical_draws`), which is the joint posterior itself.
     """
     generator = np.random.default_rng(rng)
+    single = dict(prior or {})
+    spread = prior_bounds("nu_spread", single.pop("nu_spread", NU_SPREAD))
     fits, failed = {}, {}
     for depth in np.unique(table["depth"].values):
         part = table.isel(run=np.flatnonzero(table["depth"].values == depth)).drop_vars("depth")
         try:
-            fits[float(depth)] = fit_divergence(part, rng=generator, **options)
+            fits[float(depth)] = fit_divergence(part, rng=generator, prior=single, **options)
         except FitError as error:
             failed[float(depth)] = str(error)
     if len(fits) < 2:
         msg = f"{len(fits)} depths could be fitted; a population over depths needs two. Failed: {failed}"
         raise FitError(msg)
     n_draws = min(fit.posterior.sizes["draw"] for fit in fits.values())
-    stacked = {
+    alone = {
         name: np.stack([fit.posterior[name].values[:, :n_draws] for fit in fits.values()], axis=-1)
         for name in ("w_c", "A", "nu")
     }
     dims = ("chain", "draw", "depth")
-    means, errors = stacked["nu"].mean(axis=(0, 1)), stacked["nu"].std(axis=(0, 1))
+    coords = {"depth": list(fits)}
     if options.get("nu") is None:
-        mean, scale, spread = population_mean(means, errors)
-        nu = mean + scale * generator.standard_t(len(fits) - 1, size=stacked["nu"].shape[:2])
+        limits = tuple(next(iter(fits.values())).attrs["priors"]["nu"])
+        joint = hierarchical_draws(alone["nu"], limits, spread, generator)
+        rows = joint.rows
+        columns = {"nu": (dims[:2], joint.mean), "nu_spread": (dims[:2], joint.spread)}
+        ess = joint.ess
     else:
-        nu, spread = stacked["nu"][..., 0], 0.0
+        rows = np.arange(alone["nu"][..., 0].size).reshape(alone["nu"].shape[:2])[..., None].repeat(len(fits), -1)
+        columns = {"nu": (dims[:2], alone["nu"][..., 0])}
+        ess = np.full(len(fits), float(rows[..., 0].size))
+    pooled = {
+        name: np.take_along_axis(values.reshape(-1, len(fits)), rows.reshape(-1, len(fits)), axis=0).reshape(rows.shape)
+        for name, values in alone.items()
+    }
     posterior = xr.Dataset(
         {
-            "nu": (dims[:2], nu),
-            "w_c": (dims, stacked["w_c"]),
-            "A": (dims, stacked["A"]),
-            "nu_depth": (dims, stacked["nu"]),
+            **columns,
+            "w_c": (dims, pooled["w_c"]),
+            "A": (dims, pooled["A"]),
+            "nu_depth": (dims, pooled["nu"]),
         },
-        coords={"depth": list(fits)},
+        coords=coords,
     )
     worst = max(fits.values(), key=lambda fit: float(fit.diagnostics["r_hat"].max()))
     depths = xr.Dataset(
         {
-            "nu": ("depth", means),
-            "nu_stderr": ("depth", errors),
-            "w_c": ("depth", np.median(stacked["w_c"], axis=(0, 1))),
-            "w_c_stderr": ("depth", stacked["w_c"].std(axis=(0, 1))),
+            "w_c": ("depth", np.median(pooled["w_c"], axis=(0, 1))),
+            "w_c_stderr": ("depth", pooled["w_c"].std(axis=(0, 1))),
+            "nu": ("depth", np.median(pooled["nu"], axis=(0, 1))),
+            "nu_stderr": ("depth", pooled["nu"].std(axis=(0, 1))),
+            "w_c_alone": ("depth", np.median(alone["w_c"], axis=(0, 1))),
+            "w_c_alone_stderr": ("depth", alone["w_c"].std(axis=(0, 1))),
+            "nu_alone": ("depth", np.median(alone["nu"], axis=(0, 1))),
+            "nu_alone_stderr": ("depth", alone["nu"].std(axis=(0, 1))),
+            "effective_draws": ("depth", ess),
             "status": ("depth", np.array([fit.status for fit in fits.values()], dtype=object)),
-            "spread_of_nu": spread,
         },
-        coords={"depth": list(fits)},
+        coords=coords,
     )
-    flags = [f"nu is the mean over {len(fits)} depths, each fitted on its own"]
+    flags = [f"nu is the mean of a population over {len(fits)} depths; each depth has its own w_c and scatter"]
     flags += [f"depth {depth:g} left out: {why}" for depth, why in failed.items()]
-    bad = [fit.status for fit in fits.values() if fit.status != "ok"]
+    flags += [f"depth {depth:g} alone: {fit.status}" for depth, fit in fits.items() if fit.status != "ok"]
     return FitResult(
         "fit_divergence",
         posterior,
@@ -233,9 +262,17 @@ def fit_depths(table: xr.Dataset, /, *, rng: int | np.random.Generator | None, *
         worst.diagnostics,
         {"depths": depths},
         tuple(flags),
-        bad[0] if bad else "ok",
-        {"clock": str(table.attrs.get("clock", "step"))},
+        _joint_status(fits, pooled["w_c"], ess),
+        {"clock": str(table.attrs.get("clock", "step")), "priors": {**single, "nu_spread": list(spread)}},
     )
+
+
+def _joint_status(fits: Mapping[float, FitResult], w_c: np.ndarray, ess: np.ndarray) -> str:
+    if not all(fit.converged for fit in fits.values()) or ess.min() < _FEWEST:
+        return "not converged"
+    # what a depth alone leaves open the others may settle: the pooled draws are asked
+    settled = [one_sided(w_c[..., k], tuple(fit.attrs["priors"]["w_c"]))[1] for k, fit in enumerate(fits.values())]
+    return "ok" if all(settled) else "not identified"
 
 
 def _observed(table: xr.Dataset) -> xr.Dataset:
