@@ -27,6 +27,7 @@ _MODULES = {
     "trajstats.data.schema": ["check_trajectory", "trajectory_dataset"],
     "trajstats.data.schedules": ["aging_schedule", "log_schedule", "time_pairs"],
     "trajstats.data.store": ["TrajectoryWriter", "follow", "open_trajectory"],
+    "trajstats.data.sweep": ["open_sweep", "select_runs", "sweep_table"],
     "trajstats.data.ingest": ["ingest"],
     "trajstats.data.maintenance": ["append_from", "compact", "delete_after"],
     "trajstats.data.sketch": ["Sketch", "sketch_msd"],

@@ -1,0 +1,396 @@
+"""A sweep: many runs with different settings, opened lazily, as a tree of trajectories and a table of settings."""
+
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data.naming import natural_key
+from trajstats.data.schema import PARAMETER, REPLICA, STEP
+from trajstats.data.store import open_trajectory
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, TrajstatsError, unknown
+
+RUN = "run"
+SKIPPED, WRITING = "skipped", "writing"
+SUFFIX = ".zarr"
+# Attributes that say how a store was made, not what was trained.
+_BOOKKEEPING = frozenset(
+    {"schema_version", "store_format", "committed_rows", "uid", "source", "created_with", "source_dtype", "checksums"}
+    | {"state"}
+)
+_DEEPEST = 4
+# What zarr, numcodecs and the file system raise on files that are not what they should be.
+_DAMAGE = (TrajstatsError, ValueError, KeyError, TypeError, RuntimeError, OSError)
+
+
+def open_sweep(paths: Any, /, *, damaged: str = "raise", **options: Any) -> xr.DataTree:
+    """Open the runs of a sweep lazily, one node a run; they may differ in architecture, times and settings.
+
+    Parameters
+    ----------
+    paths : path, URL, glob pattern, or list of paths, URLs or zarr stores
+        A folder that holds trajectory stores at any depth up to four, a pattern such as ``"runs/w*_seed?.zarr"``
+        (patterns and folders may be URLs of any file system that fsspec knows), or the stores themselves.
+    damaged : str
+        ``"raise"``: a member that cannot be opened is an error that names it; ``"skip"``: it is left out, and named
+        with its reason in the attribute ``skipped``.
+    **options
+        Passed to `open_trajectory` for each run: ``layers``, ``block_bytes``.
+
+    Returns
+    -------
+    xarray.DataTree
+        A child node for each run, in natural order. A node's name is the store's path below the folder (for a pattern:
+        below its part without wildcards; for a list: below the common folder), with ``.`` for the separators and
+        without ``.zarr``: a run keeps its name when others are added. Attributes: ``skipped`` (JSON list of ``run``,
+        ``path``, ``reason``) and ``writing`` (JSON list of runs that are still being written, of which the committed
+        rows are here).
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is not allowed.
+    StoreNotFoundError
+        If there is no store.
+    StoreError
+        If a member cannot be opened, or none of them.
+
+    Notes
+    -----
+    Metadata, steps and series of every run are read, no weight: about 10 ms a run. A tile that is damaged is found when
+    it is read; `map_sweep` then reports that run as failed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from trajstats.data.store import TrajectoryWriter
+    >>> folder = tempfile.mkdtemp()
+    >>> for width in (4, 8):
+    ...     with TrajectoryWriter(f"{folder}/w{width}.zarr", {"w": (width,)}, attrs={"net": {"width": width}}) as run:
+    ...         run.append(0, np.zeros(width))
+    >>> sweep = open_sweep(folder)
+    >>> list(sweep.children), sweep_table(sweep)["net.width"].values.tolist()
+    (['w4', 'w8'], [4, 8])
+    """
+    if damaged not in {"raise", "skip"}:
+        raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "skip"]))
+    runs: dict[str, xr.Dataset] = {}
+    skipped: list[dict[str, str]] = []
+    for name, place in _members(paths).items():
+        try:
+            runs[name] = open_trajectory(place, **options)
+        except ArgumentError:
+            raise
+        except _DAMAGE as error:
+            if damaged == "raise":
+                kind = StoreNotFoundError if isinstance(error, StoreNotFoundError) else StoreError
+                msg = (
+                    f"run {name!r} of the sweep, {place}, cannot be opened: {error}. open_sweep(..., damaged='skip') "
+                    "leaves such runs out"
+                )
+                raise kind(msg) from error
+            skipped.append({"run": name, "path": str(place), "reason": f"{type(error).__name__}: {error}"})
+    if not runs:
+        msg = f"none of the {len(skipped)} runs can be opened; the first, {skipped[0]['path']}: {skipped[0]['reason']}"
+        raise StoreError(msg)
+    sweep = xr.DataTree.from_dict(runs)
+    writing = [name for name, run in runs.items() if run.attrs.get("state") == "writing"]
+    sweep.attrs = {SKIPPED: json.dumps(skipped), WRITING: json.dumps(writing)}
+    return sweep
+
+
+def sweep_table(sweep: xr.DataTree | Mapping[str, xr.Dataset], /) -> xr.Dataset:
+    """Tabulate the settings of the runs of a sweep.
+
+    Parameters
+    ----------
+    sweep : DataTree or mapping name -> Dataset
+        What `open_sweep` gave.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dim `run`, its coordinate the names of the nodes. A variable for each setting in the runs' attributes, nested
+        ones with dotted names (``optimiser.learning_rate``): numbers (NaN where a run lacks them), or text (empty where
+        a run lacks it); lists are JSON text. Besides ``n_steps``, ``last_step``, ``n_parameters``, ``replica`` (label
+        of the first replica) and ``state`` (``"finished"`` or ``"writing"``).
+
+    Raises
+    ------
+    ArgumentError
+        If the sweep holds no run.
+
+    Examples
+    --------
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> run = trajectory_dataset(np.zeros((2, 3)), step=[0, 9], attrs={"optimiser": {"lr": 0.1, "kind": "sgd"}})
+    >>> table = sweep_table({"a": run})
+    >>> float(table["optimiser.lr"][0]), str(table["optimiser.kind"].values[0]), int(table["last_step"][0])
+    (0.1, 'sgd', 9)
+    """
+    runs = sweep_runs(sweep)
+    rows = []
+    for run in runs.values():
+        steps = run[STEP].values
+        facts = {
+            "n_steps": int(steps.size),
+            "last_step": int(steps[-1]) if steps.size else -1,
+            "n_parameters": int(run["layer_stop"].values[-1]) if PARAMETER in run.dims else 0,
+            "replica": int(run[REPLICA].values[0]),
+            "state": str(run.attrs.get("state", "finished")),
+        }
+        rows.append({**_settings(run.attrs), **facts})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: (RUN, _column([row.get(name) for row in rows])) for name in names}
+    return xr.Dataset(columns, coords={RUN: np.array(list(runs), dtype=object)})
+
+
+def select_runs(sweep: xr.DataTree, /, where: Mapping[str, Any] | None = None, **settings: Any) -> xr.DataTree:
+    """Keep the runs of a sweep that have some settings.
+
+    Parameters
+    ----------
+    sweep : DataTree
+        What `open_sweep` gave.
+    where : mapping name -> value, optional
+        Settings whose names are no Python names, such as ``{"optimiser.kind": "sgd"}``.
+    **settings
+        Name -> a value, a list of values, or a function of the value that says yes or no. A name is a column of
+        `sweep_table`, or its last part where that is unique: ``width`` for ``architecture.width``.
+
+    Returns
+    -------
+    xarray.DataTree
+        The runs that agree with all of them; still lazy.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not a setting, stands for several, or no run is left.
+
+    Examples
+    --------
+    >>> from trajstats.data.schema import trajectory_dataset
+    >>> runs = {f"w{w}": trajectory_dataset(np.zeros((1, w)), step=[0], attrs={"width": w}) for w in (2, 4, 8)}
+    >>> list(select_runs(xr.DataTree.from_dict(runs), width=lambda w: w > 2).children)
+    ['w4', 'w8']
+    """
+    runs, table = sweep_runs(sweep), sweep_table(sweep)
+    keep = np.ones(len(runs), dtype=bool)
+    asked = {**(where or {}), **settings}
+    for name, wanted in asked.items():
+        column = setting_name(table, name)
+        keep &= [_agrees(value, wanted) for value in table[column].values.tolist()]
+    if not keep.any():
+        have = {name: sorted(set(table[setting_name(table, name)].values.tolist()), key=natural_key) for name in asked}
+        msg = f"no run of the sweep has {asked}; its runs have {have}"
+        raise ArgumentError(msg)
+    kept = xr.DataTree.from_dict({name: run for (name, run), good in zip(runs.items(), keep, strict=True) if good})
+    writing = [name for name in json.loads(sweep.attrs.get(WRITING, "[]")) if name in kept.children]
+    kept.attrs = {**sweep.attrs, WRITING: json.dumps(writing)}
+    return kept
+
+
+def sweep_runs(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """List the runs of a sweep.
+
+    Parameters
+    ----------
+    sweep : DataTree or mapping name -> Dataset
+        One trajectory per node.
+
+    Returns
+    -------
+    dict name -> Dataset
+        In the order of the sweep.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none.
+    """
+    if isinstance(sweep, xr.DataTree):
+        runs = {node.path.strip("/") or RUN: node.to_dataset() for node in sweep.subtree if STEP in node.dims}
+    else:
+        runs = dict(sweep)
+    if not runs:
+        msg = "the sweep holds no run with dim 'step'; open one with open_sweep(folder)"
+        raise ArgumentError(msg)
+    return runs
+
+
+def setting_name(table: xr.Dataset, name: str) -> str:
+    """Find the column of a table that a setting's name stands for.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        What `sweep_table` gave.
+    name : str
+        A column, or the last part of exactly one.
+
+    Returns
+    -------
+    str
+        The column.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none, or more than one.
+    """
+    columns = [str(column) for column in table.data_vars]
+    if name in columns:
+        return name
+    found = [column for column in columns if column.rpartition(".")[2] == name]
+    if not found:
+        raise ArgumentError(unknown("setting", name, columns))
+    if len(found) > 1:
+        msg = f"setting {name!r} stands for {', '.join(map(repr, found))}; give one of these names"
+        raise ArgumentError(msg)
+    return found[0]
+
+
+def _agrees(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Callable):  # type: ignore[arg-type]
+        return bool(wanted(value))
+    if isinstance(wanted, Collection) and not isinstance(wanted, str):
+        return value in list(wanted)
+    return bool(value == wanted)
+
+
+def _settings(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def lay(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                lay(f"{name}.{key}", inner)
+        elif isinstance(value, list | tuple):
+            flat[name] = json.dumps(value)
+        elif value is not None:
+            flat[name] = value.item() if isinstance(value, np.generic) else value
+
+    for name, value in attrs.items():
+        if str(name) not in _BOOKKEEPING:
+            lay(str(name), _decoded(value))
+    return flat
+
+
+def _decoded(value: Any) -> Any:
+    # The store keeps what is neither text nor a number as JSON.
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if isinstance(found, dict | list | bool) or found is None else value
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in known) and len(known) == len(values):
+        return np.array(values, dtype=bool)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        whole = all(isinstance(value, int) and abs(value) < 2**53 for value in known) and len(known) == len(values)
+        return np.array([np.nan if v is None else v for v in values], dtype=np.int64 if whole else np.float64)
+    return np.array(["" if value is None else str(value) for value in values], dtype=object)
+
+
+def _members(paths: Any) -> dict[str, Any]:
+    # Name -> store; a store is named by its place below the root of the sweep.
+    if isinstance(paths, str | os.PathLike):
+        found, root = _remote(str(paths)) if "://" in str(paths) else _local(str(paths))
+    elif isinstance(paths, list | tuple):
+        found = list(paths)
+        text = [str(Path(p).absolute()) for p in found if isinstance(p, str | os.PathLike) and "://" not in str(p)]
+        root = os.path.commonpath([os.path.dirname(p) for p in text]) if text and len(text) == len(found) else ""
+    else:
+        msg = f"a sweep is a folder, a pattern or a list of stores; got {type(paths).__name__}"
+        raise ArgumentError(msg)
+    if not found:
+        msg = f"no trajectory store at {paths}; check the path, or the pattern and the folder it starts from"
+        raise StoreNotFoundError(msg)
+    named: dict[str, Any] = {}
+    for k, place in enumerate(found):
+        name = _node_name(place, root) or f"run{k}"
+        if name in named:
+            msg = f"{named[name]} and {place} would both be the run {name!r}; rename one of them"
+            raise ArgumentError(msg)
+        named[name] = place
+    return named
+
+
+def _node_name(place: Any, root: str) -> str:
+    if not isinstance(place, str | os.PathLike):
+        return ""
+    text = str(place) if "://" in str(place) else str(Path(place).absolute())
+    inside = text.removeprefix(root) if root else text.rstrip("/").rpartition("/")[2]
+    parts = [part for part in inside.replace(os.sep, "/").split("/") if part]
+    return ".".join(parts).removesuffix(SUFFIX)
+
+
+def _local(text: str) -> tuple[list[str], str]:
+    if Path(text).is_dir():
+        root = Path(text)
+        if _is_store(root):
+            return [text], str(root.absolute().parent)
+        return sorted(_below(root, 1), key=natural_key), str(root.absolute())
+    if glob.has_magic(text):
+        found = sorted((p for p in glob.glob(text, recursive=True) if Path(p).is_dir()), key=natural_key)
+        return found, _fixed_part(str(Path(text).absolute()))
+    msg = f"{text} does not exist; check the path"
+    raise StoreNotFoundError(msg)
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "zarr.json").is_file() or folder.name.endswith(SUFFIX)
+
+
+def _below(folder: Path, depth: int) -> list[str]:
+    found: list[str] = []
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") or not entry.is_dir():
+            continue
+        if _is_store(entry):
+            found.append(str(entry))
+        elif depth < _DEEPEST:
+            found += _below(entry, depth + 1)
+    return found
+
+
+def _fixed_part(pattern: str) -> str:
+    parts = pattern.split("/")
+    magic = next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:magic])
+
+
+def _remote(url: str) -> tuple[list[str], str]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        if glob.has_magic(path):
+            found, root = system.glob(path), _fixed_part(path)
+        else:
+            marks = system.find(path, maxdepth=_DEEPEST + 1)
+            tops = sorted({mark.rpartition("/")[0] for mark in marks if mark.endswith("/zarr.json")}, key=len)
+            found, root = [], path.rstrip("/")
+            for top in tops:  # the arrays of a store have a zarr.json of their own
+                if not any(top.startswith(f"{store}/") for store in found):
+                    found.append(top)
+    except (ImportError, ValueError, OSError) as error:
+        msg = f"cannot list {url}: {error}. Give a local path, or install the fsspec package for this protocol."
+        raise StoreError(msg) from error
+    urls = [system.unstrip_protocol(name) for name in sorted(found, key=natural_key)]
+    return urls, system.unstrip_protocol(root)
