@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TrajstatsError(Exception):
@@ -76,3 +77,38 @@ def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = ""
     hint = f"; did you mean {near[0]!r}?" if near else ""
     tail = f" {do}" if do else ""
     return f"unknown {kind} {given!r}; allowed: {shown}{hint}{tail}"
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Let Ctrl-C say how to go on: a note on the KeyboardInterrupt, shown with it and by the command line.
+
+    Parameters
+    ----------
+    how : str
+        What is kept, and what to do to go on, as a sentence.
+
+    Yields
+    ------
+    None
+        While it holds.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The one that came, with the note.
+
+    Examples
+    --------
+    >>> try:
+    ...     with resumable("Call again to go on."):
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt as stop:
+    ...     print(stop.__notes__)
+    ['Call again to go on.']
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(how)
+        raise

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from threading import Event
 from typing import Any
 
 import numpy as np
 
+from trajstats.data.checks import check_series_name
 from trajstats.data.journal import Journal, Record
 from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
+from trajstats.data.rounding import rounding_floor
 from trajstats.data.schema import SCHEMA_VERSION
 from trajstats.data.tiles import Rows, Tiles
 from trajstats.errors import ArgumentError, SchemaError, StoreError
 
 
-def compact_records(tiles: Tiles, journal: Journal, records: Sequence[Record], clocks: Sequence[str]) -> None:
+def compact_records(
+    tiles: Tiles, journal: Journal, records: Sequence[Record], clocks: Sequence[str], stopped: Event
+) -> None:
     """Gather rows of the journal into tiles and commit them; the journal is left as it is.
 
     Parameters
@@ -30,12 +35,17 @@ def compact_records(tiles: Tiles, journal: Journal, records: Sequence[Record], c
         Consecutive rows.
     clocks : sequence of str
         Names of scalars that are clocks.
+    stopped : Event
+        Once set, gathering ends between two tiles with a StoreError; the rows stay in the journal.
     """
     if not records:
         return
     item = tiles.layout.dtype.itemsize
 
     def source(start: int, stop: int) -> np.ndarray:
+        if stopped.is_set():
+            msg = f"{tiles.place}: stopped while rows were gathered into tiles; they are safe in the journal"
+            raise StoreError(msg)
         block = np.empty((len(records), stop - start), dtype=tiles.layout.dtype)
         for k, record in enumerate(records):
             block[k] = np.frombuffer(journal.read(record, start * item, stop * item), dtype=tiles.layout.dtype)
@@ -88,6 +98,61 @@ def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
         stacklevel=5,
     )
     return records
+
+
+def to_scalars(series: Mapping[str, Any]) -> dict[str, float]:
+    """Take the scalars of a row as numbers.
+
+    Parameters
+    ----------
+    series : mapping
+        What the user gave.
+
+    Returns
+    -------
+    dict
+        Name -> float.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not allowed or a value is no number.
+    """
+    scalars = {}
+    for name, value in series.items():
+        check_series_name(name)
+        try:
+            scalars[name] = float(value)
+        except (TypeError, ValueError) as error:
+            msg = f"{name}={value!r:.60}: a series is one number a step. Other data belong into attrs."
+            raise ArgumentError(msg) from error
+    return scalars
+
+
+def layer_floors(payload: Sequence[np.ndarray], stops: np.ndarray, source_dtype: str) -> np.ndarray:
+    """Give the rounding floor of each layer of one row.
+
+    Parameters
+    ----------
+    payload : sequence of ndarray
+        The row: one array a layer, or one flat array.
+    stops : ndarray of int, (layer,)
+        End of each layer along `parameter`.
+    source_dtype : str
+        Type the weights were rounded to.
+
+    Returns
+    -------
+    ndarray, (layer,)
+        Mean over the weights of a layer.
+    """
+    total = np.zeros(stops.size)
+    if len(payload) == 1:
+        total += rounding_floor(payload[0].reshape(-1), stops, source_dtype)
+    else:
+        for k, array in enumerate(payload):
+            total[k] = rounding_floor(array.reshape(-1), np.array([array.size]), source_dtype)[0]
+    return total / np.maximum(np.diff(stops, prepend=0), 1)
 
 
 def to_numpy(array: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from trajstats.data.checks import check_layers, check_same_layers, check_series_name
+from trajstats.data.checks import check_layers, check_same_layers
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import (
     CHECKSUMS,
@@ -37,10 +38,12 @@ from trajstats.data.recovery import (
     check_vacant,
     clean,
     compact_records,
+    layer_floors,
     recover,
     state_of,
     stored_reference,
     to_numpy,
+    to_scalars,
 )
 from trajstats.data.rounding import rounding_floor, source_type
 from trajstats.data.schema import CLOCKS, PARAMETER, STEP, STORED_DTYPES, WEIGHTS
@@ -135,6 +138,7 @@ class TrajectoryWriter:
         self.n_parameters = int(self._stops[-1])
         self._source_dtype = source_dtype
         self._closed = False
+        self._stopped = threading.Event()
         place = Place(path, write=True)
         check_vacant(place)
         self._lock = WriterLock(place, take_over=take_over)
@@ -228,7 +232,7 @@ class TrajectoryWriter:
         if self._steps and step <= self._steps[-1]:
             msg = f"step {step} after step {self._steps[-1]}: steps must increase. Skip the steps in writer.committed."
             raise ArgumentError(msg)
-        scalars = self._scalars(series)
+        scalars = to_scalars(series)
         arrays = self._arrays(weights)
         if self._source_dtype is None:
             given = list(weights.values()) if isinstance(weights, Mapping) else [weights]
@@ -239,7 +243,7 @@ class TrajectoryWriter:
             payload = [self._sketch_row(arrays)]
         else:
             payload = [np.ascontiguousarray(a, dtype=self._layout.dtype) for a in arrays]
-            metadata["floor"] = self._floors(payload).tolist()
+            metadata["floor"] = layer_floors(payload, self._stops, str(self._source_dtype)).tolist()
         row = len(self._steps)
         record = self._journal.append(row, int(step), metadata, payload)
         self._records.append(record)
@@ -261,6 +265,8 @@ class TrajectoryWriter:
         ------
         StoreError
             If the tiles could not be written; every row is then still safe in the journal.
+        KeyboardInterrupt
+            If Ctrl-C came; every row is safe in the journal too.
         """
         if self._closed:
             return
@@ -280,6 +286,9 @@ class TrajectoryWriter:
                 " in the journal: free some space and run trajstats.data.maintenance.compact(path)."
             )
             raise StoreError(msg) from error
+        except KeyboardInterrupt as stop:
+            self._stop(stop)
+            raise
         finally:
             self._closed = True
             self._journal.close()
@@ -291,19 +300,27 @@ class TrajectoryWriter:
     def __enter__(self) -> TrajectoryWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, Exception):
+            self.close()
+            return
+        # Ctrl-C or an exit: leave at once. The rows stay in the journal, where they are safe.
+        self._stop(error)
+        try:
+            self.flush()
+        finally:
+            self._closed = True
+            if self._worker is not None:
+                self._worker.shutdown(wait=True, cancel_futures=True)
+            self._journal.close()
+            self._lock.release()
 
-    def _scalars(self, series: Mapping[str, Any]) -> dict[str, float]:
-        scalars = {}
-        for name, value in series.items():
-            check_series_name(name)
-            try:
-                scalars[name] = float(value)
-            except (TypeError, ValueError) as error:
-                msg = f"{name}={value!r:.60}: a series is one number a step. Other data belong into attrs."
-                raise ArgumentError(msg) from error
-        return scalars
+    def _stop(self, error: BaseException) -> None:
+        self._stopped.set()
+        error.add_note(
+            f"{len(self._steps)} rows are safe in {self._place}. To continue the run, open the path again and skip "
+            "writer.committed; to finish it as it is, trajstats.data.maintenance.compact(path)."
+        )
 
     def _arrays(self, weights: Any) -> list[np.ndarray]:
         if isinstance(weights, Mapping):
@@ -329,15 +346,6 @@ class TrajectoryWriter:
             )
             raise ArgumentError(msg)
         return [array]
-
-    def _floors(self, payload: Sequence[np.ndarray]) -> np.ndarray:
-        total = np.zeros(self._stops.size)
-        if len(payload) == 1:
-            total += rounding_floor(payload[0].reshape(-1), self._stops, str(self._source_dtype))
-        else:
-            for k, array in enumerate(payload):
-                total[k] = rounding_floor(array.reshape(-1), np.array([array.size]), str(self._source_dtype))[0]
-        return total / np.maximum(np.diff(self._stops, prepend=0), 1)
 
     def _sketch_row(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         flat = np.concatenate([a.reshape(-1) for a in arrays])
@@ -386,7 +394,7 @@ class TrajectoryWriter:
             msg = f"rows {first} to {stop} wait for rows {self._tiled} to {first}"
             raise StoreError(msg)
         records = [record for record in self._records if first <= record.row < stop]
-        compact_records(self._tiles, self._journal, records, self._clocks)
+        compact_records(self._tiles, self._journal, records, self._clocks, self._stopped)
         self._tiled = stop
         self._records = [record for record in self._records if record.row >= stop]
         self._journal.drop(stop)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, annotate
-from trajstats.errors import ArgumentError, StoreError, unknown
+from trajstats.errors import ArgumentError, StoreError, resumable, unknown
 from trajstats.estimators.spectral_blocks import checkpoints, run_losses, run_spectra
 from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
 from trajstats.estimators.spectral_store import TaskStore
@@ -142,10 +142,12 @@ def hessian_spectrum(
     plan = Plan(kind, exact, *lengths, chunk, entropy, selection)
     source = str(trajectory.attrs.get("uid", ""))
     cells = checkpoints(trajectory, rows)
-    losses = finite_losses(run_losses(network, trajectory, cells), cells)
-    kept = None if store is None else _opened(store, plan, layers, source, losses, cells)
+    kept_at = "Nothing is kept; give store= a path." if store is None else f"Finished tasks are kept in {store}."
 
-    results = run_spectra(network, trajectory, cells, probes, plan, kept)
+    with resumable(f"{kept_at} The same call again does the missing tasks."):
+        losses = finite_losses(run_losses(network, trajectory, cells), cells)
+        kept = None if store is None else _opened(store, plan, layers, source, losses, cells)
+        results = run_spectra(network, trajectory, cells, probes, plan, kept)
 
     spectrum = _dataset(results, 1 if exact else probes)
     coords = {REPLICA: trajectory[REPLICA], STEP: trajectory[STEP][rows]}

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
-from trajstats.errors import ArgumentError, StoreError
+from trajstats.errors import ArgumentError, StoreError, resumable
 from trajstats.estimators.measurement import DISTANCE, prepare
 from trajstats.estimators.observables import VELOCITY
 from trajstats.estimators.two_time import all_pairs
@@ -154,18 +154,29 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
         if wanted is previous:
             return previous
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    kept = "is as it was" if path.exists() else "is not made"
     try:
-        wanted.compute().drop_encoding().to_zarr(scratch, mode="w-", consolidated=False)
-        if path.exists():
-            retired = path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
-            path.rename(retired)
-            scratch.rename(path)
-            shutil.rmtree(retired)
-        else:
-            scratch.rename(path)
+        with resumable(f"{path} {kept}. The same call again computes the missing pairs."):
+            wanted.compute().drop_encoding().to_zarr(scratch, mode="w-", consolidated=False)
+        _replace(path, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return xr.open_zarr(path, consolidated=False, chunks=None)
+
+
+def _replace(path: Path, scratch: Path) -> None:
+    if not path.exists():
+        scratch.rename(path)
+        return
+    retired = path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
+    path.rename(retired)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        if not path.exists():
+            retired.rename(path)
+        raise
+    shutil.rmtree(retired)
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:

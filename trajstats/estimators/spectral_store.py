@@ -40,7 +40,7 @@ class TaskStore:
         if self.path.exists() and any(self.path.iterdir()):
             self._compare(given)
         else:
-            zarr.open_group(self.path, mode="a").attrs[SETTINGS] = given
+            zarr.create_group(self.path, attributes={SETTINGS: given})
         for left in self.path.glob("partial-*"):
             shutil.rmtree(left, ignore_errors=True)
 

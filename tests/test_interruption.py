@@ -1,0 +1,190 @@
+"""Ctrl-C: the end within two seconds, a consistent store, a word on how to go on; and going on gives the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import trajstats as ts
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+SECONDS = 2.0
+
+TRAIN = """
+import sys, time
+import numpy as np
+import trajstats as ts
+
+rows, n = int(sys.argv[2]), 400_000
+with ts.TrajectoryWriter(sys.argv[1], {"w": (n,)}, sync=60.0) as run:
+    for step in range(rows):
+        if step not in run.committed:
+            run.append(step, np.random.default_rng(step).standard_normal(n).astype("f4"), loss=1 / (1 + step))
+        if step == 70:  # the first slab of 64 rows is being gathered into tiles
+            print("ready", flush=True)
+"""
+
+PAIRS = """
+import sys
+from dask.callbacks import Callback
+import trajstats as ts
+
+run = ts.brownian(range(1, 161), layers={"w": (400_000,)}, rng=0)
+with Callback(posttask=lambda *_: print("ready", flush=True)):
+    ts.cached_pairs(run, sys.argv[1])
+"""
+
+FIT = """
+import trajstats.inference.decay as decay
+from trajstats.cli import run
+
+fit = decay.fit_decay
+
+def told(*args, **options):
+    print("ready", flush=True)
+    return fit(*args, **options)
+
+decay.fit_decay = told
+run()
+"""
+
+SPECTRA = """
+import sys, time
+import numpy as np
+import scipy.sparse.linalg as sla
+import trajstats as ts
+
+class Quadratic:
+    n_parameters, layers = 40, {"w": (40,)}
+    pause = float(sys.argv[2])
+
+    def curvature(self, weights, kind="hessian"):
+        time.sleep(self.pause)
+        values = np.linspace(0.1, 4.0, 40) * (1 + weights[0] ** 2)
+        return sla.LinearOperator((40, 40), matvec=lambda v: values * v.ravel(), matmat=lambda m: values[:, None] * m)
+
+    def loss(self, weights):
+        return float(weights @ weights)
+
+weights = np.random.default_rng(0).standard_normal((6, 40))
+run = ts.trajectory_dataset(weights, step=range(6), layers={"w": (40,)})
+run.attrs["uid"] = "interrupted"
+print("ready", flush=True)
+result = ts.hessian_spectrum(Quadratic(), run, method="lanczos", probes=4, order=20, store=sys.argv[1], rng=0)
+print(result["nodes"].values.sum().hex(), result["weights"].values.sum().hex())
+"""
+
+
+def start(*arguments):
+    command = [sys.executable, *(str(a) for a in arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt(process):
+    """Send Ctrl-C; give the exit code, what was said, and check how long it took."""
+    assert process.poll() is None, process.stderr.read()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < SECONDS
+    return process.returncode, said
+
+
+def wait_for(condition, process, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def finish(*arguments):
+    done = subprocess.run([sys.executable, *(str(a) for a in arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_writer_in_a_training_loop(tmp_path):
+    path = tmp_path / "run.zarr"
+    process = start("-c", TRAIN, path, 10_000)
+    assert process.stdout.readline() == "ready\n"
+    code, said = interrupt(process)
+    assert code == -signal.SIGINT, said
+    assert f"are safe in {path}. To continue the run, open the path again" in said
+    kept = ts.open_trajectory(path)
+    assert kept.state == "writing"
+    rows = kept.sizes["step"]
+    assert rows >= 71
+    assert ts.verify(path).ok
+    finish("-c", TRAIN, path, rows + 2)
+    done = ts.open_trajectory(path)
+    assert done.state == "finished"
+    expected = [np.random.default_rng(step).standard_normal(400_000)[:5].astype("f4") for step in range(rows + 2)]
+    np.testing.assert_array_equal(done.weights[0, :, :5], expected)
+    np.testing.assert_array_equal(done.loss[0], 1 / (1 + np.arange(rows + 2)))
+    assert ts.verify(path).ok
+
+
+def test_the_command_ingest(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out.zarr"
+    folder.mkdir()
+    for step in range(256):
+        np.save(folder / f"step{step}.npy", np.random.default_rng(step).standard_normal(100_000))
+    process = start("-m", "trajstats.cli", "ingest", folder, out)
+    wait_for(lambda: (out / "weights" / "c").is_dir(), process)
+    code, said = interrupt(process)
+    assert code == 130, said
+    assert f"{out} holds the checkpoints read so far. The same ingest again goes on there." in said
+    assert "Traceback" not in said
+    assert ts.open_trajectory(out).sizes["step"] < 256
+    finish("-m", "trajstats.cli", "ingest", folder, out)
+    ts.ingest(folder, tmp_path / "whole.zarr")
+    one, other = ts.open_trajectory(out), ts.open_trajectory(tmp_path / "whole.zarr")
+    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_array_equal(one.step, other.step)
+
+
+def test_pairs_that_are_kept(tmp_path):
+    path = tmp_path / "pairs.zarr"
+    process = start("-c", PAIRS, path)
+    assert process.stdout.readline() == "ready\n"
+    code, said = interrupt(process)
+    assert code == -signal.SIGINT, said
+    assert f"{path} is not made. The same call again computes the missing pairs." in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spectra_that_are_kept(tmp_path):
+    path = tmp_path / "spectra"
+    process = start("-c", SPECTRA, path, 0.2)
+    assert process.stdout.readline() == "ready\n"
+    wait_for(lambda: len(list(path.glob("*-atoms"))) > 1, process)
+    code, said = interrupt(process)
+    assert code == -signal.SIGINT, said
+    assert f"Finished tasks are kept in {path}." in said
+    before = {entry.name: entry.stat().st_mtime_ns for entry in path.glob("replica*")}
+    assert 8 <= len(before) < 18  # six losses, six atoms and six chunks of probes in all
+    resumed = finish("-c", SPECTRA, path, 0)
+    assert resumed == finish("-c", SPECTRA, tmp_path / "whole", 0)
+    assert {name: (path / name).stat().st_mtime_ns for name in before} == before
+
+
+def test_the_command_fit(tmp_path):
+    store, out = tmp_path / "run.zarr", tmp_path / "decay.fit"
+    steps = np.unique(np.rint(np.geomspace(1, 10_000, 120)).astype(int))
+    with ts.TrajectoryWriter(store, {"w": (1,)}, sync=60.0) as writer:
+        for step in steps.tolist():
+            writer.append(step, np.zeros(1), loss=0.1 + step**-0.5)
+    process = start("-c", FIT, "fit", "decay", store, "--out", out)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    code, said = interrupt(process)
+    assert code == 130, said
+    assert said == "Interrupted.\nGive the same command again to start anew.\n"
+    assert not out.exists()
