@@ -105,6 +105,7 @@ _MODULES = {
         "plot_two_time_map",
         "plot_van_hove",
     ],
+    "trajstats.report.analysis": ["analyze"],
     "trajstats.report.html": ["write_report"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -260,7 +260,7 @@ def loss_regimes(
     >>> bool(abs(np.log(found.t1 / 1e2)) < 0.2), bool(abs(np.log(found.t2 / 1e4)) < 0.2)
     (True, True)
     """
-    trajectory = check_trajectory(trajectory)
+    trajectory = check_trajectory(trajectory, sketched=True)
     known = [str(k) for k, v in trajectory.data_vars.items() if v.dims == (REPLICA, STEP)]
     if series not in known:
         raise ArgumentError(unknown("series", series, known, do="Record it with append(step, weights, loss=...)."))

@@ -34,6 +34,9 @@ PACKAGES = (
     "torch",
 )
 
+# Inches from which a figure takes the whole width of a page.
+WIDE = 6.5
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,7 +77,7 @@ class Section:
     figures: Sequence[tuple[Figure, str]] = ()
     tables: Sequence[Table] = ()
     code: str = ""
-    drawn: list[tuple[str, str]] = field(default_factory=list, init=False, repr=False)
+    drawn: list[tuple[str, str, bool]] = field(default_factory=list, init=False, repr=False)
 
 
 def write_report(path: str | Path, *, title: str, lead: str, sections: Sequence[Section]) -> Path:
@@ -122,7 +125,9 @@ def write_report(path: str | Path, *, title: str, lead: str, sections: Sequence[
         msg = f"folder {path.parent} does not exist; create it first"
         raise StoreError(msg)
     for section in sections:
-        section.drawn[:] = [(_svg_uri(figure), caption) for figure, caption in section.figures]
+        section.drawn[:] = [
+            (_svg_uri(figure), caption, figure.get_figwidth() > WIDE) for figure, caption in section.figures
+        ]
     import jinja2
 
     template = resources.files("trajstats.report").joinpath("page.html.j2").read_text(encoding="utf-8")

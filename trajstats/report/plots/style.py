@@ -71,3 +71,19 @@ def clock_label(symbol: str, clock: str) -> str:
         For example ``"lag $t$ (optimiser steps)"``.
     """
     return f"{symbol} ({CLOCK_UNITS.get(clock, clock)})"
+
+
+def plain(name: str) -> str:
+    """Keep a name that others chose from being read as mathematics.
+
+    Parameters
+    ----------
+    name : str
+        Such as the name of a layer.
+
+    Returns
+    -------
+    str
+        The same, its dollar signs escaped; control characters and glyphs no font has become question marks.
+    """
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in name).replace("$", r"\$")

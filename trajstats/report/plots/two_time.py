@@ -9,7 +9,7 @@ import xarray as xr
 
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, STEP_PRIME, WAITING_TIME, clock_values
 from trajstats.errors import ArgumentError
-from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours
+from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | No
         if n_replicas > 1:
             ax.fill_between(lag[mine], low, high, color=colour, alpha=0.25, lw=0)
     shown = lag[lag > 0]
-    if exponent is not None and shown.size:
+    if exponent is not None and (values[:, lag > 0] > 0).any():
         # The guide passes below the curves, so that it hides none.
         x = np.array([shown.min(), shown.max()], dtype=float)
         middle = np.nanmedian(values[:, lag > 0], axis=0)
@@ -107,7 +107,7 @@ def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None
             panel.set_visible(False)
             continue
         plot_msd(delta.isel({dim: k}), exponent=None, ax=panel)
-        panel.set_title(f"{names[k]}  (M = {int(delta['n_parameters'][k])})", fontsize=8)
+        panel.set_title(f"{plain(names[k])}  (M = {int(delta['n_parameters'][k])})", fontsize=8)
         panel.set(xlabel="", ylabel="")
         if legend := panel.get_legend():
             handles, texts = legend.legend_handles, [t.get_text() for t in legend.get_texts()]
