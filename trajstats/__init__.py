@@ -73,6 +73,7 @@ _MODULES = {
     "trajstats.inference.learning": ["learning_times"],
     "trajstats.inference.decay": ["fit_decay"],
     "trajstats.inference.batch": ["fit_batch"],
+    "trajstats.inference.comparison": ["compare_fits"],
     "trajstats.report.plots": [
         "plot_attractor_slice",
         "plot_basins",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import chi2
 
-from trajstats.errors import FitError, TooFewReplicasError
-from trajstats.inference.comparison import information_criteria, psis_loo, savage_dickey
-from trajstats.inference.fitting import maximise
+from trajstats.errors import ArgumentError, FitError, TooFewReplicasError, UnsupportedError
+from trajstats.inference.comparison import (
+    compare_fits,
+    information_criteria,
+    log_evidence,
+    optional_package,
+    savage_dickey,
+)
+from trajstats.inference.fitting import best_maximum, maximise
 from trajstats.inference.resampling import bootstrap, jackknife, linear_error, replica_covariance
+from trajstats.inference.results import FitResult
 
 
 def test_exponential_rate_profile_is_exact():
@@ -85,20 +93,68 @@ def test_savage_dickey_of_a_gaussian_is_exact():
     assert savage_dickey(draws, 0.99, (-1.0, 1.0)) < -3
 
 
-def test_psis_loo_is_the_exact_left_out_score_of_a_gaussian_mean():
+def scored(table):
+    """A fit that holds nothing but the log likelihood (draw, group) of its groups."""
+    chains = table.reshape(4, -1, table.shape[1])
+    held = xr.Dataset({"y": (("chain", "draw", "group"), chains)}, coords={"group": np.arange(table.shape[1])})
+    return FitResult("fit_divergence", xr.Dataset(), xr.Dataset(), xr.Dataset(), log_likelihood=held)
+
+
+def test_left_out_scores_are_the_exact_ones_of_a_gaussian_mean():
     rng = np.random.default_rng(0)
     y = rng.normal(0, 1, 20)
     mean = rng.normal(y.mean(), 1 / np.sqrt(20), 20_000)
     table = -0.5 * (y - mean[:, None]) ** 2 - 0.5 * np.log(2 * np.pi)
-    score, k = psis_loo(table)
+    worse = -0.5 * (y - 2) ** 2 - 0.5 * np.log(2 * np.pi) + np.zeros((20_000, 1))
+    found = compare_fits({"shifted": scored(worse), "mean": scored(table)})
     left = (y.sum() - y) / 19
-    exact = (-0.5 * (y - left) ** 2 / (1 + 1 / 19) - 0.5 * np.log(2 * np.pi * (1 + 1 / 19))).sum()
-    assert score == pytest.approx(exact, abs=0.02)
-    assert (k < 0.7).all()
+    exact = -0.5 * (y - left) ** 2 / (1 + 1 / 19) - 0.5 * np.log(2 * np.pi * (1 + 1 / 19))
+    assert found["model"].values.tolist() == ["mean", "shifted"]
+    assert float(found["score"][0]) == pytest.approx(exact.sum(), abs=0.02)
+    gap = worse[0] - exact
+    assert float(found["score_difference"][1]) == pytest.approx(gap.sum(), abs=0.05)
+    assert float(found["difference_stderr"][1]) == pytest.approx(np.sqrt(20) * gap.std(ddof=1), rel=0.02)
+    assert bool(found["reliable"].all())
 
 
-def test_pareto_shape_is_found():
+def test_scores_from_heavy_weights_are_called_unreliable():
     # weights with a tail of index 1/k
-    draws = np.random.default_rng(0).pareto(1 / 0.8, 20_000)
-    _, k = psis_loo(-np.log1p(draws)[:, None])
-    assert k[0] == pytest.approx(0.8, abs=0.1)
+    draws = np.random.default_rng(0).pareto(1 / 0.9, (20_000, 2))
+    found = compare_fits({"a": scored(-np.log1p(draws)), "b": scored(-np.log1p(draws[:, ::-1]))})
+    np.testing.assert_allclose(found["pareto_k"], 0.9, atol=0.1)
+    assert not found["reliable"].any()
+
+
+def test_fits_without_independent_groups_are_not_scored():
+    empty = FitResult("fit_decay", xr.Dataset(), xr.Dataset(), xr.Dataset())
+    with pytest.raises(ArgumentError, match="share their noise"):
+        compare_fits({"a": empty, "b": empty})
+
+
+def test_evidence_of_a_gaussian_in_a_box_is_exact():
+    covariance = np.array([[0.04, 0.018], [0.018, 0.01]])
+    inverse = np.linalg.inv(covariance)
+    value, error = log_evidence(
+        lambda x: -0.5 * np.einsum("mi,ij,mj->m", x, inverse, x), {"a": (-3.0, 3.0), "b": (-2.0, 2.0)}, rng=0
+    )
+    exact = np.log(2 * np.pi * np.sqrt(np.linalg.det(covariance)) / 24)
+    assert error < 0.3
+    assert abs(value - exact) < 3 * error
+    assert log_evidence(lambda x: -0.5 * x[:, 0] ** 2, {"a": (-3.0, 3.0)}, rng=1) == log_evidence(
+        lambda x: -0.5 * x[:, 0] ** 2, {"a": (-3.0, 3.0)}, rng=1
+    )
+
+
+def test_packages_that_are_not_installed_are_named():
+    with pytest.raises(UnsupportedError, match=r"pip install 'trajstats\[evidence\]'"):
+        optional_package("no_such_package", "the evidence", "evidence")
+
+
+def test_the_highest_of_two_maxima_is_found():
+    def two(v):
+        return np.logaddexp(-50 * ((v - 0.2) ** 2).sum(axis=-1), 3 - 50 * ((v - 0.8) ** 2).sum(axis=-1))
+
+    start = {"a": (0.2, 0.0, 1.0), "b": (0.2, 0.0, 1.0)}
+    found = best_maximum(two, start, {"a": (0.0, 1.0), "b": (0.0, 1.0)})
+    np.testing.assert_allclose(found.vector, 0.8, atol=1e-3)
+    assert maximise(lambda v: float(two(v[None])[0]), start).vector[0] == pytest.approx(0.2, abs=1e-3)

@@ -185,3 +185,50 @@ def test_infinite_times_need_a_budget_and_widths_a_coordinate():
         ts.fit_divergence(xr.DataArray([1.0, 2.0], dims="run"), rng=0)
     with pytest.raises(ArgumentError, match="unknown prior"):
         ts.fit_divergence(times(scattered()), rng=0, prior={"wc": (0, 1)})
+
+
+def test_a_fixed_exponent_never_fits_better_than_a_free_one():
+    # budget 45 hides a second maximum at w_c = 5, where runs of the narrowest width have all the scatter
+    t = scattered()
+    t[t > 45] = np.inf
+    fit = ts.fit_divergence(times(t), rng=0, budget=45.0, max_steps=2000)
+    top = fit.tables["models"]["log_likelihood"]
+    assert float(top.sel(model="nu_free")) >= float(top.sel(model="nu_one")) - 1e-3
+    best_draw = float(fit.log_likelihood["learning_time"].sum("width").max())
+    assert float(top.sel(model="nu_free")) > best_draw - 0.01
+
+
+def test_a_whole_number_is_an_exponent_like_any_other():
+    t = times(scattered())
+    whole, same = (ts.fit_divergence(t, rng=0, nu=nu, max_steps=1000) for nu in (1, 1.0))
+    xr.testing.assert_equal(whole.posterior, same.posterior)
+    assert abs(median(whole, "w_c") - 4) < 0.2
+    assert (whole.posterior["nu"] == 1.0).all()
+    with pytest.raises(ArgumentError, match="positive number"):
+        ts.fit_divergence(t, rng=0, nu=-1)
+
+
+@pytest.mark.slow
+def test_evidence_agrees_with_savage_and_dickey():
+    fit = ts.fit_divergence(times(scattered(sd=0.3)), rng=0, evidence=True)
+    table = fit.tables["models"]
+    gap = table["log_evidence"].sel(model="nu_one") - table["log_evidence"].sel(model="nu_free")
+    error = float(np.hypot(*table["log_evidence_stderr"].values))
+    assert abs(float(gap) - float(table["log_bayes_factor_nu_one"])) < 3 * error + 0.1
+
+
+def test_left_out_widths_prefer_the_true_exponent_and_arviz_agrees():
+    from arviz_stats import loo
+
+    fits = {f"{nu:g}": ts.fit_divergence(times(scattered(nu=1.0)), rng=0, nu=nu, max_steps=3000) for nu in (1.0, 2.0)}
+    table = ts.compare_fits(fits)
+    assert table["model"].values.tolist() == ["1", "2"]
+    gap = table.sel(model="2")
+    assert float(gap["score_difference"]) < -2 * float(gap["difference_stderr"])
+    theirs = loo(fits["1"].to_datatree(), var_name="learning_time")
+    assert float(table["score"].sel(model="1")) == pytest.approx(float(theirs.elpd), abs=0.05)
+    other = ts.fit_divergence(times(scattered()[:30], WIDTH[:30]), rng=0, max_steps=500)
+    with pytest.raises(ArgumentError, match="same data"):
+        ts.compare_fits({"all": fits["1"], "some": other})
+    with pytest.raises(ArgumentError, match="two or more"):
+        ts.compare_fits({"1": fits["1"]})

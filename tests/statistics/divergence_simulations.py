@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trajstats.inference import decay, divergence, relaxation
+from trajstats.inference import divergence, relaxation
 from trajstats.inference.ensemble import sample_batch
 
 LEVELS = np.array([0.68, 0.90, 0.95])
@@ -65,7 +65,7 @@ def decay_draws(problems, rng, steps=2500, curves=None):
     for _ in range(problems):
         time, loss = training_curve(rng) if curves is None else curves(rng)
         data.append(relaxation.Binned(time, loss, np.ones(time.size)))
-    priors = [decay.default_priors(d, "power_law") for d in data]
+    priors = [relaxation.default_priors(d, "power_law") for d in data]
     truth = np.array([FLOOR, np.log(AMPLITUDE * data[0].pivot ** -BETA), BETA, np.log(0.05), 0.5, np.log(0.4), 1.0])
     spread = np.array([0.01, 0.05, 0.02, 0.2, 0.2, 0.3, 0.2])
     start = truth + spread * rng.standard_normal((problems, 2, 16, 7))
@@ -74,7 +74,7 @@ def decay_draws(problems, rng, steps=2500, curves=None):
 
     def log_prob(theta):
         return np.stack(
-            [decay.log_posterior(t, d, "power_law", p) for t, d, p in zip(theta, data, priors, strict=True)]
+            [relaxation.log_posterior(t, d, "power_law", p) for t, d, p in zip(theta, data, priors, strict=True)]
         )
 
     draws, r_hat = sample_batch(log_prob, start, rng=rng, steps=steps, thin=10)

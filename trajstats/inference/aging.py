@@ -23,7 +23,7 @@ from trajstats.inference.alternatives import (
 from trajstats.inference.checks import LOCALITY_LIMIT, overlap_gap, residual_check, smoother, structured, window_scan
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.pilot import Pilot, pilot_fit
-from trajstats.inference.points import Points, layer_blocks, two_time_points
+from trajstats.inference.points import Points, clock_differences, layer_blocks, two_time_points
 from trajstats.inference.priors import Priors, merged_priors
 from trajstats.inference.replicas import population_draws, population_table
 from trajstats.inference.resampling import linear_error
@@ -124,7 +124,7 @@ def fit_subaging(
     name, curve_chosen = _check_options(estimator, likelihood, sampler)
     bounds = merged_priors(PRIOR, prior)
     points = two_time_points(delta, over=over)
-    differences = _clock_differences(delta, points, clocks or {})
+    differences = clock_differences(delta, points, clocks or {})
     generator = np.random.default_rng(rng)
     log_msd = np.log(points.msd.mean(axis=0))
     pilot = pilot_fit(log_msd, points, bounds, likelihood="iid" if likelihood == "iid" else "wick")
@@ -182,28 +182,6 @@ def _check_options(estimator: str | MasterCurve, likelihood: str, sampler: str) 
     if estimator not in ESTIMATORS:
         raise ArgumentError(unknown("estimator", estimator, ESTIMATORS, do="Or give a MasterCurve of your own."))
     return estimator, MASTER_CURVES.get(estimator)
-
-
-def _clock_differences(
-    delta: xr.DataArray, points: Points, clocks: Mapping[str, xr.DataArray]
-) -> dict[str, np.ndarray]:
-    result = {}
-    for name, clock in clocks.items():
-        if "first" not in delta.coords or "second" not in delta.coords:
-            msg = "clocks need the coords 'first' and 'second' (steps) of delta; use trajstats.msd(run, pairs)"
-            raise ArgumentError(msg)
-        steps, values = clock["step"].values, clock.values.astype(float)
-        ends = [np.interp(delta[end].values, steps, values) for end in ("first", "second")]
-        lookup = {
-            (w, t): gap
-            for w, t, gap in zip(delta[WAITING_TIME].values, delta[LAG].values, ends[1] - ends[0], strict=True)
-        }
-        gaps = np.array([lookup[w, t] for w, t in zip(points.waiting_time, points.lag, strict=True)])
-        if not (gaps > 0).all():
-            msg = f"clock {name!r} does not increase over every pair; a clock must be strictly increasing"
-            raise ArgumentError(msg)
-        result[name] = gaps
-    return result
 
 
 def _tables(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
+import xarray as xr
 
-from trajstats.errors import ArgumentError
+from trajstats.errors import ArgumentError, UnsupportedError
+from trajstats.inference.priors import Priors
+from trajstats.inference.results import FitResult
 
 PARETO_LIMIT = 0.7
+_CONSTANT = 1e-9
 
 
 def information_criteria(log_likelihood: float, n_coefficients: int, n_data: int) -> dict[str, float]:
@@ -83,116 +88,181 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
     return float(np.log(density * (high - low))) if density > 0 else float("-inf")
 
 
-def psis_loo(log_likelihood: np.ndarray) -> tuple[float, np.ndarray]:
-    r"""Leave-one-group-out score by Pareto-smoothed importance sampling.
+def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
+    r"""Compare fits of the same data by their scores on groups left out (PSIS-LOO).
 
-    :math:`\sum_g\ln p(y_g|y_{-g})`. Valid only where groups are independent given the coefficients: seeds, runs,
-    widths; not the points of one run's MSD.
+    :math:`\sum_g\ln p(y_g|y_{-g})` by Pareto-smoothed importance sampling over the groups that are independent given
+    the coefficients. `fit_divergence` keeps the log likelihood of each width. The points of one run's MSD, or of one
+    training curve, share their noise: leaving one out is no test, and their fits keep none.
 
     Parameters
     ----------
-    log_likelihood : ndarray, (draw, group)
-        Log likelihood of each group at each draw.
+    fits : mapping name -> FitResult
+        Two or more fits of the same groups.
 
     Returns
     -------
-    score : float
-        Expected log predictive density, larger is better.
-    pareto_k : ndarray, (group,)
-        Shape of the tail of the weights; above 0.7 the score of that group is not to be trusted.
+    xarray.Dataset
+        Dim `model`, best first: ``score`` (larger is better), ``score_difference`` from the best and its
+        ``difference_stderr`` (over groups), ``effective_coefficients``, ``pareto_k`` (the largest; above 0.7 the
+        score is not to be trusted, see ``reliable``).
 
     Raises
     ------
     ArgumentError
-        If there are fewer than 100 draws.
+        If a fit keeps no log likelihood of groups, or groups differ.
+
+    Notes
+    -----
+    Needs the extra ``arviz``; without it UnsupportedError names the line to install it.
 
     References
     ----------
     Vehtari, Gelman, Gabry 2017, arXiv:1507.04544; Vehtari et al. 2024, arXiv:1507.02646.
+
+    Examples
+    --------
+    >>> from trajstats.inference.transition import fit_divergence
+    >>> width = np.repeat([6.0, 8.0, 12.0, 20.0, 40.0], 4)
+    >>> noise = np.random.default_rng(0).normal(0, 0.05, 20)
+    >>> times = xr.DataArray(100 / (width - 4) * np.exp(noise), dims="run", coords={"width": ("run", width)})
+    >>> fits = {f"nu = {nu}": fit_divergence(times, rng=0, nu=nu, max_steps=2000) for nu in (1, 2)}
+    >>> compare_fits(fits)["model"].values.tolist()
+    ['nu = 1', 'nu = 2']
     """
-    draws = log_likelihood.shape[0]
-    if draws < 100:
-        msg = f"{draws} draws: the tail of the importance weights needs at least 100"
+    if len(fits) < 2:
+        msg = f"{len(fits)} fits: give two or more to compare"
         raise ArgumentError(msg)
-    scores, shapes = [], []
-    for column in log_likelihood.T:
-        weight, k = _smoothed(-column)
-        scores.append(logsumexp(weight + column) - logsumexp(weight))
-        shapes.append(k)
-    return float(np.sum(scores)), np.array(shapes)
+    array_stats = optional_package("arviz_stats.base", "compare_fits", "arviz").array_stats
+    scores, rows = {}, {}
+    for name, fit in fits.items():
+        if not fit.log_likelihood.data_vars:
+            msg = (
+                f"{name!r} ({fit.kind}) keeps no log likelihood of independent groups: the points of one run share "
+                "their noise. Compare models in its tables['models'] instead."
+            )
+            raise ArgumentError(msg)
+        table = fit.log_likelihood.to_dataarray().isel(variable=0)
+        groups = str(table.dims[-1])
+        pointwise, pareto, effective = _left_out(array_stats, np.moveaxis(table.values, -1, 0))
+        scores[name] = xr.DataArray(pointwise, dims=groups, coords={groups: table[groups].values})
+        rows[name] = (float(np.sum(effective)), float(np.max(pareto)))
+    first = next(iter(scores.values()))
+    for name, score in scores.items():
+        if score.sizes != first.sizes or not all(np.array_equal(score[d], first[d]) for d in first.dims):
+            msg = f"{name!r} was fitted to other groups than {next(iter(scores))!r}: compare fits of the same data"
+            raise ArgumentError(msg)
+    order = sorted(scores, key=lambda name: -float(scores[name].sum()))
+    best = scores[order[0]]
+    gaps = {name: scores[name] - best for name in order}
+    n = first.size
+    return xr.Dataset(
+        {
+            "score": ("model", [float(scores[name].sum()) for name in order]),
+            "score_difference": ("model", [float(gaps[name].sum()) for name in order]),
+            "difference_stderr": ("model", [float(np.sqrt(n) * gaps[name].std(ddof=1)) for name in order]),
+            "effective_coefficients": ("model", [rows[name][0] for name in order]),
+            "pareto_k": ("model", [rows[name][1] for name in order]),
+            "reliable": ("model", [rows[name][1] <= PARETO_LIMIT for name in order]),
+        },
+        coords={"model": order},
+        attrs={"estimator": "compare_fits", "groups": str(first.dims[0])},
+    )
 
 
-def _smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
-    size = log_weight.size
-    tail = int(min(np.ceil(0.2 * size), np.ceil(3 * np.sqrt(size))))
-    order = np.argsort(log_weight)
-    shifted = log_weight - log_weight.max()
-    last, cut = order[-tail:], shifted[order[-tail - 1]]
-    excess = np.exp(shifted[last]) - np.exp(cut)
-    if excess[-1] <= 0 or np.ptp(excess) == 0:
-        return shifted, float("-inf")
-    k, sigma = _pareto(excess)
-    rank = (np.arange(tail) + 0.5) / tail
-    quantile = sigma * (-np.log1p(-rank) if abs(k) < 1e-12 else np.expm1(-k * np.log1p(-rank)) / k)
-    smooth = shifted.copy()
-    smooth[last] = np.minimum(np.log(quantile + np.exp(cut)), 0.0)
-    return smooth, k
+def _left_out(array_stats: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # a group that says the same at every draw (censored far below its budget) has no tail to fit: its score is exact
+    varied = np.ptp(table, axis=(1, 2)) > _CONSTANT
+    pointwise, pareto, effective = table[:, 0, 0].copy(), np.full(len(table), -np.inf), np.zeros(len(table))
+    if varied.any():
+        pointwise[varied], pareto[varied], effective[varied] = array_stats.loo(table[varied])
+    return pointwise, pareto, effective
 
 
-def _pareto(excess: np.ndarray) -> tuple[float, float]:
-    # Zhang & Stephens 2009: an average over a grid of profile likelihoods, with a weak prior on k
-    x = np.sort(excess[excess > 0])
-    n = x.size
-    m = 30 + int(np.sqrt(n))
-    grid = 1 / x[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * x[max(int(n / 4 + 0.5) - 1, 0)])
-    shape = np.log1p(-grid[:, None] * x).mean(axis=1)
-    profile = n * (np.log(-grid / shape) - shape - 1)
-    weight = np.exp(profile - logsumexp(profile))
-    theta = float(weight @ grid)
-    k = float(np.log1p(-theta * x).mean())
-    sigma = -k / theta
-    return k * n / (n + 10) + 0.5 * 10 / (n + 10), sigma
-
-
-def evidence(
-    log_likelihood: Callable[[np.ndarray], float],
-    prior: dict[str, tuple[float, float]],
+def log_evidence(
+    log_likelihood: Callable[[np.ndarray], np.ndarray],
+    prior: Priors,
+    /,
     *,
-    rng: int,
-    live_points: int = 400,
+    rng: int | np.random.Generator | None,
+    live_points: int = 250,
 ) -> tuple[float, float]:
-    """Log evidence by nested sampling (needs the package ``dynesty``).
+    r"""Logarithm of the evidence :math:`\int L(\theta)\,p(\theta)\,d\theta` under uniform priors, by nested sampling.
 
     Parameters
     ----------
-    log_likelihood : callable (coefficient,) -> float
-        Log likelihood.
-    prior : dict name -> (lower, upper)
-        Uniform priors.
-    rng : int
+    log_likelihood : callable (m, coefficient) -> (m,)
+        Log likelihood; -inf where it vanishes.
+    prior : mapping name -> (lower, upper)
+        Uniform priors, in the order of the coefficients.
+    rng : int or numpy.random.Generator
         Seed.
     live_points : int
-        Live points.
+        Live points; the error falls with their root.
 
     Returns
     -------
     tuple of float
-        ln evidence and its error.
+        ln evidence and its standard error.
 
-    Raises
-    ------
-    ArgumentError
-        If dynesty is not installed.
+    Notes
+    -----
+    Needs the extra ``evidence``; without it UnsupportedError names the line to install it.
+
+    References
+    ----------
+    Speagle 2020, arXiv:1904.02180.
+
+    Examples
+    --------
+    >>> value, error = log_evidence(lambda x: -0.5 * (x[:, 0] / 0.1) ** 2, {"x": (-5.0, 5.0)}, rng=0)
+    >>> bool(abs(value - np.log(0.1 * np.sqrt(2 * np.pi) / 10)) < 4 * error)
+    True
     """
-    try:
-        import dynesty
-    except ImportError as error:
-        msg = "evidence() needs the package dynesty: pip install dynesty"
-        raise ArgumentError(msg) from error
-    low = np.array([edge[0] for edge in prior.values()])
-    high = np.array([edge[1] for edge in prior.values()])
+    dynesty = optional_package("dynesty", "the evidence", "evidence")
+    low, high = np.array(list(prior.values())).T
+
+    def one(theta: np.ndarray) -> float:
+        with np.errstate(all="ignore"):
+            value = float(log_likelihood(theta[None])[0])
+        return value if np.isfinite(value) else -1e300
+
+    # random walks: banana-shaped posteriors such as that of (w_c, nu) make rejection from ellipsoids inefficient
     sampler = dynesty.NestedSampler(
-        log_likelihood, lambda u: low + u * (high - low), low.size, nlive=live_points, rstate=np.random.default_rng(rng)
+        one,
+        lambda u: low + u * (high - low),
+        low.size,
+        nlive=live_points,
+        sample="rwalk",
+        rstate=np.random.default_rng(rng),
     )
     sampler.run_nested(print_progress=False)
     return float(sampler.results.logz[-1]), float(sampler.results.logzerr[-1])
+
+
+def optional_package(module: str, what: str, extra: str) -> Any:
+    """Import a package of an extra.
+
+    Parameters
+    ----------
+    module : str
+        What to import.
+    what : str
+        Who needs it.
+    extra : str
+        The extra that installs it.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    UnsupportedError
+        If it is not installed; the message holds the pip line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        msg = f"{what} needs {module.split('.')[0]}, which is not installed: pip install 'trajstats[{extra}]'"
+        raise UnsupportedError(msg) from error

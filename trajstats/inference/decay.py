@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,20 @@ import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
-from trajstats.inference.comparison import information_criteria, savage_dickey
+from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
-from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.priors import Priors, inside, merged_priors
-from trajstats.inference.relaxation import CURVES, NAMES, Binned, decay_shape, log_bins, log_likelihood
+from trajstats.inference.relaxation import (
+    CURVES,
+    NAMES,
+    Binned,
+    decay_shape,
+    default_priors,
+    log_bins,
+    log_likelihood,
+    log_posterior,
+)
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 
@@ -32,6 +42,7 @@ def fit_decay(
     window: tuple[float, float] | None = None,
     bins_per_decade: int = 20,
     prior: Priors | None = None,
+    evidence: bool = False,
     sampler: str = "batched",
     max_steps: int = 20_000,
     progress: bool = False,
@@ -62,6 +73,8 @@ def fit_decay(
         Logarithmic bins.
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``L_inf``, ``beta``, ``log_noise``, ``drift_share``, ``log_range``, ``power``, ``log_middle``.
+    evidence : bool
+        Add the evidence of every model to ``tables["models"]`` by nested sampling (the extra ``evidence``; a minute).
     sampler : str
         ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same
         rules.
@@ -102,6 +115,8 @@ def fit_decay(
     """
     if curve not in CURVES:
         raise ArgumentError(unknown("curve", curve, CURVES))
+    if evidence:
+        optional_package("dynesty", "the evidence", "evidence")
     time, values = _checked(loss, clock)
     chosen = _window(time, values) if window is None else window
     used = (time >= chosen[0]) & (time <= chosen[1])
@@ -132,7 +147,11 @@ def fit_decay(
         max_steps=max_steps,
         progress=progress,
     )
-    return _result(data, draws, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
+    fit = _result(data, draws, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
+    if evidence:
+        models = fit.tables["models"].assign(_evidence(data, prior, rng))
+        fit = replace(fit, tables={**fit.tables, "models": models})
+    return fit
 
 
 def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
@@ -184,62 +203,6 @@ def _check_size(data: Binned, window: tuple[float, float]) -> None:
         raise FitError(msg)
 
 
-def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
-    """Uniform priors of a decay.
-
-    Parameters
-    ----------
-    data : Binned
-        Data.
-    curve : str
-        Which curve.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss,
-        log uniform) 1e-6 to 1, of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform);
-        power -0.5 to 2.
-    """
-    middle = float(np.log(np.median(data.loss)))
-    return {
-        "L_inf": (0.0, 1.1 * float(data.loss.min())),
-        "log_middle": (middle - 12.0, middle + 6.0),
-        "beta": (0.01, 4.0 if curve != "exponential" else 40.0),
-        "log_noise": (float(np.log(1e-6)), 0.0),
-        "drift_share": (0.0, 1.0),
-        "log_range": (float(np.log(0.05)), float(np.log(5.0))),
-        "power": (-0.5, 2.0),
-    }
-
-
-def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -> np.ndarray:
-    """Log posterior density under uniform priors.
-
-    Parameters
-    ----------
-    theta : ndarray, (m, 7)
-        As `relaxation.NAMES`.
-    data : Binned
-        Data.
-    curve : str
-        Which curve.
-    priors : mapping
-        Bounds.
-
-    Returns
-    -------
-    ndarray, (m,)
-    """
-    low, high = np.array([priors[name] for name in NAMES]).T
-    allowed = ((theta > low) & (theta < high)).all(axis=1)
-    out = np.full(len(theta), -np.inf)
-    if allowed.any():
-        with np.errstate(all="ignore"):
-            out[allowed] = log_likelihood(theta[allowed], data, curve)
-    return np.where(np.isfinite(out), out, -np.inf)
-
-
 def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
     """Most probable coefficients.
 
@@ -267,12 +230,14 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
         "power": 1.0,
     }
     start = inside({name: float(guess[name]) for name in NAMES}, priors, 0.02)
-
-    def one(vector: np.ndarray) -> float:
-        with np.errstate(all="ignore"):
-            return float(log_likelihood(vector[None], data, curve)[0])
-
-    return maximise(one, start)
+    wide = {
+        "L_inf": (low, high),
+        "log_middle": (guess["log_middle"] - 1.5, guess["log_middle"] + 1.5),
+        "beta": (0.05, 2.0),
+        "log_noise": (np.log(1e-3), 0.0),
+        **{name: priors[name] for name in ("drift_share", "log_range", "power")},
+    }
+    return best_maximum(lambda theta: log_likelihood(theta, data, curve), start, wide, trials=4096, climbs=2)
 
 
 def _result(
@@ -342,15 +307,22 @@ def _result(
     )
 
 
+_NO_FLOOR = "power_law without floor"
+
+
+def _rivals(data: Binned) -> dict[str, tuple[str, dict[str, tuple[float, float]]]]:
+    # curve and priors of each model
+    top = 1.1 * float(data.loss.min())
+    rows = {name: (name, {**default_priors(data, name), "L_inf": (0.0, top)}) for name in CURVES}
+    rows[_NO_FLOOR] = ("power_law", {**default_priors(data, "power_law"), "L_inf": (-1e-9 * top, 1e-9 * top)})
+    return rows
+
+
 def _models(data: Binned) -> xr.Dataset:
     rows = {}
-    top = 1.1 * float(data.loss.min())
-    zero = (-1e-9 * top, 1e-9 * top)
-    for name in (*CURVES, "power_law without floor"):
-        curve = name.split(" ")[0]
-        bounds = {**default_priors(data, curve), "L_inf": zero if " " in name else (0.0, top)}
+    for name, (curve, bounds) in _rivals(data).items():
         best = maximum(data, curve, bounds)
-        rows[name] = information_criteria(best.log_likelihood, len(NAMES) - (" " in name), data.time.size)
+        rows[name] = information_criteria(best.log_likelihood, len(NAMES) - (name == _NO_FLOOR), data.time.size)
     return xr.Dataset(
         {
             key: ("model", [row[key] for row in rows.values()])
@@ -358,6 +330,26 @@ def _models(data: Binned) -> xr.Dataset:
         },
         coords={"model": list(rows)},
     )
+
+
+def _evidence(
+    data: Binned, prior: Priors | None, rng: int | np.random.Generator | None
+) -> dict[str, tuple[str, list[float]]]:
+    found = []
+    for name, (curve, bounds) in _rivals(data).items():
+        changed = merged_priors(bounds, prior)
+        if name == _NO_FLOOR:
+            del changed["L_inf"]
+
+        def function(theta: np.ndarray, curve: str = curve, fixed: bool = name == _NO_FLOOR) -> np.ndarray:
+            whole = np.column_stack([np.zeros(len(theta)), theta]) if fixed else theta
+            return log_likelihood(whole, data, curve)
+
+        found.append(log_evidence(function, changed, rng=rng))
+    return {
+        "log_evidence": ("model", [value for value, _ in found]),
+        "log_evidence_stderr": ("model", [error for _, error in found]),
+    }
 
 
 def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:

@@ -68,7 +68,25 @@ def default_priors(times: LearningTimes) -> dict[str, tuple[np.ndarray | float, 
 
 
 def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
-    r"""Log likelihood of the divergence.
+    """Log likelihood of the divergence: the sum over runs.
+
+    Parameters
+    ----------
+    theta : ndarray, (..., m, coefficient)
+        As in `run_log_likelihood`.
+    times : LearningTimes
+        Data with the same leading axes.
+
+    Returns
+    -------
+    ndarray, (..., m)
+        -inf where w_c reaches a width that learned.
+    """
+    return run_log_likelihood(theta, times).sum(axis=-1)
+
+
+def run_log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
+    r"""Log likelihood of each run.
 
     :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`, :math:`m_i=\ln
     T_{mid}-\nu\ln\frac{w_i-w_c}{w_{mid}-w_c}`; a censored run contributes :math:`(1-q)P(T>T_{max})+q`, and 1 for
@@ -83,8 +101,8 @@ def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
 
     Returns
     -------
-    ndarray, (..., m)
-        -inf where w_c reaches a width that learned.
+    ndarray, (..., m, n)
+        -inf for a run that learned at or below w_c.
     """
     w_c, nu, middle, log_sigma, log_delta = (theta[..., k, None] for k in range(5))
     width, log_time, learned = times.width[..., None, :], times.log_time[..., None, :], times.learned[..., None, :]
@@ -103,9 +121,8 @@ def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
         with np.errstate(divide="ignore"):
             density = density + np.log1p(-q)
             censored = np.logaddexp(np.log1p(-q) + censored, np.log(q))
-    censored = np.where(above, censored, 0.0)
-    total = np.where(learned, density, censored).sum(axis=-1)
-    return np.where((learned & ~above).any(axis=-1), -np.inf, total)
+    impossible = np.where(learned, -np.inf, 0.0)
+    return np.where(above, np.where(learned, density, censored), impossible)
 
 
 def log_posterior(

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.stats import chi2, qmc
 
 from trajstats.errors import FitError
+
+_RESTARTS, _GAIN = 10, 1e-3
 
 Bounds = Mapping[str, tuple[float, float, float]]
 
@@ -90,8 +92,10 @@ def maximise(
     if not np.isfinite(log_likelihood(first)):
         msg = f"the likelihood is not finite at the start values {dict(zip(names, first.tolist(), strict=True))}"
         raise FitError(msg)
-    best = _search(log_likelihood, start, {})
     lower, upper = np.array([start[n][1] for n in names]), np.array([start[n][2] for n in names])
+    # a maximum on a bound is given just inside it, where a prior that ends there is not zero
+    hair = 1e-6 * (upper - lower)
+    best = np.clip(_search(log_likelihood, start, {}), lower + hair, upper - hair)
     top = float(log_likelihood(best))
     edge = (best - lower < 1e-4 * (upper - lower)) | (upper - best < 1e-4 * (upper - lower))
     covariance = _curvature(log_likelihood, best, lower, upper)
@@ -105,6 +109,61 @@ def maximise(
     for name in profile:
         result.intervals[name] = _profile_interval(log_likelihood, start, result, name, drop)
     return result
+
+
+def best_maximum(
+    log_likelihood: Callable[[np.ndarray], np.ndarray],
+    start: Bounds,
+    wide: Mapping[str, tuple[float, float]],
+    /,
+    *,
+    trials: int = 512,
+    climbs: int = 3,
+) -> Maximum:
+    """Find the highest of several maxima.
+
+    The start given and the best of a Sobol set of trial points are each climbed; the highest top is returned.
+
+    Parameters
+    ----------
+    log_likelihood : callable (m, coefficient) -> (m,)
+        May be -inf.
+    start : mapping name -> (start, lower, upper)
+        Start values and bounds.
+    wide : mapping name -> (lower, upper)
+        Where trial points lie (cut at the bounds); a coefficient not named stays at its start.
+    trials : int
+        Trial points, a power of two.
+    climbs : int
+        How many of them are climbed from.
+
+    Returns
+    -------
+    Maximum
+
+    Examples
+    --------
+    >>> two_tops = lambda v: np.logaddexp(-8 * (v[:, 0] + 2) ** 2, 1 - 8 * (v[:, 0] - 2) ** 2)
+    >>> round(best_maximum(two_tops, {"x": (-2.0, -5.0, 5.0)}, {"x": (-5.0, 5.0)}).values["x"], 3)
+    2.0
+    """
+
+    def one(vector: np.ndarray) -> float:
+        with np.errstate(all="ignore"):
+            return float(log_likelihood(vector[None])[0])
+
+    edges = {n: wide.get(n, (at, at)) for n, (at, _, _) in start.items()}
+    low = np.array([max(edges[n][0], a) for n, (_, a, _) in start.items()])
+    high = np.array([min(edges[n][1], b) for n, (_, _, b) in start.items()])
+    points = low + (high - low) * qmc.Sobol(len(start), scramble=False).random(trials)
+    with np.errstate(all="ignore"):
+        values = log_likelihood(points)
+    order = np.argsort(-np.where(np.isfinite(values), values, -np.inf))[:climbs]
+    tops = [maximise(one, start)]
+    for point in points[order]:
+        if np.isfinite(one(point)):
+            tops.append(maximise(one, {n: (v, a, b) for v, (n, (_, a, b)) in zip(point, start.items(), strict=True)}))
+    return max(tops, key=lambda top: top.log_likelihood)
 
 
 def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed: Mapping[str, float]) -> np.ndarray:
@@ -125,9 +184,14 @@ def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        for _ in range(2):
+        # a simplex collapses in long bent valleys: begin again from where it stopped until that gains nothing
+        best = np.inf
+        for _ in range(_RESTARTS):
             found = lmfit.minimize(cost, coefficients, method="nelder", calc_covar=False, max_nfev=400 * len(start))
             coefficients = found.params
+            gain, best = best - cost(coefficients), cost(coefficients)
+            if gain < _GAIN:
+                break
     return np.array([found.params[name].value for name in start])
 
 

@@ -11,10 +11,11 @@ import xarray as xr
 from trajstats.errors import FitError
 from trajstats.inference.divergence import NAMES, STUCK, log_posterior
 from trajstats.inference.ensemble import draw_posterior
+from trajstats.inference.learning import learning_arrays
 from trajstats.inference.population import hierarchical_draws
 from trajstats.inference.priors import Priors, prior_bounds
 from trajstats.inference.results import FitResult
-from trajstats.inference.transition import checked_priors, fit_divergence, learning_arrays, maximum, one_sided
+from trajstats.inference.transition import checked_priors, fit_divergence, maximum, one_sided
 
 NU_SPREAD = (0.0, 1.0)
 _FEWEST = 100

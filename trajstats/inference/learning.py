@@ -1,4 +1,4 @@
-"""Learning times of a sweep: when each run first reaches a loss, and which never did."""
+"""Learning times: when each run of a sweep first reaches a loss, which never did, and whether a fit can use them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import STEP, clock_values
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.inference.divergence import LearningTimes
+
+_MIN_WIDTHS = 3
+_MIN_LEARNED = 4
 
 
 def learning_times(
@@ -81,6 +85,97 @@ def learning_times(
                 }
             )
     return _times_dataset(rows, targets)
+
+
+def learning_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr.Dataset:
+    """Check learning times from anywhere and mark those that are censored.
+
+    Parameters
+    ----------
+    times : Dataset or DataArray
+        As `fit_divergence` takes them.
+    budget : float, optional
+        Largest time watched.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``learning_time`` (the budget where the run did not learn) and ``learned`` along `run` (and `loss`).
+
+    Raises
+    ------
+    ArgumentError
+        If labels are missing or a run that did not learn has no finite budget.
+    NonFiniteError
+        If a time is NaN.
+    """
+    if isinstance(times, xr.DataArray):
+        if "width" not in times.coords:
+            msg = "the learning times need a coordinate 'width'"
+            raise ArgumentError(msg)
+        other = [d for d in times.dims if d not in ("run", "loss")]
+        if other:
+            flat = times.stack(run=other).reset_index("run") if "run" not in times.dims else times
+            times = flat.transpose("run", ...)
+        times = times.to_dataset(name="learning_time")
+    if "learning_time" not in times or "width" not in times.coords:
+        msg = (
+            "learning times need the variable 'learning_time' and the coordinate 'width'; use trajstats.learning_times"
+        )
+        raise ArgumentError(msg)
+    values = times["learning_time"]
+    if "run" not in values.dims:
+        times = times.rename({values.dims[0]: "run"})
+        values = times["learning_time"]
+    if np.isnan(values.values).any():
+        bad = int(np.isnan(values.values).sum())
+        msg = f"{bad} learning times are NaN; mark runs that did not learn with learned=False"
+        raise NonFiniteError(msg)
+    limit = times["budget"] if "budget" in times else (xr.full_like(values, np.inf) if budget is None else budget)
+    learned = times["learned"].astype(bool) if "learned" in times else (values < limit) & np.isfinite(values)
+    capped = xr.where(learned, values, np.minimum(values, limit) if "learned" in times else limit)
+    if not np.isfinite(capped.values).all():
+        msg = "runs that did not learn have no finite budget; give budget=largest time watched"
+        raise ArgumentError(msg)
+    return times.assign(learning_time=capped.transpose(*values.dims), learned=learned.transpose(*values.dims))
+
+
+def learning_arrays(table: xr.Dataset) -> LearningTimes:
+    """Check a table of learning times and take its arrays.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        ``learning_time`` and ``learned`` along `run`, coordinate ``width``.
+
+    Returns
+    -------
+    LearningTimes
+
+    Raises
+    ------
+    FitError
+        If the data cannot support the fit.
+    """
+    width, time = table["width"].values.astype(float), table["learning_time"].values.astype(float)
+    learned = table["learned"].values.astype(bool)
+    if (time <= 0).any():
+        msg = f"{int((time <= 0).sum())} learning times are not positive"
+        raise FitError(msg)
+    if not learned.any():
+        msg = f"none of {learned.size} runs learned: w_c is above every width, or the budget is too short"
+        raise FitError(msg)
+    widths = np.unique(width[learned])
+    if widths.size < _MIN_WIDTHS or learned.sum() < _MIN_LEARNED:
+        msg = (
+            f"{int(learned.sum())} runs learned at {widths.size} distinct widths {widths.tolist()}: a divergence with "
+            f"three coefficients needs {_MIN_LEARNED} runs at {_MIN_WIDTHS} widths"
+        )
+        raise FitError(msg)
+    if np.ptp(np.log(time[learned])) == 0:
+        msg = "all learning times are equal (zero variance): nothing diverges"
+        raise FitError(msg)
+    return LearningTimes(width, np.log(time), learned)
 
 
 def _nodes(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

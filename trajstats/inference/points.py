@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -270,3 +271,43 @@ def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
     rows = {pair: k for k, pair in enumerate(zip(delta[WAITING_TIME].values, delta[LAG].values, strict=True))}
     chosen = [rows[pair] for pair in zip(points.waiting_time, points.lag, strict=True)]
     return np.asarray(values[:, chosen], dtype=float)
+
+
+def clock_differences(delta: xr.DataArray, points: Points, clocks: Mapping[str, xr.DataArray]) -> dict[str, np.ndarray]:
+    """Difference of other clocks over each chosen pair.
+
+    Parameters
+    ----------
+    delta : xarray.DataArray
+        What `two_time_points` was given, with the coords ``first`` and ``second``.
+    points : Points
+        What it chose.
+    clocks : mapping name -> DataArray along step
+        Clocks.
+
+    Returns
+    -------
+    dict name -> ndarray, (n,)
+
+    Raises
+    ------
+    ArgumentError
+        If the steps of the pairs are not known, or a clock does not increase over every pair.
+    """
+    result = {}
+    for name, clock in clocks.items():
+        if "first" not in delta.coords or "second" not in delta.coords:
+            msg = "clocks need the coords 'first' and 'second' (steps) of delta; use trajstats.msd(run, pairs)"
+            raise ArgumentError(msg)
+        steps, values = clock["step"].values, clock.values.astype(float)
+        ends = [np.interp(delta[end].values, steps, values) for end in ("first", "second")]
+        lookup = {
+            (w, t): gap
+            for w, t, gap in zip(delta[WAITING_TIME].values, delta[LAG].values, ends[1] - ends[0], strict=True)
+        }
+        gaps = np.array([lookup[w, t] for w, t in zip(points.waiting_time, points.lag, strict=True)])
+        if not (gaps > 0).all():
+            msg = f"clock {name!r} does not increase over every pair; a clock must be strictly increasing"
+            raise ArgumentError(msg)
+        result[name] = gaps
+    return result

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from trajstats.inference.priors import Priors
+
 NAMES = ("L_inf", "log_middle", "beta", "log_noise", "drift_share", "log_range", "power")
 CURVES = ("power_law", "stretched_exponential", "logarithmic", "exponential")
 
@@ -117,6 +119,62 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     drift, white = noise * np.sqrt(theta[:, 4]), noise * np.sqrt(1 - theta[:, 4])
     kalman = _kalman(residual, np.diff(np.log(data.time)), drift, np.exp(theta[:, 5]), white)
     return kalman - np.log(scale).sum(axis=1)
+
+
+def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
+    """Uniform priors of a decay.
+
+    Parameters
+    ----------
+    data : Binned
+        Data.
+    curve : str
+        Which curve.
+
+    Returns
+    -------
+    dict name -> (lower, upper)
+        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss,
+        log uniform) 1e-6 to 1, of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform);
+        power -0.5 to 2.
+    """
+    middle = float(np.log(np.median(data.loss)))
+    return {
+        "L_inf": (0.0, 1.1 * float(data.loss.min())),
+        "log_middle": (middle - 12.0, middle + 6.0),
+        "beta": (0.01, 4.0 if curve != "exponential" else 40.0),
+        "log_noise": (float(np.log(1e-6)), 0.0),
+        "drift_share": (0.0, 1.0),
+        "log_range": (float(np.log(0.05)), float(np.log(5.0))),
+        "power": (-0.5, 2.0),
+    }
+
+
+def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -> np.ndarray:
+    """Log posterior density under uniform priors.
+
+    Parameters
+    ----------
+    theta : ndarray, (m, 7)
+        As `relaxation.NAMES`.
+    data : Binned
+        Data.
+    curve : str
+        Which curve.
+    priors : mapping
+        Bounds.
+
+    Returns
+    -------
+    ndarray, (m,)
+    """
+    low, high = np.array([priors[name] for name in NAMES]).T
+    allowed = ((theta > low) & (theta < high)).all(axis=1)
+    out = np.full(len(theta), -np.inf)
+    if allowed.any():
+        with np.errstate(all="ignore"):
+            out[allowed] = log_likelihood(theta[allowed], data, curve)
+    return np.where(np.isfinite(out), out, -np.inf)
 
 
 @njit(cache=True, nogil=True)

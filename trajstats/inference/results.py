@@ -49,6 +49,9 @@ class FitResult:
         ``"ok"``, ``"not converged"``, ``"not identified"`` or ``"structured residuals"``.
     attrs : mapping
         How the fit was made: arguments, likelihood, priors, source.
+    log_likelihood : xarray.Dataset
+        Log likelihood of each group of data at each draw, dims (chain, draw, group); empty where the data have no
+        groups that are independent given the coefficients.
 
     Examples
     --------
@@ -67,6 +70,7 @@ class FitResult:
     flags: tuple[str, ...] = ()
     status: str = "ok"
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    log_likelihood: xr.Dataset = field(default_factory=xr.Dataset)
 
     def __str__(self) -> str:
         # coefficients with their 68 % intervals, then status and flags: what to paste into a notebook
@@ -139,13 +143,15 @@ class FitResult:
         Returns
         -------
         xarray.DataTree
-            ``posterior``, ``observed_data``, ``sample_stats``, ``log_likelihood`` where it is known, and one group per
-            table.
+            ``posterior``, ``observed_data``, ``sample_diagnostics``, ``log_likelihood`` where data have independent
+            groups, and one group per table.
         """
         stats = self.diagnostics
         groups: dict[str, xr.Dataset] = {"posterior": self.posterior, "sample_diagnostics": stats}
         if self.data.data_vars:
             groups["observed_data"] = self.data
+        if self.log_likelihood.data_vars:
+            groups["log_likelihood"] = self.log_likelihood
         groups |= {f"tables/{name}": table for name, table in self.tables.items()}
         tree = xr.DataTree.from_dict(groups)
         tree.attrs = {
@@ -222,6 +228,7 @@ class FitResult:
             tuple(json.loads(tree.attrs["flags"])),
             tree.attrs["status"],
             json.loads(tree.attrs["fit"]),
+            named.get("log_likelihood", empty),
         )
 
 

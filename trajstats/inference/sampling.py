@@ -252,12 +252,13 @@ def scatter_walkers(
     """
     # emcee starts at -inf silently: points outside the prior are drawn again, closer to the maximum each time
     factor = np.linalg.cholesky(covariance + 1e-12 * np.diag(np.maximum(np.diagonal(covariance), 1e-12)))
-    points = start + stream.standard_normal((n_walkers, start.size)) @ factor.T
+    found = np.empty((0, start.size))
     for attempt in range(60):
-        bad = ~np.isfinite(log_prob(points))
-        if not bad.any():
-            return points
-        points[bad] = start + 0.9**attempt * stream.standard_normal((int(bad.sum()), start.size)) @ factor.T
+        # a maximum in a corner of the prior leaves few of them inside: draw more than are needed
+        points = start + 0.9**attempt * stream.standard_normal((4 * n_walkers, start.size)) @ factor.T
+        found = np.concatenate([found, points[np.isfinite(log_prob(points))]])
+        if len(found) >= n_walkers:
+            return found[:n_walkers]
     msg = "no finite posterior density near the maximum; check the prior bounds against the start values"
     raise FitError(msg)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, FitError, NonFiniteError
-from trajstats.inference.comparison import information_criteria, savage_dickey
+from trajstats.errors import ArgumentError
+from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
 from trajstats.inference.divergence import (
     NAMES,
     STUCK,
@@ -17,16 +18,16 @@ from trajstats.inference.divergence import (
     default_priors,
     log_likelihood,
     log_posterior,
+    run_log_likelihood,
 )
 from trajstats.inference.ensemble import draw_posterior
-from trajstats.inference.fitting import Maximum, maximise
+from trajstats.inference.fitting import Maximum, best_maximum
+from trajstats.inference.learning import learning_arrays, learning_table
 from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 
 _EDGE = 0.02
-_MIN_WIDTHS = 3
-_MIN_LEARNED = 4
 
 
 def fit_divergence(
@@ -38,6 +39,7 @@ def fit_divergence(
     stuck: bool = False,
     budget: float | None = None,
     prior: Priors | None = None,
+    evidence: bool = False,
     sampler: str = "batched",
     max_steps: int = 20_000,
     progress: bool = False,
@@ -66,6 +68,9 @@ def fit_divergence(
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction`` (with
         several depths ``nu_spread`` too); defaults in `default_priors`.
+    evidence : bool
+        Add the evidence of nu = 1 and of nu free to ``tables["models"]`` by nested sampling (the extra ``evidence``;
+        one loss, one depth; some ten seconds).
     sampler : str
         ``"batched"`` (all ensembles in one NumPy call: the fastest for so few points) or ``"emcee"``; same moves, same
         rules.
@@ -80,10 +85,15 @@ def fit_divergence(
         Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c
         runs into its prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
 
+    Raises
+    ------
+    ArgumentError
+        If `nu` is not positive, or labels are missing.
+
     Notes
     -----
-    Errors: ArgumentError for missing labels; NonFiniteError for a time that is NaN; FitError if no run learned, fewer
-    than 3 widths are distinct, or times are not positive.
+    A time that is NaN raises NonFiniteError; no run that learned, fewer than 3 distinct widths or times that are not
+    positive raise FitError. `evidence` without dynesty raises UnsupportedError.
 
     w_c and nu are strongly anti-correlated: report them jointly. Several losses come from the same runs; their joint
     likelihood is raised to the power one over their number, so that a run counts once.
@@ -101,7 +111,12 @@ def fit_divergence(
     >>> bool(abs(fit.summary()["value"].sel(coefficient="w_c") - 4) < 0.5)
     True
     """
-    table = _as_table(times, budget)
+    if nu is not None and not (np.isfinite(nu) and nu > 0):
+        msg = f"nu={nu}: a fixed exponent is a positive number; leave it out to have it fitted"
+        raise ArgumentError(msg)
+    if evidence:
+        optional_package("dynesty", "the evidence", "evidence")
+    table = learning_table(times, budget)
     if "depth" in table.coords and np.unique(table["depth"].values).size > 1:
         from trajstats.inference.joint_divergence import fit_depths
 
@@ -123,7 +138,7 @@ def fit_divergence(
     free = np.array([name != "nu" or nu is None for name in names])
 
     def log_prob(theta: np.ndarray) -> np.ndarray:
-        whole = np.full((len(theta), len(names)), 0.0 if nu is None else nu)
+        whole = np.full((len(theta), len(names)), 0.0 if nu is None else float(nu))
         whole[:, free] = theta
         return log_posterior(whole, data, priors)
 
@@ -137,77 +152,11 @@ def fit_divergence(
         max_steps=max_steps,
         progress=progress,
     )
-    return _result(table, data, draws, priors, names, nu)
-
-
-def _as_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr.Dataset:
-    if isinstance(times, xr.DataArray):
-        if "width" not in times.coords:
-            msg = "the learning times need a coordinate 'width'"
-            raise ArgumentError(msg)
-        other = [d for d in times.dims if d not in ("run", "loss")]
-        if other:
-            flat = times.stack(run=other).reset_index("run") if "run" not in times.dims else times
-            times = flat.transpose("run", ...)
-        times = times.to_dataset(name="learning_time")
-    if "learning_time" not in times or "width" not in times.coords:
-        msg = (
-            "learning times need the variable 'learning_time' and the coordinate 'width'; use trajstats.learning_times"
-        )
-        raise ArgumentError(msg)
-    values = times["learning_time"]
-    if "run" not in values.dims:
-        times = times.rename({values.dims[0]: "run"})
-        values = times["learning_time"]
-    if np.isnan(values.values).any():
-        bad = int(np.isnan(values.values).sum())
-        msg = f"{bad} learning times are NaN; mark runs that did not learn with learned=False"
-        raise NonFiniteError(msg)
-    limit = times["budget"] if "budget" in times else (xr.full_like(values, np.inf) if budget is None else budget)
-    learned = times["learned"].astype(bool) if "learned" in times else (values < limit) & np.isfinite(values)
-    capped = xr.where(learned, values, np.minimum(values, limit) if "learned" in times else limit)
-    if not np.isfinite(capped.values).all():
-        msg = "runs that did not learn have no finite budget; give budget=largest time watched"
-        raise ArgumentError(msg)
-    return times.assign(learning_time=capped.transpose(*values.dims), learned=learned.transpose(*values.dims))
-
-
-def learning_arrays(table: xr.Dataset) -> LearningTimes:
-    """Check a table of learning times and take its arrays.
-
-    Parameters
-    ----------
-    table : xarray.Dataset
-        ``learning_time`` and ``learned`` along `run`, coordinate ``width``.
-
-    Returns
-    -------
-    LearningTimes
-
-    Raises
-    ------
-    FitError
-        If the data cannot support the fit.
-    """
-    width, time = table["width"].values.astype(float), table["learning_time"].values.astype(float)
-    learned = table["learned"].values.astype(bool)
-    if (time <= 0).any():
-        msg = f"{int((time <= 0).sum())} learning times are not positive"
-        raise FitError(msg)
-    if not learned.any():
-        msg = f"none of {learned.size} runs learned: w_c is above every width, or the budget is too short"
-        raise FitError(msg)
-    widths = np.unique(width[learned])
-    if widths.size < _MIN_WIDTHS or learned.sum() < _MIN_LEARNED:
-        msg = (
-            f"{int(learned.sum())} runs learned at {widths.size} distinct widths {widths.tolist()}: a divergence with "
-            f"three coefficients needs {_MIN_LEARNED} runs at {_MIN_WIDTHS} widths"
-        )
-        raise FitError(msg)
-    if np.ptp(np.log(time[learned])) == 0:
-        msg = "all learning times are equal (zero variance): nothing diverges"
-        raise FitError(msg)
-    return LearningTimes(width, np.log(time), learned)
+    fit = _result(table, data, draws, priors, names, nu)
+    if evidence:
+        table = fit.tables["models"].assign(_evidence(data, priors, names, nu, rng))
+        fit = replace(fit, tables={**fit.tables, "models": table})
+    return fit
 
 
 def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple[float, float]]:
@@ -263,19 +212,25 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
         STUCK: 0.05,
     }
     start = inside({name: guess[name] for name in names}, priors, 0.01)
-
-    def one(vector: np.ndarray) -> float:
-        with np.errstate(all="ignore"):
-            return float(log_likelihood(vector[None], data)[0])
-
-    return maximise(one, start)
+    wide = {
+        "w_c": (low, high),
+        "nu": (0.3, 3.0),
+        "log_middle": (guess["log_middle"] - 1.5, guess["log_middle"] + 1.5),
+        "log_sigma": (np.log(0.03), 0.0),
+        "log_delta": (priors["log_delta"][0], np.log(0.3 * high)),
+        STUCK: (0.0, 0.5),
+    }
+    # runs at the narrowest width can be explained by a large scatter of w_c: a second maximum just below that width
+    return best_maximum(lambda theta: log_likelihood(theta, data), start, wide)
 
 
 def _result(
     table: xr.Dataset, data: LearningTimes, draws: Draws, priors: Priors, names: Sequence[str], nu: float | None
 ) -> FitResult:
     columns = iter(np.moveaxis(draws.values, -1, 0))
-    values = {n: next(columns) if n != "nu" or nu is None else np.full(draws.values.shape[:2], nu) for n in names}
+    values = {
+        n: next(columns) if n != "nu" or nu is None else np.full(draws.values.shape[:2], float(nu)) for n in names
+    }
     dims = ("chain", "draw")
     posterior = xr.Dataset(
         {
@@ -306,6 +261,19 @@ def _result(
         tuple(flags),
         status,
         {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
+        _width_log_likelihood(data, np.stack([values[n] for n in names], axis=-1)),
+    )
+
+
+def _width_log_likelihood(data: LearningTimes, theta: np.ndarray) -> xr.Dataset:
+    # widths are what a prediction is asked for: leaving one out asks the others for it
+    widths, index = np.unique(data.width, return_inverse=True)
+    with np.errstate(all="ignore"):
+        runs = np.stack([run_log_likelihood(chain, data) for chain in theta])
+    values = runs @ np.eye(widths.size)[index]
+    return xr.Dataset(
+        {"learning_time": (("chain", "draw", "width"), values)},
+        coords={"chain": np.arange(len(theta)), "draw": np.arange(theta.shape[1]), "width": widths},
     )
 
 
@@ -336,15 +304,21 @@ def one_sided(w_c: np.ndarray, prior: tuple[float, float]) -> tuple[xr.Dataset, 
     return bounds, bool(np.quantile(w_c, 0.025) > prior[0] + _EDGE * (prior[1] - prior[0]))
 
 
+def _rivals(priors: Priors, nu: float | None) -> dict[str, dict[str, tuple[float, float]]]:
+    return {
+        "nu_one": {**priors, "nu": (1 - 1e-6, 1 + 1e-6)},
+        "nu_free": {**priors, "nu": (0.05, 6.0) if nu is not None else priors["nu"]},
+    }
+
+
 def _models(
     data: LearningTimes, priors: Priors, names: Sequence[str], posterior: xr.Dataset, nu: float | None
 ) -> xr.Dataset:
-    others = [name for name in names if name != "nu"]
-    one = {**priors, "nu": (1 - 1e-6, 1 + 1e-6)}
-    free = {**priors, "nu": (0.05, 6.0) if nu is not None else priors["nu"]}
     scores = {
-        "nu_one": information_criteria(maximum(data, one, names).log_likelihood, len(others), data.width.size),
-        "nu_free": information_criteria(maximum(data, free, names).log_likelihood, len(names), data.width.size),
+        model: information_criteria(
+            maximum(data, edges, names).log_likelihood, len(names) - (model == "nu_one"), data.width.size
+        )
+        for model, edges in _rivals(priors, nu).items()
     }
     result = xr.Dataset(
         {
@@ -359,6 +333,25 @@ def _models(
             "ln of evidence(nu = 1) / evidence(nu free), Savage-Dickey; -inf: no draw near 1"
         )
     return result
+
+
+def _evidence(
+    data: LearningTimes, priors: Priors, names: Sequence[str], nu: float | None, rng: int | np.random.Generator | None
+) -> dict[str, tuple[str, list[float]]]:
+    place = list(names).index("nu")
+
+    def at_one(theta: np.ndarray) -> np.ndarray:
+        return log_likelihood(np.insert(theta, place, 1.0, axis=1), data)
+
+    found = []
+    for model, edges in _rivals(priors, nu).items():
+        kept = {name: edges[name] for name in names if name != "nu" or model == "nu_free"}
+        function = at_one if model == "nu_one" else lambda theta: log_likelihood(theta, data)
+        found.append(log_evidence(function, kept, rng=rng))
+    return {
+        "log_evidence": ("model", [value for value, _ in found]),
+        "log_evidence_stderr": ("model", [error for _, error in found]),
+    }
 
 
 def predict(fit: FitResult, *, width: Any = None) -> xr.DataArray:
