@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,9 @@ def train_jax(
     batch_size: int,
     l2: float = 0.0,
     order: str = "shuffled",
+    warm_up: int = 0,
+    project: Callable[[Any], Any] | None = None,
+    project_every: int = 200,
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
     progress: str | None = "training",
@@ -42,8 +46,8 @@ def train_jax(
     r"""Train replicas of one network and record each into its own trajectory store while it trains.
 
     One step is :math:`w\leftarrow w-\eta\,\nabla[L_B(w)+\lambda\sum_iw_i^2]` with :math:`L_B` the loss over a batch; no
-    momentum. The batches of seed `s` in epoch `e` depend on (s, e) alone, so a killed run continues from its last
-    committed step as it would have gone on.
+    momentum. The clock ``proper_time`` is the sum of :math:`\eta` over the steps made. The batches of seed `s` in epoch
+    `e` depend on (s, e) alone, so a killed run continues from its last committed step as it would have gone on.
 
     Parameters
     ----------
@@ -65,6 +69,12 @@ def train_jax(
         :math:`\eta`, :math:`B`, :math:`\lambda`.
     order : str
         ``"shuffled"``, ``"cyclic"`` or ``"replacement"``, see `batch_order`; kept in the store's attributes.
+    warm_up : int
+        Steps in which the rate rises as :math:`\eta\sin(\pi s/2s_0)`, s = 1, 2, ...; 0 for a constant rate.
+    project : callable params -> params, optional
+        Put the weights back onto a constraint after every `project_every` steps; its name is kept in the attributes.
+    project_every : int
+        Steps between projections.
     metrics : mapping name -> callable (outputs, targets) -> scalar, optional
         Recorded over the whole training set beside ``loss`` (which has no L2 term).
     attrs : mapping, optional
@@ -82,7 +92,7 @@ def train_jax(
     Raises
     ------
     ArgumentError
-        If params, paths and seeds differ in number, or the batch does not fit the data.
+        If params, paths and seeds differ in number, the batch does not fit the data, or a number of steps is negative.
     NonFiniteError
         If the weights overflow: what was committed before stays.
     StoreError
@@ -93,10 +103,15 @@ def train_jax(
             f"{len(params)} params, {len(paths)} paths, {len(seeds)} seeds: give one of each per replica, at least one"
         )
         raise ArgumentError(msg)
+    if warm_up < 0 or project_every < 1:
+        msg = f"warm_up={warm_up}, project_every={project_every}: give at least 0 and 1 step"
+        raise ArgumentError(msg)
     per_epoch = steps_per_epoch(len(data[0]), batch_size)
     names, leaves, *_ = flat_order(params[0])
     layers = {name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    advance, measure = _compile(apply_fn, params[0], loss_fn, data, learning_rate, batch_size, l2, metrics or {})
+    rate = functools.partial(_rate, learning_rate, warm_up)
+    constrain = None if project is None else (project, project_every)
+    advance, measure = _compile(apply_fn, params[0], loss_fn, data, rate, batch_size, l2, constrain, metrics or {})
     settings = {
         "optimiser": {
             "kind": "sgd",
@@ -106,6 +121,8 @@ def train_jax(
             "order": order,
             "steps_per_epoch": per_epoch,
             "framework": f"jax {jax.__version__}",
+            **({"warm_up": warm_up} if warm_up else {}),
+            **({"projection": {"by": project.__name__, "every": project_every}} if project else {}),
         },
         **(attrs or {}),
     }
@@ -138,7 +155,8 @@ def train_jax(
                 weights = advance(weights, orders, block * EPOCHS_PER_CALL, step, to)
                 bar.update(to - step)
                 step = to
-            _record(recorders, step, np.asarray(weights), measure(weights), step / per_epoch, learning_rate * step)
+            tau = _proper_time(learning_rate, warm_up, step)
+            _record(recorders, step, np.asarray(weights), measure(weights), step / per_epoch, tau)
     return [Path(path) for path in paths]
 
 
@@ -147,9 +165,10 @@ def _compile(
     like: Any,
     loss_fn: Callable[[Any, Any], Any],
     data: tuple[np.ndarray, np.ndarray],
-    learning_rate: float,
+    rate: Callable[[Any], Any],
     batch_size: int,
     l2: float,
+    constrain: tuple[Callable[[Any], Any], int] | None,
     metrics: Mapping[str, Callable[[Any, Any], Any]],
 ) -> tuple[Any, Any]:
     inputs, targets = jnp.asarray(data[0]), jnp.asarray(data[1])
@@ -163,6 +182,13 @@ def _compile(
     def batch_loss(w: Any, x: Any, y: Any) -> Any:
         return loss_fn(outputs(w, x), y) + l2 * jnp.sum(w * w)
 
+    def onto_constraint(w: Any) -> Any:
+        tree = constrain[0](unravel(w, shapes, places, treedef))
+        parts = [jnp.zeros(0)] * len(places)
+        for place, leaf in zip(places, jax.tree.leaves(tree), strict=True):
+            parts[place] = jnp.ravel(leaf)
+        return jnp.concatenate(parts)
+
     gradients = jax.vmap(jax.grad(batch_loss))
 
     @jax.jit
@@ -170,7 +196,10 @@ def _compile(
         def step(s: Any, w: Any) -> Any:
             at = (0, s // per_epoch - first_epoch, (s % per_epoch) * batch_size)
             rows = lax.dynamic_slice(orders, at, (w.shape[0], 1, batch_size))[:, 0]
-            return w - learning_rate * gradients(w, inputs[rows], targets[rows])
+            w = w - rate(s) * gradients(w, inputs[rows], targets[rows])
+            if constrain is None:
+                return w
+            return lax.cond((s + 1) % constrain[1] == 0, jax.vmap(onto_constraint), lambda w: w, w)
 
         return lax.fori_loop(start, stop, step, weights)
 
@@ -184,6 +213,18 @@ def _compile(
         return lax.map(one, weights)
 
     return advance, measure
+
+
+def _rate(learning_rate: float, warm_up: int, step: Any) -> Any:
+    if not warm_up:
+        return learning_rate
+    return learning_rate * jnp.sin(jnp.pi / 2 * jnp.minimum(1.0, (step + 1) / warm_up))
+
+
+def _proper_time(learning_rate: float, warm_up: int, step: int) -> float:
+    # The sum of the rates of the steps made, in double precision.
+    rising = np.sin(np.pi / 2 * np.arange(1, min(step, warm_up) + 1) / warm_up).sum() if warm_up else 0.0
+    return learning_rate * (rising + max(step - warm_up, 0))
 
 
 def _orders(kind: str, n: int, seeds: Sequence[int], first_epoch: int) -> Any:

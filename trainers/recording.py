@@ -283,11 +283,13 @@ def check_same_settings(path: str | Path, names: Sequence[str], optimiser: Mappi
     except StoreNotFoundError:
         return
     stored = json.loads(run.attrs.get("optimiser", "{}"))
-    different = [key for key, value in optimiser.items() if key != "framework" and stored.get(key) != value]
+    keys = {**stored, **optimiser}
+    different = [key for key in keys if key != "framework" and stored.get(key) != optimiser.get(key)]
     if different or [str(name) for name in run["layer"].values] != list(names):
         then = {key: stored.get(key) for key in different} or "other layers"
+        now = {key: optimiser.get(key) for key in different}
         msg = (
-            f"{path} was recorded with other settings ({then}; now { ({key: optimiser[key] for key in different}) }); "
+            f"{path} was recorded with other settings ({then}; now {now}); "
             "give another path, or delete that store to start again"
         )
         raise StoreError(msg)
