@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "trajstats.errors": [
         "ArgumentError",
+        "ClusterError",
         "FitError",
         "NonFiniteError",
         "SchemaError",
@@ -74,6 +75,7 @@ _MODULES = {
     "trajstats.inference.decay": ["fit_decay"],
     "trajstats.inference.batch": ["fit_batch"],
     "trajstats.inference.comparison": ["compare_fits"],
+    "trajstats.inference.sweep_map": ["map_sweep"],
     "trajstats.report.plots": [
         "plot_attractor_slice",
         "plot_basins",

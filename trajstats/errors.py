@@ -31,6 +31,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
     """A path holds no store."""
 
 
+class ClusterError(TrajstatsError, ConnectionError):
+    """No dask scheduler answers, it was lost, or its workers died; what is finished is kept where there is a store."""
+
+
 class UnsafeInputError(TrajstatsError, ValueError):
     """A file from elsewhere could execute code, escape its folder or exhaust memory; it was not read."""
 

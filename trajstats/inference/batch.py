@@ -1,21 +1,26 @@
 """Any fit over a grid of layers, widths and seeds: one labelled result, failures as labelled data."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from tqdm import tqdm
 
-from trajstats.errors import ArgumentError, StoreError, TrajstatsError
+from trajstats.errors import ArgumentError
+from trajstats.inference.collecting import collect, column
+from trajstats.inference.member_store import MemberStore, member_key
 from trajstats.inference.results import FitResult
+from trajstats.inference.tasks import Member, Outcome, run_members
 
 Fit = Callable[..., FitResult]
+CASE = "case"
 
 
 def fit_batch(
@@ -24,10 +29,11 @@ def fit_batch(
     /,
     *,
     rng: int,
-    dims: tuple[str, ...] = ("case",),
-    scheduler: str = "threads",
+    dims: Sequence[str] = (CASE,),
+    scheduler: str | None = None,
     workers: int | None = None,
-    store: str | os.PathLike[str] | None = None,
+    per_task: int | None = None,
+    store: Any = None,
     progress: bool = False,
     **options: Any,
 ) -> xr.Dataset:
@@ -35,26 +41,31 @@ def fit_batch(
 
     No case can stop another: a case that fails is a row with its own status and reason. Every case draws from a stream
     that depends on `rng` and on its label only, so that its numbers do not depend on which others are in the batch,
-    nor on their order.
+    nor on their order, the scheduler, the number of workers or of cases per task.
 
     Parameters
     ----------
     fit : callable
         `fit_subaging`, `fit_divergence`, `fit_decay`, or any function ``(data, *, rng, **options) -> FitResult``.
     cases : mapping label -> data
-        Data sets; a label is a value, or a tuple of values in the order of `dims`.
+        Data sets, lazy or not; a label is a value, or a tuple of values in the order of `dims`.
     rng : int
         Seed of the batch.
-    dims : tuple of str
+    dims : sequence of str
         Names of the parts of a label, such as ``("layer", "width", "seed")``.
-    scheduler : str
-        dask scheduler: ``"threads"``, ``"processes"``, ``"synchronous"``, or ``"distributed"`` for the current client.
+    scheduler : str, optional
+        ``"threads"``, ``"processes"``, ``"synchronous"``, ``"distributed"`` for the current client, or the address of a
+        scheduler. If not given: the current client if there is one, else what dask is set to, else threads.
     workers : int, optional
-        Number of threads or processes.
-    store : path, optional
-        Folder where each finished case is kept; a batch that was interrupted does only the missing ones.
+        Number of threads or processes of this machine.
+    per_task : int, optional
+        Cases in one task. If not given, as many as take half a second, by the time that the first ones took.
+    store : path, URL or zarr store, optional
+        One zarr store in which each case is kept as soon as it is finished, by this process. A case is found again by
+        its label, data, options, seed and the code of `fit`: a batch that was interrupted does only the missing ones
+        (failed ones are tried again), and one whose data or options changed does the changed ones.
     progress : bool
-        Show a progress bar.
+        Show a bar with the rate and the failures so far.
     **options
         Passed to `fit`.
 
@@ -68,6 +79,15 @@ def fit_batch(
     ------
     ArgumentError
         If a label does not have as many parts as `dims`, or there is no case.
+    ClusterError
+        If no scheduler answers, or it is lost; what is finished is in `store`.
+    StoreError
+        If `store` holds something else.
+
+    Notes
+    -----
+    Lazy data are computed inside the task, block by block. Of a process that is killed on a cluster the cases are done
+    again, to the same bits; a case that kills its worker four times is a failed row.
 
     Examples
     --------
@@ -76,23 +96,20 @@ def fit_batch(
     >>> fit_batch(fit_decay, {"a": bad}, rng=0, scheduler="synchronous").status.item()
     'failed: NonFiniteError'
     """
-    import dask
-
     labels = [label if isinstance(label, tuple) else (label,) for label in cases]
     if not labels or any(len(label) != len(dims) for label in labels):
         msg = f"labels must have {len(dims)} parts ({', '.join(dims)}); got {labels[:2]}"
         raise ArgumentError(msg)
-    folder = None if store is None else Path(store)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        dask.delayed(_one, pure=False)(
-            fit, data, stream_seed(rng, label), options, _place(folder, label, rng, fit, options)
-        )
-        for label, data in zip(labels, cases.values(), strict=True)
-    ]
-    rows = _run(tasks, scheduler, workers, progress)
-    return _collect(labels, dims, rows)
+    members = [Member(label, data, stream_seed(rng, label)) for label, data in zip(labels, cases.values(), strict=True)]
+    outcomes = run_batch(
+        fit, options, members, scheduler=scheduler, workers=workers, per_task=per_task, store=store, progress=progress
+    )
+    result = collect(outcomes, CASE)
+    if "converged" in result:
+        result["converged"] = result["converged"].fillna(False).astype(bool)
+    else:
+        result["converged"] = (CASE, np.zeros(len(outcomes), dtype=bool))
+    return result.assign_coords({name: (CASE, column([label[k] for label in labels])) for k, name in enumerate(dims)})
 
 
 def stream_seed(rng: int, label: Iterable[Hashable]) -> list[int]:
@@ -114,82 +131,62 @@ def stream_seed(rng: int, label: Iterable[Hashable]) -> list[int]:
     return [rng, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()]
 
 
+def run_batch(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    members: Sequence[Member],
+    *,
+    scheduler: str | None,
+    workers: int | None,
+    per_task: int | None,
+    store: Any,
+    progress: bool,
+) -> list[Outcome]:
+    """Do the members that are not in the store yet, and keep each as it is finished.
+
+    Parameters
+    ----------
+    function, options, members, scheduler, workers, per_task
+        As for `run_members`.
+    store, progress
+        As for `fit_batch`.
+
+    Returns
+    -------
+    list of Outcome
+        One for each member.
+    """
+    kept = None if store is None else MemberStore(store)
+    keys = ["" if kept is None else member_key(member, function, options) for member in members]
+    outcomes = [None if kept is None else kept.read(key) for key in keys]
+    missing = [k for k, outcome in enumerate(outcomes) if outcome is None]
+    where = "nothing is kept without store=" if store is None else f"what is finished is kept in {store}"
+    failed = 0
+    with tqdm(total=len(members), initial=len(members) - len(missing), unit="run", disable=not progress) as bar:
+        bar.set_postfix(failed=failed)
+
+        def done(position: int, outcome: Outcome) -> None:
+            nonlocal failed
+            k = missing[position]
+            outcomes[k] = outcome
+            if kept is not None:
+                kept.write(keys[k], members[k], outcome)
+            failed += outcome.data is None
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+
+        run_members(
+            function,
+            options,
+            [members[k] for k in missing],
+            done,
+            scheduler=scheduler,
+            workers=workers,
+            per_task=per_task,
+            resume=f"Of {len(members)} runs {where}; the same call again does the missing ones.",
+        )
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
 def _plain(part: Hashable) -> Any:
     return part.item() if isinstance(part, np.generic) else part
-
-
-def _place(
-    folder: Path | None, label: tuple[Hashable, ...], rng: int, fit: Fit, options: Mapping[str, Any]
-) -> Path | None:
-    if folder is None:
-        return None
-    key = json.dumps(
-        [[_plain(p) for p in label], rng, getattr(fit, "__name__", "fit"), options], default=str, sort_keys=True
-    )
-    return folder / hashlib.sha256(key.encode()).hexdigest()[:24]
-
-
-def _one(fit: Fit, data: Any, seed: list[int], options: Mapping[str, Any], place: Path | None) -> dict[str, Any]:
-    if place is not None and place.exists():
-        try:
-            return _row(FitResult.load(place))
-        except StoreError:
-            # a half-read result is made again rather than trusted
-            import shutil
-
-            shutil.rmtree(place)
-    try:
-        result = fit(data, rng=np.random.default_rng(seed), **options)
-        row = _row(result)
-    except TrajstatsError as error:
-        return {"status": f"failed: {type(error).__name__}", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever breaks in one case must not stop the others
-        return {"status": f"failed: {type(error).__name__}", "reason": f"{type(error).__name__}: {error}"}
-    if place is not None:
-        result.save(place)
-    return row
-
-
-def _row(result: FitResult) -> dict[str, Any]:
-    reason = str(result.diagnostics["reason"].values) if "reason" in result.diagnostics else ""
-    flagged = "; ".join(result.flags) if result.status != "ok" else ""
-    return {
-        "status": result.status,
-        "reason": "; ".join(text for text in (reason, flagged) if text),
-        "converged": result.converged,
-        "summary": result.summary(),
-    }
-
-
-def _run(tasks: list[Any], scheduler: str, workers: int | None, progress: bool) -> list[dict[str, Any]]:
-    import dask
-
-    if scheduler == "distributed":
-        return list(dask.compute(*tasks))
-    settings: dict[str, Any] = {"scheduler": scheduler, **({"num_workers": workers} if workers else {})}
-    if not progress:
-        return list(dask.compute(*tasks, **settings))
-    from tqdm.dask import TqdmCallback
-
-    with TqdmCallback(desc="fits"):
-        return list(dask.compute(*tasks, **settings))
-
-
-def _collect(labels: list[tuple[Hashable, ...]], dims: tuple[str, ...], rows: list[dict[str, Any]]) -> xr.Dataset:
-    good = [row["summary"] for row in rows if "summary" in row]
-    names = list(dict.fromkeys(str(n) for one in good for n in one["coefficient"].values))
-    if good:
-        empty = xr.full_like(good[0].reindex(coefficient=names), np.nan)
-        parts = [row["summary"].reindex(coefficient=names) if "summary" in row else empty for row in rows]
-        result = xr.concat(parts, "case", combine_attrs="drop")
-    else:
-        result = xr.Dataset(coords={"case": np.arange(len(rows))}).drop_vars("case")
-    result["status"] = ("case", np.array([row["status"] for row in rows], dtype=object))
-    result["reason"] = ("case", np.array([row["reason"] for row in rows], dtype=object))
-    result["converged"] = ("case", np.array([bool(row.get("converged", False)) for row in rows]))
-    columns = {name: [label[k] for label in labels] for k, name in enumerate(dims)}
-    coords = {
-        name: ("case", np.array(v, dtype=object) if any(isinstance(x, str) for x in v) else np.array(v))
-        for name, v in columns.items()
-    }
-    return result.assign_coords(coords)

@@ -181,7 +181,7 @@ class FitResult:
             msg = f"{target} exists; a fit is never overwritten. Choose another name or remove it."
             raise StoreError(msg)
         partial = target.with_name(target.name + ".partial")
-        tree = self.to_datatree().map_over_datasets(_storable)
+        tree = self.to_datatree().map_over_datasets(storable)
         tree.attrs = self.to_datatree().attrs
         tree.to_zarr(partial, mode="w", consolidated=False)
         partial.rename(target)
@@ -244,7 +244,19 @@ def _scalar_draws(posterior: xr.Dataset) -> dict[str, np.ndarray]:
     return columns
 
 
-def _storable(dataset: xr.Dataset) -> xr.Dataset:
+def storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Make a dataset fit for zarr.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Any.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same with text of variable length.
+    """
     # zarr 3 has no stable spec for fixed-width text: variable-length text is written instead.
     text = {str(k): v.astype(object) for k, v in dataset.variables.items() if v.dtype.kind == "U"}
     return dataset.assign_coords({k: v for k, v in text.items() if k in dataset.coords}).assign(

@@ -1,0 +1,241 @@
+"""What a cluster is asked and how its loss is told: the client, the memory of its workers, the errors of dask."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from dask.base import get_scheduler
+
+from trajstats.errors import ArgumentError, ClusterError, UnsupportedError
+
+CONNECT_SECONDS = 5
+# Of a machine without a stated limit, and of a worker: it begins to spill to disk at 0.6 of its limit.
+MACHINE_SHARE, WORKER_SHARE = 0.8, 0.5
+# What a process with this library loaded takes before it works.
+PROCESS_BYTES = 350 * 2**20
+_LOST = {"CommClosedError", "FutureCancelledError", "CancelledError", "FuturesCancelledError", "ClosedClientError"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """One process that works: what a plan must fit into.
+
+    Attributes
+    ----------
+    threads : int
+        Tasks at a time.
+    memory : int
+        Bytes they may use together.
+    """
+
+    threads: int
+    memory: int
+
+
+def host() -> Host:
+    """Describe the process in which tasks will run: a worker of the cluster in force, or this one.
+
+    Returns
+    -------
+    Host
+        Of several workers the one with the least memory per thread.
+    """
+    worker = _worker()
+    if worker is not None:
+        # Inside a task, whose own dask runs in its thread; the other threads have their share.
+        threads = max(1, worker.state.nthreads)
+        return Host(1, _share(worker.memory_manager.memory_limit, threads) // threads)
+    client = _client_in_force()
+    if client is None:
+        return Host(local_threads(), int(MACHINE_SHARE * _physical_memory()))
+    known = client.scheduler_info()["workers"].values()
+    hosts = [Host(max(1, w["nthreads"]), _share(w["memory_limit"], max(1, w["nthreads"]))) for w in known]
+    return min(
+        hosts, key=lambda one: one.memory / one.threads, default=Host(1, int(MACHINE_SHARE * _physical_memory()))
+    )
+
+
+def local_threads() -> int:
+    """Count the tasks that dask runs at a time in this process.
+
+    Returns
+    -------
+    int
+    """
+    if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
+        return 1
+    return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+
+
+def client_for(scheduler: Any) -> tuple[Any, bool]:
+    """Find the client of a cluster, or make one.
+
+    Parameters
+    ----------
+    scheduler : str or None
+        ``"distributed"`` for the current client, the address of a scheduler, or None: the current one if there is one.
+
+    Returns
+    -------
+    client : distributed.Client or None
+        None where dask computes in this process.
+    made : bool
+        Whether the caller has to close it.
+
+    Raises
+    ------
+    ClusterError
+        If no scheduler answers, or there is no client.
+    UnsupportedError
+        If distributed is not installed.
+    """
+    if scheduler is None:
+        return _client_in_force(), False
+    try:
+        from distributed import Client, get_client
+    except ImportError as error:
+        msg = f"scheduler={scheduler!r} needs distributed; run: pip install 'trajstats[distributed]'"
+        raise UnsupportedError(msg) from error
+    if scheduler == "distributed":
+        try:
+            return get_client(), False
+        except ValueError as error:
+            msg = (
+                "scheduler='distributed' needs a client: make one with distributed.Client(address), or give the address"
+            )
+            raise ClusterError(msg) from error
+    try:
+        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False), True
+    except (OSError, ValueError, TypeError) as error:
+        msg = (
+            f"no dask scheduler answers at {scheduler!r} within {CONNECT_SECONDS} s. Start one with 'dask scheduler' "
+            "and give the address it prints, such as tcp://10.0.0.1:8786, or compute in this process"
+        )
+        raise ClusterError(msg) from error
+
+
+@contextmanager
+def explained(resume: str) -> Iterator[None]:
+    """Word what a broken cluster raises.
+
+    Parameters
+    ----------
+    resume : str
+        What is kept and how to go on, as a sentence.
+
+    Yields
+    ------
+    None
+        While it does.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler was lost, or a task took its workers down again and again.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        if kind in {"KilledWorker", "BrokenProcessPool"}:
+            msg = f"workers died at their task, most likely for want of memory: {error}. Give them more. {resume}"
+            raise ClusterError(msg) from error
+        if lost(error):
+            msg = (
+                f"the dask scheduler was lost ({kind}: {str(error):.200}). Start it again, connect with "
+                f"distributed.Client(address), and call again. {resume}"
+            )
+            raise ClusterError(msg) from error
+        raise
+
+
+def lost(error: BaseException) -> bool:
+    """Say whether an error means that the scheduler is gone.
+
+    Parameters
+    ----------
+    error : exception
+        What dask raised.
+
+    Returns
+    -------
+    bool
+    """
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return any(module in {"distributed", "concurrent", "asyncio"} and name in _LOST for module, name in kinds)
+
+
+def in_process(scheduler: Any) -> Any:
+    """Check the name of a scheduler of this process, or find the one in force.
+
+    Parameters
+    ----------
+    scheduler : str or None
+        As given.
+
+    Returns
+    -------
+    str or callable
+        ``"threads"``, ``"processes"``, ``"synchronous"``, or what dask was set to.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    chosen = dask.config.get("scheduler", None) or "threads" if scheduler is None else scheduler
+    if callable(chosen):
+        return chosen
+    names = {
+        "sync": "synchronous",
+        "single-threaded": "synchronous",
+        "threading": "threads",
+        "multiprocessing": "processes",
+    }
+    chosen = names.get(str(chosen), str(chosen))
+    if chosen not in {"threads", "processes", "synchronous"}:
+        msg = (
+            f"unknown scheduler {chosen!r}; allowed: 'threads', 'processes', 'synchronous', 'distributed', or the "
+            "address of a scheduler, such as 'tcp://10.0.0.1:8786'"
+        )
+        raise ArgumentError(msg)
+    return chosen
+
+
+def _client_in_force() -> Any:
+    # A scheduler that dask was told to use goes before a client that merely exists.
+    distributed = sys.modules.get("distributed")
+    if distributed is None or dask.config.get("scheduler", None) not in (None, "distributed", "dask.distributed"):
+        return None
+    if get_scheduler() is None:
+        return None
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
+
+
+def _worker() -> Any:
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.get_worker()
+    except ValueError:
+        return None
+
+
+def _share(limit: int | None, threads: int) -> int:
+    if not limit:  # a worker without a limit
+        return int(MACHINE_SHARE * _physical_memory() / max(1, (os.cpu_count() or 1) // threads))
+    return max(int(WORKER_SHARE * limit), int(0.6 * limit) - PROCESS_BYTES)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
