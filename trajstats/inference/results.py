@@ -84,6 +84,11 @@ class FitResult:
             )
         return "\n".join([*lines, *(f"  - {flag}" for flag in self.flags)])
 
+    def _repr_html_(self) -> str:
+        from trajstats.inference.notebook import fit_html
+
+        return fit_html(self)
+
     @property
     def converged(self) -> bool:
         """Whether the sampler met its stated rule; `diagnostics.reason` says why not."""
