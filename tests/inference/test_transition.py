@@ -129,6 +129,21 @@ def test_a_depth_with_few_runs_borrows_the_exponent_of_the_others():
         ts.fit_divergence(learned, rng=0, prior={"nu_spread": (1.0, 0.5)})
 
 
+def test_several_losses_of_several_depths():
+    losses, noise = np.array([0.1, 0.4]), np.random.default_rng(1).normal(0, 0.05, 2 * WIDTH.size)
+    width, depth = np.tile(WIDTH, 2), np.repeat([1.0, 2.0], WIDTH.size)
+    w_c = (6.5 - 2 * depth)[:, None] - 2 * losses
+    t = 100 / (width[:, None] - w_c) * np.exp(noise)[:, None] * np.log(1 / losses)
+    table = xr.Dataset(
+        {"learning_time": (("run", "loss"), t), "learned": (("run", "loss"), np.ones(t.shape, dtype=bool))},
+        coords={"width": ("run", width), "depth": ("run", depth), "loss": losses},
+    )
+    fit = ts.fit_divergence(table, rng=0, max_steps=2000)
+    for one in (1.0, 2.0):
+        row = fit.tables["depths"].sel(depth=one)
+        assert abs(float(row["w_c"]) - (6.5 - 2 * one)) < 3.5 * float(row["w_c_stderr"])
+
+
 def test_emcee_gives_the_same_posterior_as_the_batched_kernel():
     # both are MCMC: they agree to a few of their own Monte-Carlo errors
     t = times(scattered())

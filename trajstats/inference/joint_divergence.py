@@ -155,7 +155,10 @@ def fit_losses(
         {"losses": per_loss, "bounds": bounds},
         tuple(flags),
         status,
-        {"clock": str(table.attrs.get("clock", "step"))},
+        {
+            "clock": str(table.attrs.get("clock", "step")),
+            "priors": {"w_c": [0.0, float(tops.max())], "slope": [0.0, slope_limit], "nu": list(priors[0]["nu"])},
+        },
     )
 
 
