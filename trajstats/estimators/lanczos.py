@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms
+
 # `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
 Apply = Callable[[np.ndarray], np.ndarray]
 
 # A second pass of Gram-Schmidt only where the first removed more than this share of the norm (Daniel et al. 1976).
 SECOND_PASS = 0.7
-# The same where the recurrence itself cancelled down to this share of the image.
-CANCELLED = 1e-2
 # Below this many units of rounding, relative to the operator, a new direction is noise and the recurrence has ended.
 BREAKDOWN = 64.0
 # Residual, relative to its Ritz value, below which a pair counts as an eigenpair.
@@ -49,6 +49,9 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     Vectors keep the precision of `start`; coefficients are float64. The runs share nothing but the batched operator
     call, so a run's numbers do not depend on the others'.
 
+    What a new vector has along all earlier ones is measured at once and taken out while its image is measured in turn,
+    so that each step reads the earlier vectors once; a second pass only where little is left of a vector.
+
     Parameters
     ----------
     apply : callable
@@ -64,6 +67,11 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     -------
     Recurrence
         With its orthonormal ``basis`` (k, order, n), rows beyond ``length`` unset.
+
+    References
+    ----------
+    Daniel, Gragg, Kaufman, Stewart, Math. Comp. 30 (1976) 772 (second passes); Swirydowicz, Langou, Ananthan, Yang,
+    Thomas, arXiv:1809.05805 (delayed corrections).
     """
     k, n = start.shape
     order = max(0, min(order, n if within is None else n - len(within)))
@@ -73,14 +81,17 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     length, scale = np.zeros(k, int), np.zeros(k)
     alive = _norms(start) > 0
     current = start.copy()
+    # What `current` still has along its run's vectors, as measured when it was made.
+    slips = [np.empty(0)] * k
     for j in range(order):
         basis[:, j] = current
         # rows in one piece: they are updated in place below
         images = np.array(apply(current), dtype=start.dtype, order="C")
-        scale = np.maximum(scale, _norms(images))
-        # The three-term part goes first: what the passes over all vectors remove is then rounding only. The complement
+        products, norms = products_and_norms(current, images)
+        scale = np.maximum(scale, norms)
+        # The three-term part goes first: what is measured along all vectors is then rounding only. The complement
         # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
-        alpha[:, j] = np.where(alive, np.einsum("ij,ij->i", current, images, dtype=np.float64), 0.0)
+        alpha[:, j] = np.where(alive, products, 0.0)
         for row, image in enumerate(images):
             _take(image, alpha[row, j : j + 1], current[row : row + 1])
             if j:
@@ -88,9 +99,11 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         if within is not None:
             images = _complement(images, within)
         for i in np.flatnonzero(alive):
-            beta[i, j] = _orthogonalise(images[i], basis[i, : j + 1], scale[i], within)
+            run = (basis[i, : j + 1], alpha[i, : j + 1], beta[i, :j])
+            left, beta[i, j] = _orthogonalise(images[i], *run, slips[i], within)
             length[i] = j + 1
             alive[i] = beta[i, j] > BREAKDOWN * eps * scale[i]
+            slips[i] = left / beta[i, j] if alive[i] else left
         factor = np.divide(1.0, beta[:, j], out=np.zeros(k), where=alive)
         np.multiply(images, factor[:, None].astype(start.dtype), out=current)
         if not alive.any():
@@ -98,18 +111,41 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     return Recurrence(alpha, beta, length, basis)
 
 
-def _orthogonalise(w: np.ndarray, known: np.ndarray, scale: float, within: np.ndarray | None) -> float:
-    # Orthogonalises w in place against the run's vectors; gives the norm left.
-    before = _norm(w)
-    _take(w, known @ w, known)
-    after = _norm(w)
-    if after <= SECOND_PASS * before or after <= CANCELLED * scale:
+def _orthogonalise(
+    w: np.ndarray,
+    known: np.ndarray,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    slip: np.ndarray,
+    within: np.ndarray | None,
+) -> tuple[np.ndarray, float]:
+    # Takes `slip` out of the run's latest vector, and what it did to the image out of w; measures what w has along all
+    # vectors and leaves it there for the next step to take out. Gives it, and the norm of w without it.
+    # As A Q = Q T + beta q e^T, what `slip` did to the image is a combination of vectors that are there already.
+    j = len(slip)
+    change, last = (alpha[:j] - alpha[j]) * slip, 0.0
+    if j:
+        change[1:] += beta[:-1] * slip[:-1]
+        change[:-1] += beta[:-1] * slip[1:]
+        last = beta[-1] * slip[-1]
+    left = np.empty(j + 1)
+    dtype = w.dtype.type
+    square = correct_and_measure(known[:j], known[j], w, slip.astype(dtype), change.astype(dtype), dtype(last), left)
+    after = _rest(square, left)
+    alpha[j] += left[j]
+    if after <= SECOND_PASS * np.sqrt(square):
         # Little is left, so its rounding along everything known has grown in proportion.
         if within is not None:
             _take(w, within @ w, within)
-        _take(w, known @ w, known)
-        after = _norm(w)
-    return after
+        _take(w, left, known)
+        left = (known @ w).astype(np.float64)
+        after = _rest(float(_norms(w[None])[0]) ** 2, left)
+        alpha[j] += left[j]
+    return left, after
+
+
+def _rest(square: float, along: np.ndarray) -> float:
+    return float(np.sqrt(max(square - along @ along, 0.0)))
 
 
 def _take(w: np.ndarray, share: np.ndarray, rows: np.ndarray) -> None:
@@ -120,10 +156,6 @@ def _take(w: np.ndarray, share: np.ndarray, rows: np.ndarray) -> None:
 
 def _norms(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-
-
-def _norm(vector: np.ndarray) -> float:
-    return float(_norms(vector[None])[0])
 
 
 def _complement(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
