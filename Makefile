@@ -34,8 +34,15 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-bench
 	$(PY) -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
 
-examples: $(VENV)/.installed-demo
-	$(PY) examples/quickstart.py
+# Every example at its short setting, WORKERS at a time, one thread each; make fails if one of them does.
+EXAMPLES := $(filter-out examples/_%,$(wildcard examples/*.py))
+
+examples: $(VENV)/.installed-all
+	@mkdir -p runs
+	@export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1; \
+	printf '%s\n' $(EXAMPLES) | xargs -P $(WORKERS) -I{} sh -c \
+		'log=runs/$$(basename {} .py).log; $(PY) {} --quick > $$log 2>&1 \
+		&& echo "passed {}" || { cat $$log; echo "FAILED {}"; exit 1; }'
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -93,7 +93,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([_cell(row[name]) for name in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def _cell(value: Any) -> str:

@@ -1,26 +1,32 @@
 """Fixed points of deep nets: how many random nets have, Q(N, L), and those of a map trained on real digits.
 
-Run ``python examples/fixed_points.py --quick`` for a short version; without it the widths are 50, 100 and 200 and the
-scan takes about half an hour on one core. Figures go to ``--out``.
+After Berlyand and Slavin 2025 (arXiv:2501.04182): Gaussian weights give one fixed point; heavy-tailed (Cauchy) weights
+give several, stable, with basins. Then an autoencoder on 20 digits: does it store them as fixed points?
+
+    python examples/fixed_points.py [--quick] [--out FOLDER]
+
+The full setting (widths 50, 100 and 200) takes about half an hour on one core, --quick QUICK_TIME. A finished scan and
+a finished training are used again.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
+from _common import conclude, parse
 
 import trajstats as ts
 from trainers.autoencoder import train_autoencoder
 
 
-def scan_depths(out: Path, *, quick: bool) -> None:
+def scan_depths(out: Path, *, quick: bool) -> xr.Dataset:
     """Q(N, L) for Gaussian and Cauchy weights at several scales, logistic activation."""
+    kept = out / "scan.zarr"
+    if kept.exists():
+        return xr.open_zarr(kept, consolidated=False).load()
     widths, depths = ([20], [1, 3, 8]) if quick else ([50, 100, 200], [1, 2, 3, 4, 6, 8, 12, 16, 24])
     scan = ts.census_scan(
         widths,
@@ -33,54 +39,95 @@ def scan_depths(out: Path, *, quick: bool) -> None:
         max_iterations=100 if quick else 250,
         rng=7,
     ).compute()
-    print("Gaussian weights, Q over all cells:", np.unique(scan.Q.sel(law="gaussian")))
-    for scale in scan.scale.values:
-        one = scan.sel(law="cauchy", scale=scale)
-        print(f"Cauchy, g = {scale:g}: Q(width, depth) =", one.Q.values.round(2).tolist())
-        print("   share of starts unconverged:", one.unconverged_share.mean("seed").values.round(2).tolist())
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for ax, scale in zip(axes, scan.scale.values, strict=True):
-        ts.plot_fixed_point_count(scan, law="cauchy", scale=float(scale), ax=ax)
-    figure.savefig(out / "fixed_point_count.png", dpi=110)
+    scan.assign_coords(law=scan["law"].astype(object)).to_zarr(kept, consolidated=False)
+    return scan
 
 
-def autoencoder(out: Path, *, quick: bool) -> None:
+def scan_rows(scan: xr.Dataset) -> list[dict]:
+    """Lay out the mean number of fixed points by law, scale, width and depth."""
+    rows = []
+    for law in scan["law"].values:
+        for scale in scan["scale"].values:
+            for width in scan["width"].values:
+                one = scan.sel(law=law, scale=scale, width=width)
+                row = {"weights": str(law), "g": float(scale), "N": int(width)}
+                rows.append(
+                    row | {f"Q(L = {depth})": float(one["Q"].sel(depth=depth)) for depth in one["depth"].values}
+                )
+                rows[-1]["unconverged starts"] = float(one["unconverged_share"].mean())
+    return rows
+
+
+def autoencoder(out: Path, *, quick: bool) -> tuple[list[dict], float]:
     """Train an autoencoder on real digits and ask whether it stores them as fixed points."""
     steps = 300 if quick else 20_000
     store = out / "autoencoder.zarr"
-    network, run, digits = train_autoencoder(store, steps=steps, hidden=(64,) if quick else (128, 128), progress=None)
+    network, run, digits = train_autoencoder(store, steps=steps, hidden=(64,) if quick else (128, 128))
     weights = run.weights.isel(replica=0, step=-1).values
     dim = digits.shape[1]
-    print(f"autoencoder: mean squared error {float(run.loss[0, -1]):.2e} after {steps} steps")
     noisy = np.repeat(digits, 10, axis=0) + 0.3 * np.random.default_rng(0).standard_normal((10 * len(digits), dim))
     censuses = {
-        "from noisy digits": ts.fixed_point_census(network, dim, weights=weights, starts=noisy, rng=0),
-        "by root search from the digits": ts.fixed_point_census(
+        "iteration from noisy digits": ts.fixed_point_census(network, dim, weights=weights, starts=noisy, rng=0),
+        "root search from the digits": ts.fixed_point_census(
             network, dim, weights=weights, starts=digits, method="newton", rng=0, max_iterations=200
         ),
     }
+    figure, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    ts.plot_basins(censuses["iteration from noisy digits"], ax=ax)
+    figure.savefig(out / "autoencoder_basins.png", dpi=100)
+    rows = []
     for name, census in censuses.items():
         distance = np.sqrt(((census.point.values[:, None] - digits[None]) ** 2).mean(-1))
-        stored = int((distance < 0.1).any(axis=0).sum()) if distance.size else 0
-        print(
-            f"{name}: {int(census.n_fixed_points)} fixed points ({int(census.n_stable_fixed_points)} stable), "
-            f"{int(census.n_cycles)} cycles, unconverged {float(census.unconverged_share):.2f}; "
-            f"{stored} of {len(digits)} digits within 0.1 rms of one"
+        rows.append(
+            {
+                "census": name,
+                "fixed points": int(census.n_fixed_points),
+                "stable": int(census.n_stable_fixed_points),
+                "cycles": int(census.n_cycles),
+                "unconverged": float(census.unconverged_share),
+                "digits within 0.1 rms of one": int((distance < 0.1).any(axis=0).sum()) if distance.size else 0,
+            }
         )
-    figure, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    ts.plot_basins(censuses["from noisy digits"], ax=ax)
-    figure.savefig(out / "autoencoder_basins.png", dpi=110)
+    return rows, float(run.loss[0, -1])
 
 
 def main() -> None:
     """Run both parts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
-    parser.add_argument("--out", type=Path, default=Path("fixed_points_out"))
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    scan_depths(arguments.out, quick=arguments.quick)
-    autoencoder(arguments.out, quick=arguments.quick)
+    given = parse(__doc__, __file__)
+    scan = scan_depths(given.out, quick=given.quick)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for ax, scale in zip(axes, scan.scale.values, strict=True):
+        ts.plot_fixed_point_count(scan, law="cauchy", scale=float(scale), ax=ax)
+    figure.savefig(given.out / "fixed_point_count.png", dpi=80)
+    stored, error = autoencoder(given.out, quick=given.quick)
+    conclude(
+        given,
+        {"Mean number of fixed points": scan_rows(scan), "Autoencoder on 20 digits": stored},
+        [scan_words(scan), f"The autoencoder's mean squared error is {error:.1e}; {stored_words(stored)}"],
+    )
+
+
+def scan_words(scan: xr.Dataset) -> str:
+    """Say what agrees with the paper about random nets."""
+    parts = []
+    for law, claim in (
+        ("gaussian", "one fixed point"),
+        ("cauchy", "several, stable, and a count not monotone in depth"),
+    ):
+        one = scan.sel(law=law)
+        count, stable = (one[name].values for name in ("n_fixed_points", "n_stable_fixed_points"))
+        parts.append(
+            f"{law.capitalize()} weights (the paper: {claim}): {int((count == 1).sum())} of {count.size} nets have one "
+            f"fixed point, {int((count > 1).sum())} more, {int((count == 0).sum())} none that was found; "
+            f"{int(stable.sum())} of {int(count.sum())} found are stable."
+        )
+    return " ".join(parts)
+
+
+def stored_words(stored: list[dict]) -> str:
+    """Say whether the autoencoder stores its digits."""
+    attract, exist = (row["digits within 0.1 rms of one"] for row in stored)
+    return f"{exist} of 20 digits lie at a fixed point, {attract} at one that attracts noisy digits."
 
 
 if __name__ == "__main__":

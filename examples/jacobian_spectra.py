@@ -1,6 +1,12 @@
 """Jacobian spectra against the law of wide nets: random tanh nets, and the demo's network before and after training.
 
-The second needs a run of the demo (``trajstats demo``). Takes under a minute; the figure goes to ``--out``.
+The singular values of random tanh nets follow the law of infinite width within the scatter of finite nets; those of a
+trained net do not. The trained one is the over-parametrised net of ``trajstats demo``, whose run in ``runs/`` is used,
+or made there; --quick trains it for 1,000 steps in its own folder.
+
+    python examples/jacobian_spectra.py [--quick] [--out FOLDER]
+
+The full setting takes FULL_TIME on one core beside the training (about a minute), --quick QUICK_TIME.
 """
 
 from __future__ import annotations
@@ -8,69 +14,88 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
+from _common import conclude, parse
 
 import trajstats as ts
-from trainers.architectures import JaxMLP, mlp_init
-from trainers.demo import network_of
+from trainers.architectures import equal_dimension_mlp, mlp_init
+from trainers.demo import OVER, network_of, train
 from trainers.jax_adapter import JaxNetwork, cross_entropy
 from trainers.tasks import mnist_digits
 
 
-def random_nets(ax: plt.Axes, *, width: int = 300, depth: int = 3, gain: float = 1.2, nets: int = 4) -> None:
-    """Draw the spectra of random tanh nets, the law, and the band of finite nets."""
-    sizes = (width,) * (depth + 1)
-    model, starts = JaxMLP(sizes, activate_output=True), [mlp_init(sizes, seed, gain=gain) for seed in range(nets)]
+def random_nets(*, width: int = 300, depth: int = 3, gain: float = 1.2, nets: int = 4) -> tuple[xr.Dataset, xr.Dataset]:
+    """Give the spectra of random tanh nets, and their comparison with the law."""
+    model = equal_dimension_mlp(width, depth)
+    starts = [mlp_init(model.sizes, seed, gain=gain) for seed in range(nets)]
     inputs = np.random.default_rng(nets).standard_normal((3, width))  # the seeds below nets are the weights
     network = JaxNetwork(model, starts[0], cross_entropy, (inputs, np.zeros(3, int)), dtype="float64")
     weights = np.stack([np.concatenate([w.ravel() for w in start.values()]) for start in starts])
     run = ts.trajectory_dataset(weights[:, None], step=[0], layers=network.layers)
     esd = ts.jacobian_esd(network, run, inputs, bins=40, rng=0)
     law = ts.JacobianLaw(depth, activation="tanh", sigma_w2=gain**2)
-    report("random tanh nets", comparison := ts.compare_to_theory(esd, law, rng=0))
-    ts.plot_jacobian_esd(esd, comparison, ax=ax)
-    ax.set_title(f"{nets} random tanh nets, N = {width}, L = {depth}", fontsize=10)
+    return esd, ts.compare_to_theory(esd, law, rng=0)
 
 
-def demo_net(ax: plt.Axes, runs: Path, *, images: int = 40) -> None:
-    """Draw the spectra of the demo's tanh layers along training, with the law of their initial weights."""
-    run = ts.open_trajectory(runs / "digits_w64.zarr")
-    network = network_of(run, dtype="float64")
-    inputs = mnist_digits(pool=2).inputs[:images].astype(np.float64)
-    steps = [0, 1_000, 100_000]
-    esd = ts.jacobian_esd(network, run, inputs, steps=steps, layers=(0, 2), bins=40, rng=0)
+def demo_net(given: argparse.Namespace) -> tuple[xr.Dataset, xr.Dataset]:
+    """Give the spectra of the demo's tanh layers along training, and their comparison with the initial weights' law."""
+    steps = [0, 100, 1_000] if given.quick else [0, 1_000, 100_000]
+    if given.quick:
+        run = ts.open_trajectory(train(OVER, given.out, schedule=steps)[0])
+    else:
+        Path("runs").mkdir(exist_ok=True)
+        run = ts.open_trajectory(train(OVER, Path("runs"))[0])
+    inputs = mnist_digits(pool=2).inputs[: 10 if given.quick else 40].astype(np.float64)
+    esd = ts.jacobian_esd(network_of(run, dtype="float64"), run, inputs, steps=steps, layers=(0, 2), bins=40, rng=0)
     law = ts.JacobianLaw(
         2, activation="tanh", sigma_w2=1.0, widths=(196, 64, 64), input_second_moment=float((inputs**2).mean())
     )
-    report("the demo's net", comparison := ts.compare_to_theory(esd, law, rng=0))
-    ts.plot_jacobian_esd(esd, comparison, ax=ax)
-    ax.set_title("tanh layers 196-64-64 of the demo's net", fontsize=10)
+    return esd, ts.compare_to_theory(esd, law, rng=0)
 
 
-def report(name: str, comparison: object) -> None:
-    """Print distances, the finite-N null and moment ratios at each step."""
-    null = comparison.simulated_ks.values
-    print(f"{name}: KS distance of finite nets {null.mean():.4f} (largest of {null.size}: {null.max():.4f})")
-    for step in comparison.step.values:
+def rows(name: str, comparison: xr.Dataset) -> list[dict]:
+    """Lay out distances from the law, the finite-N null and moment ratios at each step."""
+    null = comparison["simulated_ks"].values
+    found = []
+    for step in comparison["step"].values:
         one = comparison.sel(step=step)
-        ratio = one.moment_ratio.mean(["replica", "input"]).values.round(3).tolist()
-        print(f"   step {int(step)}: KS {float(one.ks.mean()):.4f}, moments over theory {ratio}")
+        ratio = one["moment_ratio"].mean(["replica", "input"]).values
+        found.append(
+            {
+                "nets": name,
+                "step": int(step),
+                "KS distance from the law": float(one["ks"].mean()),
+                "of finite nets, mean": float(null.mean()),
+                "of finite nets, largest": float(null.max()),
+                **{f"moment {k} over theory": float(value) for k, value in enumerate(ratio, 1)},
+            }
+        )
+    return found
 
 
 def main() -> None:
-    """Draw both panels."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("jacobian_spectra.png"))
-    arguments = parser.parse_args()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    random_nets(axes[0])
-    demo_net(axes[1], arguments.runs)
-    figure.savefig(arguments.out, dpi=110)
+    """Measure and draw both."""
+    import matplotlib.pyplot as plt
+
+    given = parse(__doc__, __file__)
+    found = {
+        "random tanh nets": random_nets(width=100 if given.quick else 300),
+        "tanh layers of the demo's net": demo_net(given),
+    }
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for panel, (name, (esd, comparison)) in zip(panels, found.items(), strict=True):
+        ts.plot_jacobian_esd(esd, comparison, ax=panel)
+        panel.set_title(name, fontsize=10)
+    figure.savefig(given.out / "jacobian_spectra.png", dpi=80)
+    table = [row for name, (_, comparison) in found.items() for row in rows(name, comparison)]
+    words = [
+        f"{row['nets']}, step {row['step']:,}: "
+        + ("within" if row["KS distance from the law"] <= row["of finite nets, largest"] else "outside")
+        + " the scatter of finite nets about the law."
+        for row in table
+    ]
+    conclude(given, {"Distance from the law of wide nets": table}, [" ".join(words)])
 
 
 if __name__ == "__main__":

@@ -171,6 +171,22 @@ def test_frozen_and_unused_parameters_are_zero_blocks():
     assert (np.abs(spectrum.nodes) < 1e-15).sum() >= 41
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooling_nets_take_several_vectors_at_once(kind):
+    # torch.func.linearize keeps the views of Flatten, which fail where pooling has changed the strides.
+    torch.manual_seed(3)
+    m = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 6, 6)), torch.nn.Conv2d(1, 2, 3), torch.nn.MaxPool2d(2), torch.nn.ReLU(),
+        torch.nn.Conv2d(2, 3, 1), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(3, 3),
+    ).double()  # fmt: skip
+    data = (RNG.standard_normal((12, 36)), RNG.integers(0, 3, 12))
+    loss = torch.nn.functional.cross_entropy
+    w = weights_of(m)
+    found = TorchNetwork(m, loss, data, dtype="float64").curvature(w, kind).matmat(np.eye(len(w)))
+    slow = TorchNetwork(m, loss, data, dtype="float64", products="finite_difference").curvature(w, kind)
+    assert np.abs(found - slow.matmat(np.eye(len(w)))).max() < 1e-7 * np.abs(found).max()
+
+
 class Attention(torch.nn.Module):
     def __init__(self, backend=None):
         super().__init__()
