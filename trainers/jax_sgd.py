@@ -155,8 +155,9 @@ def train_jax(
                 weights = advance(weights, orders, block * EPOCHS_PER_CALL, step, to)
                 bar.update(to - step)
                 step = to
-            tau = _proper_time(learning_rate, warm_up, step)
-            _record(recorders, step, np.asarray(weights), measure(weights), step / per_epoch, tau)
+            if any(recorder.due(step) for recorder in recorders):
+                tau = _proper_time(learning_rate, warm_up, step)
+                _record(recorders, step, np.asarray(weights), measure(weights), step / per_epoch, tau)
     return [Path(path) for path in paths]
 
 
