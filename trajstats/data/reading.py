@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import COMMITTED
@@ -135,3 +136,14 @@ def missing_tiles(place: Place, keys: Sequence[str]) -> str:
         f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.data.verify.verify(path) tells which layers they "
         "belong to; open_trajectory(path, damaged='drop') opens the layers that are whole."
     )
+
+
+def stored_rows(variable: xr.Variable) -> StoredRows | None:
+    """Find the store behind a lazy variable, where it is the whole of one run as `open_trajectory` gave it."""
+    if variable.chunks is None:
+        return None
+    source = f"original-{variable.data.name}"
+    layer = variable.data.dask.layers.get(source)
+    found = None if layer is None else layer.get(source)
+    found = getattr(found, "value", found)
+    return found if isinstance(found, StoredRows) and found.shape == variable.shape else None

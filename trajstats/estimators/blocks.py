@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
+from trajstats.data.reading import stored_rows
 from trajstats.data.schema import PARAMETER, REPLICA, WEIGHTS
 from trajstats.errors import ArgumentError
+from trajstats.estimators.cluster_blocks import host
 from trajstats.estimators.sums import UNIT, Request, Sums, contribute, merge
 
 BLOCK_BYTES = 64 * 2**20
@@ -108,9 +112,10 @@ def plan_blocks(
     n_groups : int
         Groups times random blocks.
     block_bytes : int, optional
-        Bytes of weights in one block; about 64 MiB if not given.
+        Bytes of weights in one block; if not given about 64 MiB, or less where `memory_limit` asks for it.
     memory_limit : int, optional
-        Bytes that may be used; 80 % of the machine's memory if not given.
+        Bytes that one process may use; if not given half of a worker's limit on a cluster, 80 % of the memory of this
+        machine elsewhere.
 
     Returns
     -------
@@ -140,29 +145,31 @@ def plan_blocks(
             width *= 2
         while n_replicas * math.ceil(n / width) * 1.4 > MAX_TASKS and 2 * width * column <= LARGEST_BLOCK_BYTES:
             width *= 2
+    worker = host()
     per_pair = {"square": 1, "moments": 2, "overlap": 3}[request.mode] + ("flips" in request.terms)
     per_pair += len(request.wavenumber) + ("velocity" in request.terms)
     sums = 8 * per_pair * max(1, request.first.size) * n_groups
-    touched = min(1.0, 1 / max(1, math.ceil(n / width)) + 1 / max(1, n_groups))
     plan = Plan(
         n_replicas=n_replicas,
         n_rows=request.n_rows,
         n_parameters=n,
         width=width,
         block_bytes=min(width, n) * column,
-        partial_bytes=int(sums * touched),
+        partial_bytes=int(sums * _touched(n, width, n_groups)),
         result_bytes=3 * n_replicas * sums,
         n_pairs=request.first.size,
         n_groups=n_groups,
-        workers=_workers(),
+        workers=worker.threads,
     )
+    limit = worker.memory if memory_limit is None else memory_limit
+    while block_bytes is None and plan.memory_bytes > limit and plan.width > UNIT:
+        plan = _narrower(plan, column)
     if plan.n_tasks > MAX_TASKS:
         msg = (
             f"{plan.n_tasks} tasks would be needed, more than {MAX_TASKS}:\n{plan}\nSelect fewer checkpoints or "
             "replicas (.isel), or give a larger block_bytes."
         )
         raise ArgumentError(msg)
-    limit = int(0.8 * _physical_memory()) if memory_limit is None else memory_limit
     if plan.memory_bytes > limit:
         msg = (
             f"this needs about {plan.memory_bytes / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed:\n"
@@ -171,6 +178,18 @@ def plan_blocks(
         )
         raise ArgumentError(msg)
     return plan
+
+
+def _narrower(plan: Plan, column: int) -> Plan:
+    width = plan.width // 2
+    share = _touched(plan.n_parameters, width, plan.n_groups) / _touched(plan.n_parameters, plan.width, plan.n_groups)
+    block = min(width, plan.n_parameters) * column
+    return replace(plan, width=width, block_bytes=block, partial_bytes=int(plan.partial_bytes * share))
+
+
+def _touched(n: int, width: int, n_groups: int) -> float:
+    # Share of all groups that one block has sums of.
+    return min(1.0, 1 / max(1, math.ceil(n / width)) + 1 / max(1, n_groups))
 
 
 def block_sums(
@@ -206,15 +225,22 @@ def block_sums(
     """
     # One key for the request: it holds the tiles of all pairs and must not travel with every task.
     shared = dask.delayed(request, pure=False, traverse=False)
+    token = _token(trajectory, rows, request, plan, function)
     out = []
     for r in range(plan.n_replicas):
         limit = None if limits is None else limits[r]
+        name = partial(tokenize, token, r, limit)
         parts = [
-            dask.delayed(function, pure=False)(shared, piece, start, limit)
-            for start, piece in _pieces(trajectory, r, rows, plan.width)
+            dask.delayed(task, pure=False)(function, shared, *piece, start, limit, dask_key_name=f"sums-{name(start)}")
+            for start, task, piece in _pieces(trajectory, r, rows, plan.width)
         ]
+        level = 0
         while len(parts) > 1:
-            parts = [dask.delayed(_merge, pure=False)(parts[k : k + FAN_IN]) for k in range(0, len(parts), FAN_IN)]
+            level += 1
+            parts = [
+                dask.delayed(_merge, pure=False)(parts[k : k + FAN_IN], dask_key_name=f"merge-{name(level, k, 0)}")
+                for k in range(0, len(parts), FAN_IN)
+            ]
         out.append(parts[0])
     return out
 
@@ -233,7 +259,7 @@ def later(function: Callable[..., Any], *args: Any) -> Any:
     -------
     Delayed
     """
-    return dask.delayed(function, pure=False, traverse=False)(*args)
+    return dask.delayed(function, pure=True, traverse=False)(*args)
 
 
 def as_array(value: Any, shape: tuple[int, ...]) -> da.Array:
@@ -268,20 +294,51 @@ def stack(arrays: list[da.Array]) -> da.Array:
     return da.stack(arrays)
 
 
-def _pieces(trajectory: xr.Dataset, replica: int, rows: np.ndarray, width: int) -> list[tuple[int, Any]]:
-    # A run that is not chunked (lazy from the store, or in memory) is read inside the task, whatever its size.
+def _token(trajectory: xr.Dataset, rows: np.ndarray, request: Any, plan: Plan, function: Callable[..., Sums]) -> str:
+    # Lazy results are named by what they are made from: asked for again, on a cluster or by a store, they are known.
+    variable = trajectory[WEIGHTS].variable
+    made_from = variable.data.name if variable.chunks is not None else uuid.uuid4().hex
+    return tokenize(made_from, rows, request, plan.width, function)
+
+
+def _pieces(
+    trajectory: xr.Dataset, replica: int, rows: np.ndarray, width: int
+) -> list[tuple[int, Callable[..., Sums], tuple[Any, ...]]]:
+    # Start of each block, the task that sums it, and from what. One task reads and sums, so that a block never waits in
+    # the memory of a worker; only what dask itself makes (a chunked array of the user's) comes from tasks before.
     variable = trajectory[WEIGHTS].variable
     n = variable.shape[2]
+    cuts = [slice(a, min(a + width, n)) for a in range(0, n, width)]
+    if (stored := stored_rows(variable)) is not None:
+        source = dask.delayed(stored, pure=False, traverse=False)
+        return [(cut.start, _sum_stored, (source, rows, cut)) for cut in cuts]
     whole = rows.size == rows[-1] - rows[0] + 1
     index = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
-    cuts = [(a, slice(a, min(a + width, n))) for a in range(0, n, width)]
     if variable.chunks is not None:
-        return [(a, variable.data[replica, index, cut]) for a, cut in cuts]
-    return [(a, dask.delayed(_read, pure=False, traverse=False)(variable[replica, index, cut])) for a, cut in cuts]
+        return [(cut.start, _sum_block, (variable.data[replica, index, cut],)) for cut in cuts]
+    return [(cut.start, _sum_lazy, (Unseen(variable[replica, index, cut]),)) for cut in cuts]
 
 
-def _read(variable: xr.Variable) -> np.ndarray:
-    return np.asarray(variable.values)
+class Unseen:
+    """Hides from dask what a task shall read itself."""
+
+    def __init__(self, variable: xr.Variable) -> None:
+        self.variable = variable
+
+
+def _sum_stored(
+    function: Callable[..., Sums], request: Any, stored: Any, rows: np.ndarray, cut: slice, start: int, limit: Any
+) -> Sums:
+    block = stored[0, int(rows[0]) : int(rows[-1]) + 1, cut]
+    return function(request, block if len(block) == rows.size else block[rows - rows[0]], start, limit)
+
+
+def _sum_lazy(function: Callable[..., Sums], request: Any, source: Unseen, start: int, limit: Any) -> Sums:
+    return function(request, np.asarray(source.variable.values), start, limit)
+
+
+def _sum_block(function: Callable[..., Sums], request: Any, block: np.ndarray, start: int, limit: Any) -> Sums:
+    return function(request, block, start, limit)
 
 
 def _merge(parts: list[Sums]) -> Sums:
@@ -289,13 +346,3 @@ def _merge(parts: list[Sums]) -> Sums:
         pairs = [parts[k : k + 2] for k in range(0, len(parts), 2)]
         parts = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
     return parts[0]
-
-
-def _workers() -> int:
-    if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
-        return 1
-    return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
