@@ -45,6 +45,8 @@ class Plan:
         What is summed.
     workers : int
         Blocks in memory at a time.
+    per_task : int
+        Blocks that one task reads and sums, one after the other.
     """
 
     n_replicas: int
@@ -57,6 +59,7 @@ class Plan:
     n_pairs: int
     n_groups: int
     workers: int
+    per_task: int = 1
 
     @property
     def n_blocks(self) -> int:
@@ -66,7 +69,7 @@ class Plan:
     @property
     def n_tasks(self) -> int:
         """Tasks of the reduction: a block each, and the additions."""
-        n, total = math.ceil(self.n_parameters / self.width), 0
+        n, total = math.ceil(self.n_parameters / (self.width * self.per_task)), 0
         while True:
             total += n
             if n == 1:
@@ -164,6 +167,9 @@ def plan_blocks(
     limit = worker.memory if memory_limit is None else memory_limit
     while block_bytes is None and plan.memory_bytes > limit and plan.width > UNIT:
         plan = _narrower(plan, column)
+    if stored_rows(weights.variable) is not None or weights.chunks is None:  # read within the task, as much as it likes
+        while plan.n_tasks > MAX_TASKS and plan.width * plan.per_task < n:
+            plan = replace(plan, per_task=2 * plan.per_task)
     if plan.n_tasks > MAX_TASKS:
         msg = (
             f"{plan.n_tasks} tasks would be needed, more than {MAX_TASKS}:\n{plan}\nSelect fewer checkpoints or "
@@ -232,7 +238,7 @@ def block_sums(
         name = partial(tokenize, token, r, limit)
         parts = [
             dask.delayed(task, pure=False)(function, shared, *piece, start, limit, dask_key_name=f"sums-{name(start)}")
-            for start, task, piece in _pieces(trajectory, r, rows, plan.width)
+            for start, task, piece in _pieces(trajectory, r, rows, plan)
         ]
         level = 0
         while len(parts) > 1:
@@ -302,21 +308,21 @@ def _token(trajectory: xr.Dataset, rows: np.ndarray, request: Any, plan: Plan, f
 
 
 def _pieces(
-    trajectory: xr.Dataset, replica: int, rows: np.ndarray, width: int
+    trajectory: xr.Dataset, replica: int, rows: np.ndarray, plan: Plan
 ) -> list[tuple[int, Callable[..., Sums], tuple[Any, ...]]]:
     # Start of each block, the task that sums it, and from what. One task reads and sums, so that a block never waits in
     # the memory of a worker; only what dask itself makes (a chunked array of the user's) comes from tasks before.
     variable = trajectory[WEIGHTS].variable
-    n = variable.shape[2]
-    cuts = [slice(a, min(a + width, n)) for a in range(0, n, width)]
+    n, wide = variable.shape[2], plan.width * plan.per_task
+    cuts = [slice(a, min(a + wide, n)) for a in range(0, n, wide)]
     if (stored := stored_rows(variable)) is not None:
         source = dask.delayed(stored, pure=False, traverse=False)
-        return [(cut.start, _sum_stored, (source, rows, cut)) for cut in cuts]
+        return [(cut.start, _sum_stored, (source, rows, cut, plan.width)) for cut in cuts]
     whole = rows.size == rows[-1] - rows[0] + 1
     index = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
     if variable.chunks is not None:
         return [(cut.start, _sum_block, (variable.data[replica, index, cut],)) for cut in cuts]
-    return [(cut.start, _sum_lazy, (Unseen(variable[replica, index, cut]),)) for cut in cuts]
+    return [(cut.start, _sum_lazy, (Unseen(variable[replica, index, cut]), plan.width)) for cut in cuts]
 
 
 class Unseen:
@@ -327,14 +333,41 @@ class Unseen:
 
 
 def _sum_stored(
-    function: Callable[..., Sums], request: Any, stored: Any, rows: np.ndarray, cut: slice, start: int, limit: Any
+    function: Callable[..., Sums],
+    request: Any,
+    stored: Any,
+    rows: np.ndarray,
+    cut: slice,
+    width: int,
+    start: int,
+    limit: Any,
 ) -> Sums:
-    block = stored[0, int(rows[0]) : int(rows[-1]) + 1, cut]
-    return function(request, block if len(block) == rows.size else block[rows - rows[0]], start, limit)
+    def block(a: int, b: int) -> Sums:
+        read = stored[0, int(rows[0]) : int(rows[-1]) + 1, start + a : start + b]
+        return function(request, read if len(read) == rows.size else read[rows - rows[0]], start + a, limit)
+
+    return _in_turns(block, cut.stop - start, width)
 
 
-def _sum_lazy(function: Callable[..., Sums], request: Any, source: Unseen, start: int, limit: Any) -> Sums:
-    return function(request, np.asarray(source.variable.values), start, limit)
+def _sum_lazy(function: Callable[..., Sums], request: Any, source: Unseen, width: int, start: int, limit: Any) -> Sums:
+    def block(a: int, b: int) -> Sums:
+        return function(request, np.asarray(source.variable[:, a:b].values), start + a, limit)
+
+    return _in_turns(block, source.variable.shape[1], width)
+
+
+def _in_turns(block: Callable[[int, int], Sums], n: int, width: int) -> Sums:
+    # Added in the binary tree of `_merge`, keeping one sum for each of its levels.
+    waiting: list[tuple[int, Sums]] = []
+    for a in range(0, n, width):
+        size, sums = 1, block(a, min(a + width, n))
+        while waiting and waiting[-1][0] == size:
+            sums, size = merge(waiting.pop()[1], sums), 2 * size
+        waiting.append((size, sums))
+    total = waiting.pop()[1]
+    while waiting:
+        total = merge(waiting.pop()[1], total)
+    return total
 
 
 def _sum_block(function: Callable[..., Sums], request: Any, block: np.ndarray, start: int, limit: Any) -> Sums:

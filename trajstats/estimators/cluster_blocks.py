@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
-from dask.base import get_scheduler
 
 from trajstats.errors import ArgumentError, ClusterError, UnsupportedError
 
@@ -51,7 +50,7 @@ def host() -> Host:
         # Inside a task, whose own dask runs in its thread; the other threads have their share.
         threads = max(1, worker.state.nthreads)
         return Host(1, _share(worker.memory_manager.memory_limit, threads) // threads)
-    client = _client_in_force()
+    client = client_in_force()
     if client is None:
         return Host(local_threads(), int(MACHINE_SHARE * _physical_memory()))
     known = client.scheduler_info()["workers"].values()
@@ -71,6 +70,25 @@ def local_threads() -> int:
     if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
         return 1
     return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+
+
+def client_in_force() -> Any:
+    """Find the client that dask would compute with.
+
+    Returns
+    -------
+    distributed.Client or None
+        None where dask computes in this process: a scheduler that it was told to use goes before a client that merely
+        exists, and a task of a cluster does not ask for other tasks.
+    """
+    distributed = sys.modules.get("distributed")
+    chosen = dask.config.get("scheduler", None)
+    if distributed is None or _worker() is not None or chosen not in (None, "distributed", "dask.distributed"):
+        return None
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
 
 
 def client_for(scheduler: Any) -> tuple[Any, bool]:
@@ -96,7 +114,7 @@ def client_for(scheduler: Any) -> tuple[Any, bool]:
         If distributed is not installed.
     """
     if scheduler is None:
-        return _client_in_force(), False
+        return client_in_force(), False
     try:
         from distributed import Client, get_client
     except ImportError as error:
@@ -147,8 +165,9 @@ def explained(resume: str) -> Iterator[None]:
             msg = f"workers died at their task, most likely for want of memory: {error}. Give them more. {resume}"
             raise ClusterError(msg) from error
         if lost(error):
+            why = " ".join(str(error).split())
             msg = (
-                f"the dask scheduler was lost ({kind}: {str(error):.200}). Start it again, connect with "
+                f"the dask scheduler was lost ({kind}: {why:.160}). Start it again, connect with "
                 f"distributed.Client(address), and call again. {resume}"
             )
             raise ClusterError(msg) from error
@@ -206,19 +225,6 @@ def in_process(scheduler: Any) -> Any:
         )
         raise ArgumentError(msg)
     return chosen
-
-
-def _client_in_force() -> Any:
-    # A scheduler that dask was told to use goes before a client that merely exists.
-    distributed = sys.modules.get("distributed")
-    if distributed is None or dask.config.get("scheduler", None) not in (None, "distributed", "dask.distributed"):
-        return None
-    if get_scheduler() is None:
-        return None
-    try:
-        return distributed.get_client()
-    except ValueError:
-        return None
 
 
 def _worker() -> Any:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError, StoreError, resumable, unknown
+from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.spectral_blocks import checkpoints, run_losses, run_spectra
 from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
 from trajstats.estimators.spectral_store import TaskStore
@@ -144,7 +145,8 @@ def hessian_spectrum(
     cells = checkpoints(trajectory, rows)
     kept_at = "Nothing is kept; give store= a path." if store is None else f"Finished tasks are kept in {store}."
 
-    with resumable(f"{kept_at} The same call again does the missing tasks."):
+    how = f"{kept_at} The same call again does the missing tasks."
+    with resumable(how), explained(how):
         losses = finite_losses(run_losses(network, trajectory, cells), cells)
         kept = None if store is None else _opened(store, plan, layers, source, losses, cells)
         results = run_spectra(network, trajectory, cells, probes, plan, kept)

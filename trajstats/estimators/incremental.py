@@ -14,6 +14,7 @@ import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
 from trajstats.errors import ArgumentError, StoreError, resumable
+from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.measurement import DISTANCE, prepare
 from trajstats.estimators.observables import VELOCITY
 from trajstats.estimators.two_time import all_pairs
@@ -156,7 +157,8 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     kept = "is as it was" if path.exists() else "is not made"
     try:
-        with resumable(f"{path} {kept}. The same call again computes the missing pairs."):
+        how = f"{path} {kept}. The same call again computes the missing pairs."
+        with resumable(how), explained(how):
             wanted.compute().drop_encoding().to_zarr(scratch, mode="w-", consolidated=False)
         _replace(path, scratch)
     finally:

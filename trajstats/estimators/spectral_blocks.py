@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import xarray as xr
 from dask.base import get_scheduler
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
+from trajstats.estimators.cluster_blocks import client_in_force
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import (
     Checkpoint,
@@ -208,21 +208,16 @@ def warn_if_oversubscribed(network: Network) -> None:
 def _workers() -> dict[str, tuple[int, int]]:
     # Host -> (tasks that run at once, cores).
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    distributed = sys.modules.get("distributed")
-    if distributed is not None:
-        try:
-            client = distributed.get_client()
-        except ValueError:
-            client = None
-        if client is not None:
-            cores = client.run(os.cpu_count)
-            tasks: Counter[str] = Counter()
-            most: dict[str, int] = {}
-            for address, threads in client.nthreads().items():
-                host = address.rsplit(":", 1)[0]
-                tasks[host] += threads
-                most[host] = max(most.get(host, 1), cores.get(address) or 1)
-            return {host: (tasks[host], most[host]) for host in tasks}
+    client = client_in_force()
+    if client is not None:
+        cores = client.run(os.cpu_count)
+        tasks: Counter[str] = Counter()
+        most: dict[str, int] = {}
+        for address, threads in client.nthreads().items():
+            host = address.rsplit(":", 1)[0]
+            tasks[host] += threads
+            most[host] = max(most.get(host, 1), cores.get(address) or 1)
+        return {host: (tasks[host], most[host]) for host in tasks}
     if get_scheduler() is None or dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
         return {"this machine": (1, here)}
     return {"this machine": (int(dask.config.get("num_workers", None) or here), here)}

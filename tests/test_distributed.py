@@ -1,0 +1,238 @@
+"""A cluster of processes: the same bits as in this process whatever happens to workers; a lost scheduler is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cloudpickle
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import trajstats as ts
+from tests.reference.numpy_networks import SoftmaxLinear
+from trajstats.errors import ClusterError
+from trajstats.estimators.cluster_blocks import host
+from trajstats.estimators.sums import UNIT
+
+distributed = pytest.importorskip("distributed")
+# A worker that is killed leaves half-closed sockets behind, which Python mentions at odd times.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+MEMORY = 900 * 2**20
+# Other processes cannot import test modules.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+cloudpickle.register_pickle_by_value(sys.modules[SoftmaxLinear.__module__])
+
+
+@pytest.fixture(scope="module")
+def client():
+    settings = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": MEMORY, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A store of 64 steps and 80 units of parameters: 84 MB."""
+    path = tmp_path_factory.mktemp("cluster") / "run.zarr"
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal(80 * UNIT, dtype=np.float32)
+    with ts.TrajectoryWriter(path, {"a": (30 * UNIT + 7,), "b": (50 * UNIT - 7,)}, sync=10.0) as writer:
+        for step in range(64):
+            writer.append(step, weights)
+            weights += np.float32(1e-3) * rng.standard_normal(weights.size, dtype=np.float32)
+    return ts.open_trajectory(path)
+
+
+class Killer(distributed.diagnostics.plugin.SchedulerPlugin):
+    """Kills one worker as soon as so many tasks are done, and keeps how many were still to do."""
+
+    name = "killer"
+
+    def __init__(self, client, after):
+        self.scheduler = client.cluster.scheduler
+        self.victim = next(iter(client.run(os.getpid).values()))
+        self.after, self.left = after, 0
+
+    def transition(self, key, start, finish, *args, **kwargs):
+        self.after -= start == "processing" and finish == "memory"
+        if self.after == 0 and not self.left:
+            os.kill(self.victim, signal.SIGKILL)
+            states = [task.state for task in self.scheduler.tasks.values()]
+            self.left = sum(state in {"waiting", "processing", "queued", "no-worker"} for state in states)
+
+    def __enter__(self):
+        self.scheduler.add_plugin(self)
+        return self
+
+    def __exit__(self, *error):
+        self.scheduler.remove_plugin(self.name)
+
+
+def wait_for_workers(client):
+    client.wait_for_workers(2, timeout=60)
+
+
+def test_two_time_survives_a_killed_worker_to_the_bit(client, run):
+    pairs = ts.time_pairs(run, lags_per_decade=4)
+    lazy = xr.merge(
+        [ts.all_pairs(run, block_bytes=64 * 4 * UNIT), ts.msd(run, pairs, block_bytes=64 * 4 * UNIT).rename("listed")],
+        compat="override",
+        join="outer",
+    )
+    want = lazy.compute(scheduler="synchronous")
+    with Killer(client, 20) as killer:
+        got = lazy.compute()
+    assert killer.left > 0
+    np.testing.assert_array_equal(got["msd"], want["msd"])
+    np.testing.assert_array_equal(got["listed"], want["listed"])
+    wait_for_workers(client)
+
+
+class Slow(SoftmaxLinear):
+    """Long enough at each loss and product to be killed in between."""
+
+    def curvature(self, weights, kind="hessian"):
+        time.sleep(0.05)
+        return super().curvature(weights, kind)
+
+
+def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
+    rng = np.random.default_rng(0)
+    network = Slow(rng.standard_normal((60, 7)), rng.integers(0, 4, 60), n_outputs=4)
+    weights = rng.standard_normal((2, 4, network.n_parameters))
+    trajectory = ts.trajectory_dataset(weights, step=[0, 1, 2, 3])
+    options = {"method": "lanczos", "order": 8, "probes": 10, "rng": 0}
+    with dask.config.set(scheduler="synchronous"):
+        want = ts.hessian_spectrum(network, trajectory, **options)
+    with Killer(client, 14) as killer:
+        got = ts.hessian_spectrum(network, trajectory, store=tmp_path / "tasks", **options)
+    assert killer.left > 0
+    for name in ("nodes", "weights", "residual", "alpha", "beta"):
+        np.testing.assert_array_equal(got[name], want[name])
+    wait_for_workers(client)
+
+
+def decay(seed):
+    step = np.unique(np.geomspace(1, 1e4, 60).astype(int))
+    noise = np.exp(0.02 * np.random.default_rng(seed).standard_normal(step.size))
+    return xr.DataArray((0.1 + step**-0.7) * noise, dims="step", coords={"step": step})
+
+
+def fit(data, *, rng):
+    """A fit in the smallest: the draws of one coefficient, long enough to be killed in between."""
+    time.sleep(0.05)
+    draws = float(data.mean()) + 0.1 * rng.standard_normal((2, 50))
+    judged = xr.Dataset({"converged": True, "reason": ""})
+    return ts.FitResult("fit", xr.Dataset({"mu": (("chain", "draw"), draws)}), xr.Dataset(), judged)
+
+
+def test_a_batch_survives_a_killed_worker_to_the_bit(client, tmp_path):
+    cases = {k: decay(k) for k in range(40)}
+    want = ts.fit_batch(fit, cases, rng=0, scheduler="synchronous")
+    with Killer(client, 8) as killer:
+        got = ts.fit_batch(fit, cases, rng=0, store=tmp_path / "fits", per_task=1)
+    assert killer.left > 0
+    xr.testing.assert_identical(got, want)
+    kept = ts.fit_batch(fit, cases, rng=0, store=tmp_path / "fits", scheduler="synchronous")
+    xr.testing.assert_identical(kept, want)
+    wait_for_workers(client)
+
+
+def test_a_sweep_on_the_cluster_is_the_sweep_in_this_process(client, run):
+    def listed(one):
+        return ts.msd(one, ts.time_pairs(one, lags_per_decade=2))
+
+    runs = {f"s{s}": run.isel(step=slice(0, 32 + s)).assign_attrs(seed=s) for s in range(3)}
+    want = ts.map_sweep(listed, runs, dims=("seed",), scheduler="synchronous")
+    got = ts.map_sweep(listed, runs, dims=("seed",), scheduler="distributed")
+    xr.testing.assert_identical(got, want)
+
+
+def test_a_member_that_kills_every_worker_is_one_failed_row(client):
+    def deadly(data, *, rng):
+        if int(data.attrs.get("seed", 0)) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fit(data, rng=rng)
+
+    cases = {k: decay(k).assign_attrs(seed=k) for k in range(6)}
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        client.cluster.scheduler.allowed_failures = 0
+        try:
+            result = ts.fit_batch(deadly, cases, rng=0, per_task=2)
+        finally:
+            client.cluster.scheduler.allowed_failures = 3
+    bad = result["status"].values == "failed: KilledWorker"
+    assert bad[3]
+    wait_for_workers(client)
+
+
+def test_blocks_follow_the_memory_of_the_workers(client, run):
+    assert host().threads == 1
+    assert host().memory < 0.6 * MEMORY
+    wide = ts.trajectory_dataset(np.broadcast_to(np.float32(0), (1, 8192, 40 * UNIT)), step=np.arange(8192))
+    plan = ts.two_time_plan(wide, ts.time_pairs(run))
+    with dask.config.set(scheduler="threads", num_workers=1):
+        alone = ts.two_time_plan(wide, ts.time_pairs(run))
+    assert plan.memory_bytes <= host().memory
+    assert plan.width <= alone.width
+    inside = client.submit(lambda: (host().threads, host().memory), pure=False).result()
+    assert inside == (1, host().memory)
+
+
+@pytest.fixture
+def own_scheduler(tmp_path):
+    """A scheduler and a worker in processes of their own, to be killed."""
+    address = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(
+        [*command, "--port", "0", "--no-dashboard", "--host", "127.0.0.1", "--scheduler-file", str(address)], **quiet
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(address), "--nthreads", "1",
+         "--no-dashboard", "--no-nanny", "--death-timeout", "20"], **quiet
+    )  # fmt: skip
+    yield scheduler, address
+    for process in (worker, scheduler):
+        process.kill()
+        process.wait()
+
+
+def test_a_lost_scheduler_is_told_and_what_is_finished_is_kept(own_scheduler, tmp_path):
+    scheduler, address = own_scheduler
+    until = time.monotonic() + 30
+    while not address.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    cases = {k: decay(k) for k in range(30)}
+    store = tmp_path / "fits"
+    with distributed.Client(scheduler_file=str(address), timeout=30, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=30)
+        address = client.scheduler.address
+
+        def kill_after_some():
+            while not store.exists() or len(list(store.iterdir())) < 6:
+                time.sleep(0.02)
+            scheduler.kill()
+
+        thread = threading.Thread(target=kill_after_some)
+        thread.start()
+        with (
+            pytest.raises(ClusterError, match=r"(?s)scheduler was lost.*kept in .*fits; the same call again"),
+            client.as_current(),
+        ):
+            ts.fit_batch(fit, cases, rng=0, store=store, per_task=1, scheduler="distributed")
+        thread.join()
+    with pytest.raises(ClusterError, match="no dask scheduler answers at 'tcp://"):
+        ts.fit_batch(fit, cases, rng=0, store=store, scheduler=address)
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("*/zarr.json")}
+    assert 5 <= len(kept) < 30
+    rest = ts.fit_batch(fit, cases, rng=0, store=store, scheduler="synchronous")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    xr.testing.assert_identical(rest, ts.fit_batch(fit, cases, rng=0, scheduler="synchronous"))
