@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from trainers.jax_curvature import VECTORS_PER_CALL, JaxCurvature
-from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
-from trajstats.network import CURVATURE_KINDS, CurvatureKind
+from trainers.jax_curvature import JaxCurvature
+from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
+from trajstats.errors import ArgumentError, UnsupportedError, unknown
+from trajstats.network import CurvatureKind
 
-PRODUCTS = ("exact", "finite_difference")
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
-class JaxNetwork:
+class JaxNetwork(FrameworkNetwork):
     r"""A JAX model, its loss and its data as a function of the flat weight vector.
 
     :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`.
@@ -82,32 +82,23 @@ class JaxNetwork:
         memory: int = 2**28,
         products: str = "exact",
     ) -> None:
-        if reduction not in ("mean", "sum"):
-            raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
-        if np.dtype(dtype).name not in ("float32", "float64"):
-            raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
-        if products not in PRODUCTS:
-            raise ArgumentError(unknown("products", products, PRODUCTS))
-        if len(data[0]) != len(data[1]) or len(data[0]) == 0:
-            msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
-            raise ArgumentError(msg)
+        super().__init__(
+            loss_fn,
+            data,
+            l2=l2,
+            reduction=reduction,
+            dtype=dtype,
+            batch_size=batch_size,
+            memory=memory,
+            products=products,
+        )
         self.apply_fn = apply_fn
-        self.loss_fn = loss_fn
-        self.l2 = float(l2)
-        self.reduction = reduction
-        self.dtype = np.dtype(dtype)
-        self.batch_size = int(batch_size)
-        self.memory = int(memory)
-        self.products = products
-        self._latest: tuple[Any, JaxCurvature] | None = None
-        self._inputs = self._cast(data[0])
-        self._targets = self._cast(data[1])
         names, leaves, self._order, self._treedef = flat_order(params)
         self._layers = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
         self._compiled: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}, "_latest": None}
+        return {**super().__getstate__(), "_compiled": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Unpickled, so in a worker process: XLA reads its flags when its first computation starts, and one thread per
@@ -116,26 +107,6 @@ class JaxNetwork:
         if "xla_cpu_multi_thread_eigen" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
         self.__dict__.update(state)
-
-    @property
-    def layers(self) -> Mapping[str, tuple[int, ...]]:
-        """Name -> shape, in the order of the flat vector."""
-        return self._layers
-
-    @property
-    def n_parameters(self) -> int:
-        """Length of the flat vector."""
-        return sum(math.prod(shape) for shape in self._layers.values())
-
-    @property
-    def n_examples(self) -> int:
-        """Number of examples."""
-        return len(self._inputs)
-
-    @property
-    def n_inputs(self) -> int:
-        """Features of one example."""
-        return math.prod(self._inputs.shape[1:])
 
     @property
     def n_outputs(self) -> int:
@@ -266,19 +237,8 @@ class JaxNetwork:
             pairs = run(self._flat(weights), self._cast(inputs))
             return [(np.asarray(d), np.asarray(matrix)) for d, matrix in pairs]
 
-    def curvature(self, weights: np.ndarray, kind: CurvatureKind = "hessian") -> LinearOperator:
-        """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
-
-        ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
-        the example gradients of the data's loss (the empirical Fisher).
-        """
-        if kind not in CURVATURE_KINDS:
-            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-        key = (kind, hash(np.asarray(weights).tobytes()))
-        if self._latest is None or self._latest[0] != key:
-            # One entry: the tasks of one checkpoint follow each other.
-            self._latest = (key, JaxCurvature(self, weights, kind))
-        return self._latest[1]
+    def _linearise(self, weights: np.ndarray, kind: CurvatureKind) -> LinearOperator:
+        return JaxCurvature(self, weights, kind)
 
     def _cast(self, array: Any) -> np.ndarray:
         array = np.asarray(array)
@@ -295,13 +255,7 @@ class JaxNetwork:
         return self._compiled[name]
 
     def _flat(self, weights: Any) -> Any:
-        weights = np.asarray(weights)
-        if weights.shape != (self.n_parameters,):
-            msg = (
-                f"weights have shape {weights.shape}; this network has ({self.n_parameters},). Is it the run's network?"
-            )
-            raise SchemaError(msg)
-        return jnp.asarray(weights.astype(self.dtype))
+        return jnp.asarray(self._checked(weights))
 
     def _params(self, w: Any) -> Any:
         return unravel(w, list(self._layers.values()), self._order, self._treedef)
@@ -311,16 +265,6 @@ class JaxNetwork:
 
     def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
         return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])
-
-    def _batches(
-        self, indices: np.ndarray | None = None, at_most: int | None = None
-    ) -> Iterator[tuple[float, Any, Any]]:
-        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
-        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
-            yield share, *self._examples(part)
 
 
 def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:

@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
+from trainers.networks import VECTORS_PER_CALL, FrameworkCurvature
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
 
 if TYPE_CHECKING:
     from trainers.jax_adapter import JaxNetwork
 
-VECTORS_PER_CALL = 16
-# Arrays of the size of the residuals that one vector needs on its way forward and back.
-ARRAYS_PER_VECTOR = 2
 
-
-class JaxCurvature(LinearOperator):
+class JaxCurvature(FrameworkCurvature):
     """Curvature at one weight vector, linearised once if the residuals of all examples fit in ``network.memory``.
 
     The weights are an argument of the compiled functions and the linearised function is a value between them, so one
@@ -40,22 +36,13 @@ class JaxCurvature(LinearOperator):
     """
 
     def __init__(self, network: JaxNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
-        n = network.n_parameters
-        super().__init__(network.dtype, (n, n))
-        self._network = network
-        self._kind = kind
-        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
-        self._exact = network.products == "exact"
-        self._held = None
+        super().__init__(network, kind)
         with network._precision(), remedy():
             self._w = network._flat(weights)
-            self._examples = network.batch_size
             if self._exact:
                 self._linearise = network._jit(("linearise", kind), _linearised(network, kind))
                 self._apply_to = network._jit(("apply", kind), lambda maps, rows: jax.vmap(_chain(maps))(rows))
-                each = self._bytes_per_example()
-                self._examples = max(1, network.memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
-                if each * network.n_examples <= network.memory:
+                if self._fit(self._bytes_per_example()):
                     self._held = [(share, self._linearise(self._w, x, y)) for share, x, y in self._parts()]
 
     def _bytes_per_example(self) -> int:
@@ -65,15 +52,6 @@ class JaxCurvature(LinearOperator):
             shapes = jax.tree_util.tree_leaves(jax.eval_shape(self._linearise, self._w, x, y))
             totals.append(sum(leaf.size * leaf.dtype.itemsize for leaf in shapes))
         return max(totals[1] - totals[0], 1)
-
-    def _parts(self) -> Iterator[tuple[float, Any, Any]]:
-        return self._network._batches(at_most=self._examples)
-
-    def _matvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matvec(v)
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)

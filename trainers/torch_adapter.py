@@ -14,11 +14,11 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
-from trainers.torch_curvature import VECTORS_PER_CALL, TorchCurvature, derivative
-from trajstats.errors import ArgumentError, SchemaError, UnsupportedError, unknown
-from trajstats.network import CURVATURE_KINDS, CurvatureKind
+from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
+from trainers.torch_curvature import TorchCurvature, derivative
+from trajstats.errors import ArgumentError, UnsupportedError, unknown
+from trajstats.network import CurvatureKind
 
-PRODUCTS = ("exact", "finite_difference")
 ELEMENTWISE = (
     torch.nn.Tanh,
     torch.nn.ReLU,
@@ -38,7 +38,7 @@ with warnings.catch_warnings():
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
-class TorchNetwork:
+class TorchNetwork(FrameworkNetwork):
     r"""A torch module, its loss and its data as a function of the flat weight vector.
 
     :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`. The flat vector is the module's parameters in the
@@ -96,33 +96,22 @@ class TorchNetwork:
         memory: int = 2**28,
         products: str = "exact",
     ) -> None:
-        if reduction not in ("mean", "sum"):
-            raise ArgumentError(unknown("reduction", reduction, ("mean", "sum")))
-        if np.dtype(dtype).name not in ("float32", "float64"):
-            raise ArgumentError(unknown("dtype", dtype, ("float32", "float64")))
-        if products not in PRODUCTS:
-            raise ArgumentError(unknown("products", products, PRODUCTS))
-        if len(data[0]) != len(data[1]) or len(data[0]) == 0:
-            msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
-            raise ArgumentError(msg)
-        self.dtype = np.dtype(dtype)
-        self._torch_dtype = getattr(torch, self.dtype.name)
+        self._torch_dtype = getattr(torch, np.dtype(dtype).name, None)
+        super().__init__(
+            loss_fn,
+            data,
+            l2=l2,
+            reduction=reduction,
+            dtype=dtype,
+            batch_size=batch_size,
+            memory=memory,
+            products=products,
+        )
         self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
-        self.loss_fn = loss_fn
-        self.l2 = float(l2)
-        self.reduction = reduction
-        self.batch_size = int(batch_size)
         self.threads = threads
-        self.memory = int(memory)
-        self.products = products
-        self._latest: tuple[Any, TorchCurvature] | None = None
         self._free = self._mask(module)
-        self._inputs = self._cast(data[0])
-        self._targets = _targets(self._cast(data[1]))
+        self._targets = _targets(self._targets)
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}
 
     def _mask(self, module: torch.nn.Module) -> torch.Tensor | None:
         # 1 where a parameter is trained, 0 where it is frozen; None where all are trained.
@@ -130,26 +119,6 @@ class TorchNetwork:
             return None
         parts = [torch.full((p.numel(),), float(p.requires_grad)) for p in module.parameters()]
         return torch.cat(parts).to(self._torch_dtype)
-
-    @property
-    def layers(self) -> Mapping[str, tuple[int, ...]]:
-        """Name -> shape, in the order of the flat vector."""
-        return self._layers
-
-    @property
-    def n_parameters(self) -> int:
-        """Length of the flat vector."""
-        return sum(math.prod(shape) for shape in self._layers.values())
-
-    @property
-    def n_examples(self) -> int:
-        """Number of examples."""
-        return len(self._inputs)
-
-    @property
-    def n_inputs(self) -> int:
-        """Features of one example."""
-        return math.prod(self._inputs.shape[1:])
 
     @property
     def n_outputs(self) -> int:
@@ -274,19 +243,8 @@ class TorchNetwork:
                     raise UnsupportedError(msg)
             return [(d.numpy(), matrix.numpy()) for d, matrix in factors]
 
-    def curvature(self, weights: np.ndarray, kind: CurvatureKind = "hessian") -> LinearOperator:
-        """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
-
-        ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
-        the example gradients of the data's loss (the empirical Fisher). Rows and columns of frozen parameters are zero.
-        """
-        if kind not in CURVATURE_KINDS:
-            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-        key = (kind, hash(np.asarray(weights).tobytes()))
-        if self._latest is None or self._latest[0] != key:
-            # One entry: the tasks of one checkpoint follow each other.
-            self._latest = (key, TorchCurvature(self, weights, kind))
-        return self._latest[1]
+    def _linearise(self, weights: np.ndarray, kind: CurvatureKind) -> LinearOperator:
+        return TorchCurvature(self, weights, kind)
 
     def _cast(self, array: Any) -> torch.Tensor:
         tensor = torch.as_tensor(array)
@@ -303,13 +261,7 @@ class TorchNetwork:
             torch.set_num_threads(before)
 
     def _flat(self, weights: Any) -> torch.Tensor:
-        weights = np.asarray(weights)
-        if weights.shape != (self.n_parameters,):
-            msg = (
-                f"weights have shape {weights.shape}; this network has ({self.n_parameters},). Is it the run's network?"
-            )
-            raise SchemaError(msg)
-        return torch.from_numpy(np.array(weights, dtype=self.dtype))
+        return torch.from_numpy(self._checked(weights))
 
     def _named(self, w: torch.Tensor) -> dict[str, torch.Tensor]:
         sizes = [math.prod(shape) for shape in self._layers.values()]
@@ -325,16 +277,6 @@ class TorchNetwork:
     def _examples(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         return self._inputs[rows], self._targets[rows]
-
-    def _batches(
-        self, indices: np.ndarray | None = None, at_most: int | None = None
-    ) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
-        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
-        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
-            yield share, *self._examples(part)
 
 
 def _targets(targets: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch.func import grad, jvp, linearize, vjp, vmap
 
+from trainers.networks import VECTORS_PER_CALL, FrameworkCurvature
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
 
@@ -20,16 +20,11 @@ if TYPE_CHECKING:
 
     from trainers.torch_adapter import TorchNetwork
 
-# Enough to fill the matrix products; more would push the tangents out of cache.
-VECTORS_PER_CALL = 16
-# Arrays of the size of the saved activations that one vector needs on its way forward and back.
-ARRAYS_PER_VECTOR = 2
-
 Product = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
 
 
-class TorchCurvature(LinearOperator):
+class TorchCurvature(FrameworkCurvature):
     """Curvature at one weight vector, linearised once if the activations of all examples fit in ``network.memory``.
 
     Otherwise each call goes through the examples in parts that fit, with the activations computed again, once per call
@@ -46,18 +41,11 @@ class TorchCurvature(LinearOperator):
     """
 
     def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
-        n = network.n_parameters
-        super().__init__(network.dtype, (n, n))
-        self._network = network
-        self._kind = kind
-        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
-        self._exact = network.products == "exact"
+        super().__init__(network, kind)
         with network._threads(), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
-            each = bytes_per_example(network, self._w)
-            self._examples = max(1, network.memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
-            self._held = None
-            if self._exact and network.n_examples * each <= network.memory:
+            fits = self._fit(bytes_per_example(network, self._w))
+            if self._exact and fits:
                 self._held = [(share, self._product(linearized, x, y)) for share, x, y in self._parts()]
                 if not self._trusted():
                     self._held = None
@@ -70,15 +58,6 @@ class TorchCurvature(LinearOperator):
             return found
 
         return repeats(self._apply, plain, self._w)
-
-    def _parts(self) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
-        return self._network._batches(at_most=self._examples)
-
-    def _matvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
-
-    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
-        return self._matvec(v)
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))

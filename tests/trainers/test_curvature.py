@@ -272,3 +272,10 @@ def _apply(p, x):
 def test_an_unknown_way_of_making_products_is_named(make):
     with pytest.raises(ArgumentError, match="did you mean 'finite_difference'"):
         make(products="finite_diference")
+
+
+@pytest.mark.parametrize("make", [torch_network, jax_network])
+@pytest.mark.parametrize("name", ["batch_size", "memory"])
+def test_settings_of_nothing_are_named(make, name):
+    with pytest.raises(ArgumentError, match=f"{name}=0: give an integer of at least 1"):
+        make(**{name: 0})

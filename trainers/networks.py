@@ -1,0 +1,199 @@
+"""What the networks of every framework have in common: checked settings, sizes, batches of examples, one curvature."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.network import CURVATURE_KINDS, CurvatureKind
+
+PRODUCTS = ("exact", "finite_difference")
+REDUCTIONS = ("mean", "sum")
+DTYPES = ("float32", "float64")
+# Vectors of one batched product: enough to fill the matrix products; more would push the tangents out of cache.
+VECTORS_PER_CALL = 16
+# Arrays of the size of what is saved for a gradient that one vector needs on its way forward and back.
+ARRAYS_PER_VECTOR = 2
+
+
+class FrameworkNetwork(ABC):
+    """Settings, data and sizes of a network; what a framework adds is how to evaluate and to differentiate.
+
+    Parameters
+    ----------
+    loss_fn : callable (outputs, targets) -> scalar
+        Mean (or sum, see `reduction`) over the batch.
+    data : (inputs, targets)
+        Arrays whose first axis is the example.
+    l2 : float
+        The factor of the L2 term.
+    reduction : str
+        ``"mean"`` or ``"sum"``.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    batch_size : int
+        Examples evaluated at once.
+    memory : int
+        Budget in bytes of a curvature product.
+    products : str
+        ``"exact"`` or ``"finite_difference"``.
+
+    Raises
+    ------
+    ArgumentError
+        If `reduction`, `dtype` or `products` is not known, `batch_size` or `memory` is not positive, or inputs and
+        targets differ in length.
+    """
+
+    _layers: Mapping[str, tuple[int, ...]]
+
+    def __init__(
+        self,
+        loss_fn: Callable[[Any, Any], Any],
+        data: tuple[Any, Any],
+        *,
+        l2: float,
+        reduction: str,
+        dtype: str,
+        batch_size: int,
+        memory: int,
+        products: str,
+    ) -> None:
+        name = np.dtype(dtype).name
+        for what, given, allowed in (
+            ("reduction", reduction, REDUCTIONS),
+            ("dtype", name, DTYPES),
+            ("products", products, PRODUCTS),
+        ):
+            if given not in allowed:
+                raise ArgumentError(unknown(what, given, allowed))
+        for what, count in (("batch_size", batch_size), ("memory", memory)):
+            if count < 1:
+                msg = f"{what}={count}: give an integer of at least 1"
+                raise ArgumentError(msg)
+        if len(data[0]) != len(data[1]) or len(data[0]) == 0:
+            msg = f"{len(data[0])} inputs and {len(data[1])} targets: give as many targets as inputs, at least one"
+            raise ArgumentError(msg)
+        self.dtype = np.dtype(dtype)
+        self.loss_fn = loss_fn
+        self.l2 = float(l2)
+        self.reduction = reduction
+        self.batch_size = int(batch_size)
+        self.memory = int(memory)
+        self.products = products
+        self._latest: tuple[Any, LinearOperator] | None = None
+        self._inputs = self._cast(data[0])
+        self._targets = self._cast(data[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": None}
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape, in the order of the flat vector."""
+        return self._layers
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the flat vector."""
+        return sum(math.prod(shape) for shape in self._layers.values())
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self._inputs)
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of one example."""
+        return math.prod(self._inputs.shape[1:])
+
+    def curvature(self, weights: np.ndarray, kind: CurvatureKind = "hessian") -> LinearOperator:
+        """Linearise at these weights; ``matmat(V)`` takes (n_parameters, k) in batched calls.
+
+        ``hessian`` and ``gauss_newton`` hold the L2 term; ``fisher`` is the mean (or sum) over examples of g g^T with g
+        the example gradients of the data's loss (the empirical Fisher). Rows and columns of frozen parameters are zero.
+        """
+        if kind not in CURVATURE_KINDS:
+            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
+        key = (kind, hash(np.asarray(weights).tobytes()))
+        if self._latest is None or self._latest[0] != key:
+            # One entry: the tasks of one checkpoint follow each other.
+            self._latest = (key, self._linearise(weights, kind))
+        return self._latest[1]
+
+    @abstractmethod
+    def _linearise(self, weights: np.ndarray, kind: CurvatureKind) -> LinearOperator:
+        """Give the curvature's operator."""
+
+    @abstractmethod
+    def _cast(self, array: Any) -> Any:
+        """Give an array of the framework, floats in the network's precision."""
+
+    @abstractmethod
+    def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
+        """Give some inputs and their targets."""
+
+    def _checked(self, weights: Any) -> np.ndarray:
+        weights = np.asarray(weights)
+        if weights.shape != (self.n_parameters,):
+            msg = (
+                f"weights have shape {weights.shape}; this network has ({self.n_parameters},). Is it the run's network?"
+            )
+            raise SchemaError(msg)
+        return np.array(weights, dtype=self.dtype)
+
+    def _batches(
+        self, indices: np.ndarray | None = None, at_most: int | None = None
+    ) -> Iterator[tuple[float, Any, Any]]:
+        # The weight of each batch in the loss, its inputs and its targets.
+        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
+        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
+            yield share, *self._examples(part)
+
+
+class FrameworkCurvature(LinearOperator):
+    """Curvature of a network at one weight vector: symmetric, with an L2 term, in parts that fit ``network.memory``.
+
+    Parameters
+    ----------
+    network : FrameworkNetwork
+        The network, its loss and its data.
+    kind : str
+        ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
+    """
+
+    def __init__(self, network: Any, kind: CurvatureKind) -> None:
+        n = network.n_parameters
+        super().__init__(network.dtype, (n, n))
+        self._network = network
+        self._kind = kind
+        self._shift = 2 * network.l2 if kind != "fisher" else 0.0
+        self._exact = network.products == "exact"
+        self._examples = network.batch_size
+        # Linearised once for all examples where their saved arrays fit.
+        self._held: list[tuple[float, Any]] | None = None
+
+    def _fit(self, each: int) -> bool:
+        # `each` bytes are saved per example. Says whether all examples fit at once, and how many do beside the vectors.
+        memory = self._network.memory
+        self._examples = max(1, memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
+        return bool(self._network.n_examples * each <= memory)
+
+    def _parts(self) -> Iterator[tuple[float, Any, Any]]:
+        return self._network._batches(at_most=self._examples)
+
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
+        return self._matvec(v)
