@@ -17,32 +17,33 @@ def crossing_times(
 
     Parameters
     ----------
-    waiting, lag, log_msd : ndarray, (n,)
+    waiting, lag : ndarray, (n,)
         Points.
+    log_msd : ndarray, (..., n)
+        ln MSD at the points; leading dims are other versions of the same points, such as draws of their noise.
     threshold : float
         ln of the threshold.
 
     Returns
     -------
-    tuple of ndarray
-        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag), one per waiting
-        time.
+    tuple of ndarray, (waiting time,), (..., waiting time), (..., waiting time)
+        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag).
     """
     levels = np.unique(waiting)
-    crossing, state = np.empty(levels.size), np.zeros(levels.size, dtype=int)
+    shape = (*log_msd.shape[:-1], levels.size)
+    crossing, state = np.empty(shape), np.zeros(shape, dtype=int)
     for k, level in enumerate(levels):
         here = np.flatnonzero(waiting == level)
         here = here[np.argsort(lag[here], kind="stable")]
-        x, y = np.log(lag[here]), log_msd[here]
-        above = np.flatnonzero(y >= threshold)
-        if above.size == 0:
-            crossing[k], state[k] = x[-1], 1
-        elif above[0] == 0:
-            crossing[k], state[k] = x[0], -1
-        else:
-            j = above[0]
-            share = (threshold - y[j - 1]) / (y[j] - y[j - 1])
-            crossing[k] = x[j - 1] + share * (x[j] - x[j - 1])
+        x, y = np.log(lag[here]), log_msd[..., here]
+        above = y >= threshold
+        first, never = above.argmax(axis=-1), ~above.any(axis=-1)
+        state[..., k] = np.where(never, 1, np.where(first == 0, -1, 0))
+        j = np.maximum(first, 1) if x.size > 1 else first
+        low, high = (np.take_along_axis(y, i[..., None], axis=-1)[..., 0] for i in (j - 1, j))
+        with np.errstate(divide="ignore", invalid="ignore"):  # only where it was not crossed
+            found = x[j - 1] + (threshold - low) / (high - low) * (x[j] - x[j - 1])
+        crossing[..., k] = np.where(never, x[-1], np.where(first == 0, x[0], found))
     return np.log(levels), crossing, state
 
 
@@ -120,7 +121,7 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
     for level in logs:
         x, y, state = crossing_times(waiting, lag, log_msd, level)
         slopes.append(threshold_slope(x, y, state))
-        again = [_reached_slope(*crossing_times(waiting, lag, log_msd + e, level)) for e in noise]
+        again = _reached_slopes(*crossing_times(waiting, lag, log_msd + noise, level))
         errors.append(float(np.nanstd(again)) if np.isfinite(again).sum() > 2 else float("nan"))
         reached.append(int((state == 0).sum()))
     n_waits = np.unique(waiting).size
@@ -135,7 +136,11 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
     )
 
 
-def _reached_slope(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> float:
+def _reached_slopes(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> np.ndarray:
     # the scatter needs many slopes: without the censored ones, which move it little
     reached = state == 0
-    return float(np.polyfit(x[reached], y[reached], 1)[0]) if reached.sum() >= 2 else float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):  # no slope, NaN, where fewer than two were reached
+        n = reached.sum(axis=-1, keepdims=True)
+        off_x = np.where(reached, x - np.where(reached, x, 0).sum(axis=-1, keepdims=True) / n, 0)
+        slopes = (off_x * np.where(reached, y, 0)).sum(axis=-1) / (off_x**2).sum(axis=-1)
+    return np.where(n[..., 0] >= 2, slopes, np.nan)
