@@ -1,6 +1,7 @@
-"""All pairs on a cluster of two workers at several sizes, and a model fitted to them that predicts larger ones.
+r"""All pairs on a cluster of two workers at several sizes, and a model fitted to them that predicts larger ones.
 
-    python tests/benchmarks/scaling_model.py --folder /tmp/scaling --sizes 2e5x128 5e5x512
+    python tests/benchmarks/scaling_model.py --folder /tmp/scaling --sizes 1e6x128 2e6x64 5e5x512 1e6x256 \
+        --predict 1e7x512 1e9x1e3
     python tests/benchmarks/scaling_model.py --folder /tmp/scaling --sizes 1e7x512 --memory 2GiB
 
 Each size N x T is a random walk, kept as a trajectory store in the folder (N T 4 bytes and less; made once). A run of
@@ -9,8 +10,8 @@ Each size N x T is a random walk, kept as a trajectory store in the folder (N T 
 - Peak memory: ru_maxrss of the workers. They must be the same processes before and after.
 - Overhead: share of the workers' time in which they neither computed nor moved data, from dask's task stream; and CPU
   time of the process that holds scheduler and client, to the wall clock.
-- Model: worker seconds = a + r (bytes of weights) + p (pair differences) + s (tasks), by non-negative least squares on
-  relative errors; its error is the largest one found when each size is predicted from the others.
+- Model: CPU seconds of the workers = r (bytes of weights) + p (pair differences) + s (tasks), by non-negative least
+  squares on relative errors. Its error is the largest one found when each size is predicted from the others.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
-import dask.array as da
 import numpy as np
 from distributed import Client, LocalCluster, get_task_stream
 from scipy.optimize import nnls
 
 import trajstats as ts
 from trajstats.data.synthetic import brownian
+from trajstats.estimators.cluster_blocks import host
 
 
 def make(path: Path, n: int, t: int) -> None:
@@ -55,11 +56,13 @@ def measure(path: Path, client: Client) -> dict[str, Any]:
     run = ts.open_trajectory(path)
     plan = ts.two_time_plan(run)
     lazy = ts.all_pairs(run)
+    before = client.run(time.process_time)
     cpu, wall = time.process_time(), time.perf_counter()
     with get_task_stream(client) as stream:
         future = client.compute(lazy)
         result = future.result()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    used = client.run(time.process_time)
     spent = {"compute": 0.0, "transfer": 0.0, "other": 0.0}
     for task in stream.data:
         for part in task["startstops"]:
@@ -76,7 +79,9 @@ def measure(path: Path, client: Client) -> dict[str, Any]:
         "pairs": plan.n_pairs,
         "tasks": len(stream.data),
         "planned_tasks": plan.n_tasks,
+        "partials": partials(plan),
         "wall": wall,
+        "worker_cpu": sum(used[w] - before[w] for w in before),
         "worker_seconds": sum(spent.values()),
         "idle_share": 1 - sum(spent.values()) / (len(pids) * wall),
         "scheduler_cpu_share": cpu / wall,
@@ -88,21 +93,46 @@ def measure(path: Path, client: Client) -> dict[str, Any]:
 
 
 def features(row: dict[str, Any]) -> np.ndarray:
-    return np.array([1.0, row["bytes"], row["pairs"] * row["parameters"], row["planned_tasks"]])
+    return np.array([row["bytes"], row["pairs"] * row["parameters"], row["planned_tasks"]], dtype=float)
 
 
 def fit(rows: list[dict[str, Any]]) -> np.ndarray:
-    seconds = np.array([row["worker_seconds"] for row in rows])
+    seconds = np.array([row["worker_cpu"] for row in rows])
     design = np.array([features(row) for row in rows]) / seconds[:, None]
     scale = design.max(axis=0)
     return nnls(design / scale, np.ones(len(rows)))[0] / scale
 
 
-def planned(n: int, t: int) -> dict[str, Any]:
-    """What a run of this size would take, from its shape alone: no weight exists."""
-    weights = da.empty((1, t, 0), dtype=np.float32)
-    run = ts.trajectory_dataset(weights, step=np.arange(t), layers={"weight": (0,)})
-    raise NotImplementedError(n, run)
+def planned(n: int, t: int, memory: int) -> dict[str, Any]:
+    """Plan a run from its shape alone: no weight exists."""
+    weights = np.broadcast_to(np.float32(0), (1, t, n))
+    plan = ts.two_time_plan(ts.trajectory_dataset(weights, step=np.arange(t)), memory_limit=memory)
+    facts = {"parameters": n, "checkpoints": t, "bytes": 4 * n * t, "pairs": plan.n_pairs}
+    return facts | {"planned_tasks": plan.n_tasks, "partials": partials(plan)}
+
+
+def partials(plan: Any) -> int:
+    """Bytes of all partial sums, of which some move between workers."""
+    return plan.partial_bytes * plan.n_tasks
+
+
+def report(rows: list[dict[str, Any]], wanted: list[tuple[int, int]], memory: int, workers: int) -> None:
+    model = fit(rows)
+    errors = [
+        float(features(row) @ fit([other for other in rows if other is not row]) / row["worker_cpu"] - 1)
+        for row in rows
+    ]
+    moved = np.array([row["moved_bytes"] / row["partials"] for row in rows])
+    print(f"CPU s of the workers = {model[0] * 1e9:.3g} per GB + {model[1] * 1e9:.3g} per 1e9 pair differences + "
+          f"{model[2]:.3g} per task")  # fmt: skip
+    print("each size predicted from the others, relative error:", ", ".join(f"{e:+.0%}" for e in errors))
+    print(f"partial sums that moved: {moved.min():.0%} to {moved.max():.0%}")
+    for n, t in wanted:
+        row = planned(n, t, memory)
+        hours = features(row) @ model / 3600
+        print(f"N = {n:.3g}, T = {t}: {row['planned_tasks']} tasks, {row['bytes'] / 1e12:.3g} TB read, "
+              f"{row['partials'] * moved.max() / 1e9:.3g} GB moved at most, {hours:.3g} CPU hours "
+              f"+- {max(map(abs, errors)):.0%}, on {workers} workers {hours / workers:.3g} h")  # fmt: skip
 
 
 def size(text: str) -> tuple[int, int]:
@@ -117,17 +147,21 @@ def main() -> None:
     parser.add_argument("--predict", type=size, nargs="*", default=[])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="2GiB")
+    parser.add_argument("--on", type=int, default=64, help="workers of the prediction")
     options = parser.parse_args()
     rows = []
     for n, t in options.sizes:
         make(options.folder / f"n{n}-t{t}.zarr", n, t)
     settings = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
-    with LocalCluster(dashboard_address=None, **settings) as cluster, Client(cluster) as client:
+    with LocalCluster(dashboard_address=":0", **settings) as cluster, Client(cluster) as client:
         for worker in client.run(os.getpid):  # load everything, and the compiled kernels
             client.compute(ts.all_pairs(brownian(range(8), rng=0)), workers=[worker]).result()
         for n, t in options.sizes:
             rows.append(measure(options.folder / f"n{n}-t{t}.zarr", client))
             print(json.dumps(rows[-1]), flush=True)
+        memory = host().memory
+    if len(rows) > 3:
+        report(rows, options.predict, memory, options.on)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_worker_that_dies_changes_no_bit():
     lazy = ts.all_pairs(run, observables="kurtosis", block_bytes=64 * 4 * UNIT)
     want = lazy.compute(scheduler="synchronous")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         pids = list(client.run(os.getpid).values())
