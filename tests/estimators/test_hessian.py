@@ -267,6 +267,18 @@ def test_another_network_and_a_loss_that_is_not_finite_are_refused():
         hessian_spectrum(Dense(np.eye(5), loss=np.nan), trajectory(network), rng=0)
 
 
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_a_curvature_that_is_not_finite_is_named_with_its_checkpoint(method):
+    matrix = np.eye(5)
+    matrix[2, 2] = np.nan
+    run = trajectory(Dense(matrix), steps=(10,))
+    message = "the curvature.* is not finite at replica 0, step 10, though the loss is finite"
+    with pytest.raises(NonFiniteError, match=message):
+        hessian_spectrum(Dense(matrix), run, method=method, rng=0)
+    with pytest.raises(NonFiniteError, match=message):
+        extreme_eigenpairs(Dense(matrix), run, top=1, rng=0)
+
+
 def test_warns_when_threads_times_workers_exceed_the_cores():
     network = NETWORKS["logistic"]
     cores = len(os.sched_getaffinity(0))

@@ -56,6 +56,13 @@ def test_relative_threshold_is_in_units_of_the_largest_eigenvalue():
     assert summary.flat_fraction.item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_every_direction_of_a_zero_operator_is_flat(method):
+    summary = spectral_summary(spectrum_of(np.zeros(60), method=method))
+    for name, value in (("flat_fraction", 1), ("negative_fraction", 0), ("trace", 0), ("frobenius", 0)):
+        assert [summary[name + end].item() for end in ("_low", "", "_high")] == pytest.approx([value] * 3)
+
+
 def test_intervals_hold_the_truth_on_a_bulk_with_null_space_and_spikes():
     rng = np.random.default_rng(4)
     eigenvalues = np.concatenate([np.zeros(150), rng.uniform(0.05, 1, 145), [5.0, 6.0, 8.0, 10.0, 12.0]])

@@ -54,7 +54,7 @@ def extreme_eigenpairs(
     SchemaError
         If network and trajectory have different numbers of weights.
     NonFiniteError
-        If the loss is not finite at a checkpoint.
+        If the loss or a curvature product is not finite at a checkpoint.
 
     Notes
     -----

@@ -99,7 +99,7 @@ def hessian_spectrum(
     SchemaError
         If network and trajectory have different numbers of weights.
     NonFiniteError
-        If the loss is not finite at a checkpoint.
+        If the loss or a curvature product is not finite at a checkpoint.
     StoreError
         If `store` holds tasks of other settings or of another loss.
 

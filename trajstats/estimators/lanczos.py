@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from trajstats.errors import NonFiniteError
 from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms
 
 # `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
@@ -68,6 +69,11 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     Recurrence
         With its orthonormal ``basis`` (k, order, n), rows beyond ``length`` unset.
 
+    Raises
+    ------
+    NonFiniteError
+        If a product is not finite.
+
     References
     ----------
     Daniel, Gragg, Kaufman, Stewart, Math. Comp. 30 (1976) 772 (second passes); Swirydowicz, Langou, Ananthan, Yang,
@@ -88,6 +94,9 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         # rows in one piece: they are updated in place below
         images = np.array(apply(current), dtype=start.dtype, order="C")
         products, norms = products_and_norms(current, images)
+        if not np.isfinite(norms).all():
+            msg = "a product of the curvature with a vector is not finite"
+            raise NonFiniteError(msg)
         scale = np.maximum(scale, norms)
         # The three-term part goes first: what is measured along all vectors is then rounding only. The complement
         # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
@@ -336,6 +345,11 @@ def dense_matrix(apply: Apply, n: int, dtype: np.dtype, batch: int) -> np.ndarra
     -------
     ndarray, (n, n)
         float64, symmetrised.
+
+    Raises
+    ------
+    NonFiniteError
+        If an entry is not finite.
     """
     matrix = np.empty((n, n))
     for first in range(0, n, batch):
@@ -343,4 +357,7 @@ def dense_matrix(apply: Apply, n: int, dtype: np.dtype, batch: int) -> np.ndarra
         width = min(batch, n - first)
         units[np.arange(width), first + np.arange(width)] = 1
         matrix[first : first + width] = apply(units)[:width]
+    if not np.isfinite(matrix).all():
+        msg = "the matrix of the curvature is not finite"
+        raise NonFiniteError(msg)
     return (matrix + matrix.T) / 2

@@ -112,7 +112,7 @@ def run_spectra(
             name = f"replica{where.replica}-step{where.step}"
             common = (shared, _flat(trajectory, where), plan)
             if plan.exact:
-                spectra.append([task(f"{name}-exact", exact_task, *common)])
+                spectra.append([task(f"{name}-exact", exact_task, *common, where)])
                 continue
             if plan.atom_steps:
                 previous = task(f"{name}-atoms", atoms_task, *common, where, previous)

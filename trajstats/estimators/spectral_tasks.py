@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from trajstats.errors import ArgumentError
+from trajstats.errors import ArgumentError, NonFiniteError
 from trajstats.estimators.lanczos import (
     Apply,
     Atoms,
@@ -106,20 +108,22 @@ def loss_task(network: Network, weights: np.ndarray) -> float:
         return float(network.loss(weights))
 
 
-def exact_task(network: Network, weights: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
+def exact_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpoint) -> dict[str, np.ndarray]:
     """Diagonalise the dense curvature of one checkpoint.
 
     Parameters
     ----------
     network, weights, plan
         The network, its flat weights and the settings.
+    where : Checkpoint
+        Which checkpoint.
 
     Returns
     -------
     dict
         ``nodes``, ``weights``, ``residual``, ``exact`` (1, n).
     """
-    with threadpool_limits(1):
+    with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         nodes = np.linalg.eigvalsh(dense_matrix(apply, n, dtype, DENSE_BATCH))[None]
         equal = np.full((1, n), 1 / n)
@@ -133,10 +137,8 @@ def atoms_task(
 
     Parameters
     ----------
-    network, weights, plan
+    network, weights, plan, where
         As in `exact_task`.
-    where : Checkpoint
-        Which checkpoint.
     previous : dict, optional
         What this task gave at the checkpoint before.
 
@@ -145,7 +147,7 @@ def atoms_task(
     dict
         ``values`` (a,), ``vectors`` (a, n), ``residuals`` (a,).
     """
-    with threadpool_limits(1):
+    with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         start = unit_probes([_key(plan, where)], n, dtype)[0]
         if previous is not None and len(previous["values"]):
@@ -170,7 +172,7 @@ def probes_task(
     Parameters
     ----------
     network, weights, plan, where
-        As in `atoms_task`.
+        As in `exact_task`.
     first : int
         The chunk's first probe.
     found : dict, optional
@@ -181,7 +183,7 @@ def probes_task(
     dict
         ``nodes``, ``weights``, ``residual``, ``exact`` (probe, node), ``alpha``, ``beta`` (probe, lanczos).
     """
-    with threadpool_limits(1):
+    with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         atoms = Atoms(np.empty(0), np.empty((0, n), dtype), np.empty(0)) if found is None else Atoms(**found)
         count = len(atoms.values)
@@ -209,7 +211,7 @@ def pairs_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpo
     Parameters
     ----------
     network, weights, plan, where
-        As in `atoms_task`.
+        As in `exact_task`.
     ends : (int, int)
         How many at the top and at the bottom.
 
@@ -220,7 +222,7 @@ def pairs_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpo
     vectors : ndarray, (top + bottom, n)
         Unit vectors.
     """
-    with threadpool_limits(1):
+    with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         found = converged_atoms(apply, unit_probes([_key(plan, where)], n, dtype)[0], plan.order, tolerance=np.inf)
         top, bottom = min(ends[0], len(found.values)), min(ends[1], len(found.values))
@@ -264,6 +266,19 @@ def operator(network: Network, weights: np.ndarray, plan: Plan) -> tuple[Apply, 
         return full.matmat(padded.T).T[:, chosen]
 
     return restricted, len(chosen), dtype
+
+
+@contextmanager
+def _task(where: Checkpoint) -> Iterator[None]:
+    with threadpool_limits(1):
+        try:
+            yield
+        except NonFiniteError as error:
+            msg = (
+                f"{error} at replica {where.replica}, step {where.step}, though the loss is finite there. Leave this "
+                "step out with steps=..., or look for operations without a second derivative at these weights."
+            )
+            raise NonFiniteError(msg) from error
 
 
 def _key(plan: Plan, where: Checkpoint, *probe: int) -> np.random.SeedSequence:

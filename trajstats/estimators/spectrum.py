@@ -233,7 +233,8 @@ def _summary(
     high, low = np.unravel_index(top.argmax(), top.shape), np.unravel_index(bottom.argmin(), bottom.shape)
     largest, smallest = nodes[high], nodes[low]
     if relative:
-        eps = eps * max(abs(largest), abs(smallest))
+        # Of an operator that is zero, every direction is flat.
+        eps = max(eps * max(abs(largest), abs(smallest)), float(np.finfo(float).tiny))
     trace = n * band(lambda a: a, False)
     frobenius = np.sqrt(n * band(np.square, True))
     extremes = [largest, largest, largest + residual[high], smallest, smallest - residual[low], smallest]
