@@ -64,30 +64,18 @@ class Setting:
     def schedule(self) -> np.ndarray:
         """Steps to record."""
         lags = ts.log_schedule(1, self.steps, 24)
-        steps = ts.aging_schedule(self.waiting_times, lags)
+        steps = ts.aging_schedule([self.steps // 100, self.steps // 50, *self.waiting_times], lags)
         return np.unique(np.r_[steps[steps <= self.steps], ts.log_schedule(1, self.steps, 40)])
 
 
 FULL = Setting(
-    n_chorales=5,
-    depths=(1, 2, 3),
-    widths=(5, 7, 10, 13, 17, 24, 34),
-    seeds=(0, 1, 2, 3, 4),
-    steps=15_000,
-    waiting_times=(600, 1_200, 2_400, 4_800, 9_600),
-    losses=(0.10, 0.08, 0.06, 0.04),
-    max_steps=20_000,
-)
+    n_chorales=5, depths=(1, 2, 3), widths=(5, 7, 10, 13, 17, 24, 34), seeds=(0, 1, 2, 3, 4), steps=15_000,
+    waiting_times=(600, 1_200, 2_400, 4_800, 9_600), losses=(0.10, 0.08, 0.06, 0.04), max_steps=20_000,
+)  # fmt: skip
 QUICK = Setting(
-    n_chorales=2,
-    depths=(1, 2),
-    widths=(4, 8, 16),
-    seeds=(0, 1),
-    steps=500,
-    waiting_times=(40, 80, 160),
-    losses=(0.18, 0.15),
-    max_steps=300,
-)
+    n_chorales=2, depths=(1, 2), widths=(4, 8, 16), seeds=(0, 1), steps=500,
+    waiting_times=(40, 80, 160), losses=(0.18, 0.15), max_steps=300,
+)  # fmt: skip
 
 
 def stores(setting: Setting, folder: Path, depth: int, width: int) -> list[Path]:
@@ -111,19 +99,10 @@ def train(setting: Setting, task: Task, folder: Path) -> None:
         for width in setting.widths:
             net = DeepRNN(task.inputs.shape[-1], width, depth)
             train_jax(
-                net,
-                [net.init(seed) for seed in setting.seeds],
-                bits_per_note,
-                (task.inputs, task.targets),
+                net, [net.init(seed) for seed in setting.seeds], bits_per_note, (task.inputs, task.targets),
                 stores(setting, folder, depth, width),
-                seeds=setting.seeds,
-                schedule=setting.schedule,
-                learning_rate=RATE,
-                batch_size=BATCH,
-                order="shuffled",
-                warm_up=setting.steps // 40,
-                project=net.orthogonalise,
-                project_every=PROJECT_EVERY,
+                seeds=setting.seeds, schedule=setting.schedule, learning_rate=RATE, batch_size=BATCH, order="shuffled",
+                warm_up=setting.steps // 40, project=net.orthogonalise, project_every=PROJECT_EVERY,
                 attrs={
                     "task": task.describe(),
                     "architecture": {"kind": "deep_rnn", "n_visible": net.n_visible},
@@ -131,7 +110,7 @@ def train(setting: Setting, task: Task, folder: Path) -> None:
                     "depth": depth,
                 },
                 progress=f"d = {depth}, w = {width}",
-            )
+            )  # fmt: skip
 
 
 def interval(fit: ts.FitResult, name: str) -> tuple[float, float, float]:
@@ -228,12 +207,14 @@ def spread(delta: xr.DataArray, *, scaled: bool) -> float:
 
 
 def aging(setting: Setting, runs: dict) -> tuple[list[dict], dict]:
-    """Fit the exponent of aging below and above the transition: at all lags, and from a tenth of the waiting time."""
+    """Fit the exponent of aging below and above the transition: at all times, and late (t > t_w/10, last three t_w)."""
     rows, found = [], {}
     for depth in setting.depths:
         for side, width in zip(("under", "over"), sides(setting), strict=True):
             delta = displacements(setting, runs[depth, width])
-            late = delta.isel(pair=np.flatnonzero((delta["lag"] >= 0.1 * delta["waiting_time"]).values))
+            from_time = np.unique(delta["waiting_time"])[-3]
+            is_late = (delta["lag"] >= 0.1 * delta["waiting_time"]) & (delta["waiting_time"] >= from_time)
+            late = delta.isel(pair=np.flatnonzero(is_late.values))
             fits = {
                 name: ts.fit_subaging(part, rng=0, sampler="grid") for name, part in (("all", delta), ("late", late))
             }
@@ -242,12 +223,12 @@ def aging(setting: Setting, runs: dict) -> tuple[list[dict], dict]:
                 {
                     "d": depth,
                     "w": width,
-                    "mu, all lags": interval(fits["all"], "mu"),
+                    "mu, all": interval(fits["all"], "mu"),
                     "status, all": fits["all"].status,
-                    "mu, lag > t_w/10": interval(fits["late"], "mu"),
+                    "mu, late": interval(fits["late"], "mu"),
                     "status, late": fits["late"].status,
-                    "spread at equal t": spread(delta, scaled=False),
-                    "spread at equal t/t_w": spread(delta, scaled=True),
+                    "late spread at equal t": spread(late, scaled=False),
+                    "late spread at equal t/t_w": spread(late, scaled=True),
                 }
             )
     return rows, found
@@ -281,8 +262,18 @@ def draw_losses(setting: Setting, runs: dict, fits: dict, path: Path) -> None:
                 fit = fits[depth, width]
                 inside = np.geomspace(fit.data["step"].values[0], fit.data["step"].values[-1], 60)
                 curve = fit.predict(time=inside).median(["chain", "draw"])
-                panel.plot(inside, curve, "--", color="0.1", lw=1, zorder=4)
-        panel.set(xscale="log", yscale="log", xlabel=r"proper time $\tau=\sum\eta$", title=f"d = {depth}")
+                panel.plot(
+                    inside,
+                    curve,
+                    "--",
+                    color="0.1",
+                    lw=1,
+                    zorder=4,
+                    label="_fit" if width != setting.widths[1] else "fitted decay",
+                )
+        panel.set(
+            xscale="log", yscale="log", xlabel=r"proper time $\tau=\sum\eta$", title=f"d = {depth}", xlim=(1, None)
+        )
     panels[0].set_ylabel("training loss (bits per note and step)")
     panels[0].legend(fontsize=7, frameon=False, title="mean and range of seeds", title_fontsize=7)
     figure.tight_layout()
@@ -326,13 +317,13 @@ def draw_aging(setting: Setting, found: dict, scaled: dict, path: Path) -> None:
         levels = np.unique(delta["waiting_time"])
         for level, colour in zip(levels, plt.cm.viridis(np.linspace(0, 0.92, levels.size)), strict=True):
             here = delta.isel(pair=np.flatnonzero(delta["waiting_time"].values == level))
-            row[1].plot(here["lag"] / level, here.mean("replica"), "o-", ms=3, color=colour, label=f"{level:.3g}")
+            row[1].plot(here["lag"] / level, here.median("replica"), "o-", ms=3, color=colour, label=f"{level:.3g}")
             number = units.isel(pair=np.flatnonzero(units["waiting_time"].values == level))
             steps = (number["second"] - number["first"]).values
             value, error = number.mean("replica"), number.std("replica") / np.sqrt(number.sizes["replica"])
             row[2].errorbar(steps, value, yerr=error, fmt="o-", ms=3, lw=1, color=colour)
         mu, low, high = interval(fits["late"], "mu")
-        row[1].set_title(rf"$\mu$ = {mu:.2f} [{low:.2f}, {high:.2f}] for $t>t_w/10$", fontsize=10)
+        row[1].set_title(rf"$\mu$ = {mu:.2f} [{low:.2f}, {high:.2f}] late", fontsize=10)
         row[1].set(xscale="log", yscale="log", xlabel=r"$t/t_w$", ylabel=r"MSD $\Delta$ (squared weight)")
         row[2].plot([1, setting.steps], [1, setting.steps], ":", color="0.3", label="noise alone")
         row[2].set(xscale="log", yscale="log", xlabel="lag n (steps)", ylabel=r"$\Delta_n$ (steps of noise)")
@@ -358,12 +349,12 @@ def words(setting: Setting, loss_rows: list, together: list, aging_rows: list, n
     ]
     for side, width in zip(("under", "over"), sides(setting), strict=True):
         mine = [row for row in aging_rows if row["w"] == width]
-        better = sum(row["spread at equal t/t_w"] < row["spread at equal t"] for row in mine)
-        full = sum(row["mu, lag > t_w/10"][1] <= 1 <= row["mu, lag > t_w/10"][2] for row in mine)
+        better = sum(row["late spread at equal t/t_w"] < row["late spread at equal t"] for row in mine)
+        full = sum(row["mu, late"][1] <= 1 <= row["mu, late"][2] for row in mine)
         parts.append(
             f"Aging {side} the transition (w = {width}). The paper finds displacements that depend on t/t_w alone, "
-            f"mu = 1, {'at all times' if side == 'under' else 'at short times only'}. Here curves lie closer at equal "
-            f"t/t_w than at equal t at {better} of {len(mine)} depths, and the interval of mu holds 1 at {full}."
+            f"mu = 1, {'at all times' if side == 'under' else 'at short times only'}. Here late curves lie closer at "
+            f"equal t/t_w than at equal t at {better} of {len(mine)} depths, and the interval of mu holds 1 at {full}."
         )
     for (depth, side), units in noise.items():
         ratio = (units.mean("replica") / (units["second"] - units["first"])).values
