@@ -1,27 +1,32 @@
 """Sphinx settings."""
 
+import sys
+from pathlib import Path
+
 import trajstats
 
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 project = "trajstats"
 author = "The trajstats developers"
 copyright = "2026, the trajstats developers"
 version = release = trajstats.__version__
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "trajstats"
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_ext"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
-# The pages are read without a network connection too: mathjax then shows the TeX source.
+# Types in docstrings are words, not links.
 nitpicky = False
 
 
