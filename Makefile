@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test lint types docs bench examples clean
+.PHONY: demo test lint types docs package bench examples clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,12 +24,21 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib
 
 types: $(VENV)/.installed-lint
 	$(PY) -m mypy
 
 docs: $(VENV)/.installed-docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# Wheel and sdist, and the wheel in an empty environment: it imports, its command answers, an analysis runs.
+package: $(VENV)/.installed-package
+	rm -rf dist $(VENV)-wheel
+	$(PY) -m build --outdir dist .
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && ../$(VENV)-wheel/bin/trajstats --help && ../$(VENV)-wheel/bin/python -W error ../tests/packaging/ten_lines.py
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
@@ -45,4 +54,4 @@ examples: $(VENV)/.installed-all
 		&& echo "passed {}" || { cat $$log; echo "FAILED {}"; exit 1; }'
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-wheel dist docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -31,19 +31,34 @@ nitpicky = False
 
 
 def write_api(_app: object) -> None:
-    """Write the page of all public names from the package's own list, so that it cannot go stale."""
-    from pathlib import Path
-
-    lines = ["# API", "", "All public names, by the module they live in. Each is also `trajstats.<name>`.", ""]
+    """Write the pages of all public names from the package's own list, so that they cannot go stale."""
+    folder = Path(__file__).parent / "reference" / "api"
+    folder.mkdir(exist_ok=True)
+    parts: dict[str, list[str]] = {}
     for module, names in trajstats._MODULES.items():
+        lines = parts.setdefault(module.split(".")[1], [])
         lines += [f"## {module}", "", "```{eval-rst}"]
         for name in names:
             kind = "autoclass" if isinstance(getattr(trajstats, name), type) else "autofunction"
             lines.append(f".. {kind}:: {module}.{name}")
             lines += ["   :members:"] if kind == "autoclass" else []
         lines += ["```", ""]
-    page = Path(__file__).parent / "reference" / "api.md"
-    text = "\n".join(lines)
+    index = [
+        "# API",
+        "",
+        "All public names, by the part of the package they live in. Each is also `trajstats.<name>`.",
+        "",
+    ]
+    for part, lines in parts.items():
+        names = [n for m, ns in trajstats._MODULES.items() if m.split(".")[1] == part for n in ns]
+        index.append(f"- [{part}](api/{part}.md): " + ", ".join(f"`{name}`" for name in names))
+        _write(folder / f"{part}.md", [f"# trajstats.{part}", "", *lines])
+    index += ["", "```{toctree}", ":hidden:", "", *(f"api/{part}" for part in parts), "```"]
+    _write(folder.with_suffix(".md"), index)
+
+
+def _write(page: Path, lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
     if not page.exists() or page.read_text(encoding="utf-8") != text:
         page.write_text(text, encoding="utf-8")
 

@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     folder.mkdir()
     schedule = ts.aging_schedule([100, 316, 1_000, 3_162, 10_000], demo.LAGS[demo.LAGS <= 4_000])
     demo.train(replace(demo.UNDER, seeds=(0, 1)), folder, schedule=schedule)
-    demo.train(replace(demo.OVER, sizes=(196, 16, 16, 10)), folder, schedule=schedule)
+    demo.train(replace(demo.OVER, sizes=(196, 52, 10)), folder, schedule=schedule)
     return folder
 
 
