@@ -191,12 +191,13 @@ def test_exit_codes_of_the_program(arguments, code):
 
 
 class TestComputing:
-    def test_workers(self):
+    def test_workers(self, monkeypatch):
         import dask
 
-        with cli_options.computing(workers=3):
+        monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda: {})  # whatever cores there are
+        with cli_options.computing(workers=2):
             assert dask.config.get("scheduler") == "threads"
-            assert dask.config.get("num_workers") == 3
+            assert dask.config.get("num_workers") == 2
         with cli_options.computing(workers=1):
             assert dask.config.get("scheduler") == "synchronous"
         assert dask.config.get("scheduler", None) is None

@@ -101,11 +101,17 @@ class JaxNetwork(FrameworkNetwork):
         return {**super().__getstate__(), "_compiled": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Unpickled, so in a worker process: XLA reads its flags when its first computation starts, and one thread per
-        # task is what the workers are for.
-        flags = os.environ.get("XLA_FLAGS", "")
-        if "xla_cpu_multi_thread_eigen" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+        # Unpickled, so in a worker process: one thread per task is what the workers are for. XLA reads its flags once,
+        # when it first compiles, so that the environment is as it was again before anything else sees it.
+        before = os.environ.get("XLA_FLAGS")
+        if "xla_cpu_multi_thread_eigen" not in (before or ""):
+            os.environ["XLA_FLAGS"] = f"{before or ''} {ONE_THREAD}".strip()
+            try:
+                jax.jit(jnp.negative)(0.0)
+            finally:
+                os.environ.pop("XLA_FLAGS")
+                if before is not None:
+                    os.environ["XLA_FLAGS"] = before
         self.__dict__.update(state)
 
     @property

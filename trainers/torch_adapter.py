@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
 from trainers.torch_curvature import TorchCurvature, derivative
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
+from trajstats.threads import torch_threads
 
 ELEMENTWISE = (
     torch.nn.Tanh,
@@ -123,19 +123,19 @@ class TorchNetwork(FrameworkNetwork):
     @property
     def n_outputs(self) -> int:
         """Outputs of one example."""
-        with self._threads():
+        with torch_threads(self.threads):
             return math.prod(self.module(self._inputs[:1]).shape[1:])
 
     def loss(self, weights: np.ndarray) -> float:
         """Evaluate the loss over the data set, in batches."""
-        with self._threads(), torch.no_grad():
+        with torch_threads(self.threads), torch.no_grad():
             w = self._flat(weights)
             total = sum(share * float(self._data_loss(w, x, y)) for share, x, y in self._batches())
             return total + self.l2 * float(w @ w)
 
     def gradient(self, weights: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
         """Differentiate the loss over all examples, or over those at `indices`: (n_parameters,)."""
-        with self._threads():
+        with torch_threads(self.threads):
             w = self._flat(weights)
             total = 2 * self.l2 * w
             for share, x, y in self._batches(indices):
@@ -144,7 +144,7 @@ class TorchNetwork(FrameworkNetwork):
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
-        with self._threads():
+        with torch_threads(self.threads):
             w = self._flat(weights)
             x, y = self._examples(np.asarray(indices))
             one = grad(lambda u, a, b: self._data_loss(u, a[None], b[None]))
@@ -153,12 +153,12 @@ class TorchNetwork(FrameworkNetwork):
 
     def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Evaluate the network: (b, n_outputs)."""
-        with self._threads(), torch.no_grad():
+        with torch_threads(self.threads), torch.no_grad():
             return self._outputs(self._flat(weights), self._cast(inputs)).reshape(len(inputs), -1).numpy()
 
     def output_jvp(self, weights: np.ndarray, inputs: np.ndarray, tangents: np.ndarray) -> np.ndarray:
         """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
-        with self._threads():
+        with torch_threads(self.threads):
             x = self._cast(inputs)
             along = derivative(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))
             rows = torch.from_numpy(np.array(tangents, dtype=self.dtype))
@@ -166,7 +166,7 @@ class TorchNetwork(FrameworkNetwork):
 
     def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""
-        with self._threads():
+        with torch_threads(self.threads):
             one = grad(lambda u, a, c: self._outputs(u, a[None]).reshape(-1) @ c)
             c = torch.from_numpy(np.array(cotangents, dtype=self.dtype))
             return vmap(one, in_dims=(None, 0, 0))(self._flat(weights), self._cast(inputs), c).numpy()
@@ -179,7 +179,7 @@ class TorchNetwork(FrameworkNetwork):
         caught: list[torch.Tensor] = []
         handle = modules[layer].register_forward_hook(lambda _module, _args, out: caught.append(out.detach()))
         try:
-            with self._threads(), torch.no_grad():
+            with torch_threads(self.threads), torch.no_grad():
                 self._outputs(self._flat(weights), self._cast(inputs))
         finally:
             handle.remove()
@@ -188,7 +188,7 @@ class TorchNetwork(FrameworkNetwork):
     def input_jacobian(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Differentiate outputs with respect to inputs: (b, n_outputs, n_inputs)."""
         derive = jacrev if self.n_outputs <= self.n_inputs else jacfwd
-        with self._threads():
+        with torch_threads(self.threads):
             w = self._flat(weights)
             jacobian = vmap(derive(lambda x: self._outputs(w, x[None])[0].reshape(-1)))(self._cast(inputs))
             return jacobian.reshape(len(inputs), self.n_outputs, self.n_inputs).numpy()
@@ -204,11 +204,11 @@ class TorchNetwork(FrameworkNetwork):
             return torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T, dtype=self.dtype))
 
         def forward(columns: np.ndarray) -> np.ndarray:
-            with self._threads():
+            with torch_threads(self.threads):
                 return vmap(lambda v: jvp(of, (x,), (v.reshape(x.shape),))[1])(rows(columns)).numpy().T
 
         def backward(columns: np.ndarray) -> np.ndarray:
-            with self._threads():
+            with torch_threads(self.threads):
                 pull = vjp(of, x)[1]
                 return vmap(lambda v: pull(v)[0].reshape(-1))(rows(columns)).numpy().T
 
@@ -227,7 +227,7 @@ class TorchNetwork(FrameworkNetwork):
         if not any(isinstance(block, torch.nn.Linear) for _, block in blocks):
             msg = "jacobian_factors needs a torch.nn.Sequential of Linear and elementwise modules; use input_jacobian"
             raise UnsupportedError(msg)
-        with self._threads():
+        with torch_threads(self.threads):
             named = self._named(self._flat(weights))
             x = self._cast(inputs).reshape(len(inputs), -1)
             factors: list[list[torch.Tensor]] = []
@@ -249,16 +249,6 @@ class TorchNetwork(FrameworkNetwork):
     def _cast(self, array: Any) -> torch.Tensor:
         tensor = torch.as_tensor(array)
         return tensor.to(self._torch_dtype) if tensor.is_floating_point() else tensor
-
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        before = torch.get_num_threads()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
     def _flat(self, weights: Any) -> torch.Tensor:
         return torch.from_numpy(self._checked(weights))

@@ -14,6 +14,7 @@ from torch.func import grad, jvp, linearize, vjp, vmap
 from trainers.networks import VECTORS_PER_CALL, FrameworkCurvature
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
+from trajstats.threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ class TorchCurvature(FrameworkCurvature):
 
     def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
         super().__init__(network, kind)
-        with network._threads(), torch.enable_grad(), remedy():
+        with torch_threads(network.threads), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
             fits = self._fit(bytes_per_example(network, self._w))
             if self._exact and fits:
@@ -62,7 +63,7 @@ class TorchCurvature(FrameworkCurvature):
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
         free = self._network._free
-        with self._network._threads(), torch.enable_grad(), remedy():
+        with torch_threads(self._network.threads), torch.enable_grad(), remedy():
             if free is not None:
                 rows = rows * free
             parts = [self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)]

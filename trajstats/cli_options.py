@@ -78,12 +78,15 @@ def computing(scheduler: str | None = None, workers: int | None = None) -> Itera
     """
     import dask
 
+    from trajstats.estimators.worker_blocks import warn_if_oversubscribed
+
     if scheduler is not None and workers is not None:
         msg = "give --scheduler or --workers, not both: a cluster has its own workers"
         raise click.UsageError(msg)
     if workers is not None:
         kind = "synchronous" if workers == 1 else "threads"
         with dask.config.set(scheduler=kind, num_workers=workers):
+            warn_if_oversubscribed()
             yield
     elif scheduler is not None:
         client = _client(scheduler)

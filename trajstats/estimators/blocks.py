@@ -20,6 +20,7 @@ from trajstats.data.schema import PARAMETER, REPLICA, WEIGHTS
 from trajstats.errors import ArgumentError
 from trajstats.estimators.cluster_blocks import host
 from trajstats.estimators.sums import UNIT, Request, Sums, contribute, merge
+from trajstats.threads import on_one_thread
 
 BLOCK_BYTES = 64 * 2**20
 LARGEST_BLOCK_BYTES = 130 * 2**20
@@ -237,7 +238,9 @@ def block_sums(
         limit = None if limits is None else limits[r]
         name = partial(tokenize, token, r, limit)
         parts = [
-            dask.delayed(task, pure=False)(function, shared, *piece, start, limit, dask_key_name=f"sums-{name(start)}")
+            dask.delayed(on_one_thread, pure=False)(
+                task, function, shared, *piece, start, limit, dask_key_name=f"sums-{name(start)}"
+            )
             for start, task, piece in _pieces(trajectory, r, rows, plan)
         ]
         level = 0

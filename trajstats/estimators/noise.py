@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
 from trajstats.data.schema import (
     LAYER,
@@ -209,17 +208,16 @@ def _drawn(
 ) -> np.ndarray:
     # Sums about the first chunk's mean: the noise of a trained net is small beside no gradient, but not the reverse.
     starts = np.append(0, stops[:-1])
-    with threadpool_limits(1):
-        full = np.asarray(network.gradient(weights), dtype=np.float64)
-        chunk = max(1, memory // (16 * len(full)))
-        centre = None
-        first, second = np.zeros(len(full)), np.zeros(len(stops))
-        for k in range(0, len(chosen), chunk):
-            gradients = np.asarray(network.example_gradients(weights, chosen[k : k + chunk]), dtype=np.float64)
-            centre = gradients.mean(axis=0) if centre is None else centre
-            gradients = gradients - centre  # not in place: an adapter may hand out read-only memory
-            first += gradients.sum(axis=0)
-            second += np.add.reduceat(np.einsum("ap,ap->p", gradients, gradients), starts)
+    full = np.asarray(network.gradient(weights), dtype=np.float64)
+    chunk = max(1, memory // (16 * len(full)))
+    centre = None
+    first, second = np.zeros(len(full)), np.zeros(len(stops))
+    for k in range(0, len(chosen), chunk):
+        gradients = np.asarray(network.example_gradients(weights, chosen[k : k + chunk]), dtype=np.float64)
+        centre = gradients.mean(axis=0) if centre is None else centre
+        gradients = gradients - centre  # not in place: an adapter may hand out read-only memory
+        first += gradients.sum(axis=0)
+        second += np.add.reduceat(np.einsum("ap,ap->p", gradients, gradients), starts)
     count = len(chosen)
     spread_sum = second - np.add.reduceat(first**2, starts) / count
     # All examples: the variance of the data set itself. Some: unbiased for it.
@@ -239,8 +237,7 @@ def _fixed(
     network: Network, weights: np.ndarray, where: Checkpoint, batches: list[np.ndarray], stops: np.ndarray
 ) -> np.ndarray:
     starts = np.append(0, stops[:-1])
-    with threadpool_limits(1):
-        gradients = [np.asarray(network.gradient(weights, batch), dtype=np.float64) for batch in batches]
+    gradients = [np.asarray(network.gradient(weights, batch), dtype=np.float64) for batch in batches]
     mean = np.mean(gradients, axis=0)
     second = np.mean([(gradient - mean) ** 2 for gradient in gradients], axis=0)
     return _checked_finite(np.array([np.add.reduceat(mean**2, starts), np.add.reduceat(second, starts)]), where)

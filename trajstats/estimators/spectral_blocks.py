@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +11,6 @@ import xarray as xr
 from dask.base import get_scheduler
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
-from trajstats.estimators.cluster_blocks import client_in_force
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import (
     Checkpoint,
@@ -25,7 +21,9 @@ from trajstats.estimators.spectral_tasks import (
     pairs_task,
     probes_task,
 )
+from trajstats.estimators.worker_blocks import network_threads, warn_if_oversubscribed
 from trajstats.network import Network
+from trajstats.threads import on_one_thread
 
 
 def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkpoint]]:
@@ -65,7 +63,9 @@ def run_losses(network: Network, trajectory: xr.Dataset, cells: list[list[Checkp
     ndarray, (replica, step)
     """
     shared = dask.delayed(network, pure=False)
-    out = [[dask.delayed(loss_task)(shared, _flat(trajectory, where)) for where in line] for line in cells]
+    out = [
+        [dask.delayed(on_one_thread)(loss_task, shared, _flat(trajectory, where)) for where in line] for line in cells
+    ]
     return np.array(_compute(out), dtype=np.float64)
 
 
@@ -95,7 +95,7 @@ def run_spectra(
     list
         By replica, checkpoint and chunk of probes: the arrays of the task.
     """
-    warn_if_oversubscribed(network)
+    warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
     firsts = [0] if plan.exact else list(range(0, probes, plan.chunk))
 
@@ -140,11 +140,14 @@ def run_pairs(
     list
         By replica and checkpoint: values, residuals, vectors.
     """
-    warn_if_oversubscribed(network)
+    warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
     return _compute(
         [
-            [dask.delayed(pairs_task)(shared, _flat(trajectory, where), plan, where, ends) for where in line]
+            [
+                dask.delayed(on_one_thread)(pairs_task, shared, _flat(trajectory, where), plan, where, ends)
+                for where in line
+            ]
             for line in cells
         ]
     )
@@ -173,54 +176,17 @@ def run_checkpoints(
     list
         By replica and checkpoint.
     """
-    warn_if_oversubscribed(network)
+    warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
     return _compute(
         [
-            [dask.delayed(function)(shared, _flat(trajectory, where), where, *arguments) for where in line]
+            [
+                dask.delayed(on_one_thread)(function, shared, _flat(trajectory, where), where, *arguments)
+                for where in line
+            ]
             for line in cells
         ]
     )
-
-
-def warn_if_oversubscribed(network: Network) -> None:
-    """Warn when the tasks' threads exceed the cores of a machine.
-
-    Every task pins BLAS and OpenMP to one thread; a network may state another number as ``network.threads``, and None
-    there means that its framework takes all cores.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    """
-    each = getattr(network, "threads", 1)
-    for host, (workers, cores) in _workers().items():
-        threads = (cores if each is None else int(each)) * workers
-        if threads > cores:
-            msg = (
-                f"{workers} dask workers x {threads // workers} threads exceed the {cores} cores of {host}: "
-                "4 to 18 times slower than one thread per core. Give fewer workers, or network.threads = 1."
-            )
-            warnings.warn(msg, RuntimeWarning, stacklevel=4)
-
-
-def _workers() -> dict[str, tuple[int, int]]:
-    # Host -> (tasks that run at once, cores).
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    client = client_in_force()
-    if client is not None:
-        cores = client.run(os.cpu_count)
-        tasks: Counter[str] = Counter()
-        most: dict[str, int] = {}
-        for address, threads in client.nthreads().items():
-            host = address.rsplit(":", 1)[0]
-            tasks[host] += threads
-            most[host] = max(most.get(host, 1), cores.get(address) or 1)
-        return {host: (tasks[host], most[host]) for host in tasks}
-    if get_scheduler() is None or dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
-        return {"this machine": (1, here)}
-    return {"this machine": (int(dask.config.get("num_workers", None) or here), here)}
 
 
 def _flat(trajectory: xr.Dataset, where: Checkpoint) -> Any:
@@ -228,7 +194,7 @@ def _flat(trajectory: xr.Dataset, where: Checkpoint) -> Any:
 
 
 def _kept(store: TaskStore | None, name: str, function: Callable[..., Any], *arguments: Any) -> dict[str, np.ndarray]:
-    result = function(*arguments)
+    result = on_one_thread(function, *arguments)
     if store is not None:
         store.write(name, result)
     return result

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from trajstats.errors import ArgumentError, NonFiniteError
 from trajstats.estimators.lanczos import (
@@ -104,8 +103,7 @@ def loss_task(network: Network, weights: np.ndarray) -> float:
     -------
     float
     """
-    with threadpool_limits(1):
-        return float(network.loss(weights))
+    return float(network.loss(weights))
 
 
 def exact_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpoint) -> dict[str, np.ndarray]:
@@ -270,15 +268,14 @@ def operator(network: Network, weights: np.ndarray, plan: Plan) -> tuple[Apply, 
 
 @contextmanager
 def _task(where: Checkpoint) -> Iterator[None]:
-    with threadpool_limits(1):
-        try:
-            yield
-        except NonFiniteError as error:
-            msg = (
-                f"{error} at replica {where.replica}, step {where.step}, though the loss is finite there. Leave this "
-                "step out with steps=..., or look for operations without a second derivative at these weights."
-            )
-            raise NonFiniteError(msg) from error
+    try:
+        yield
+    except NonFiniteError as error:
+        msg = (
+            f"{error} at replica {where.replica}, step {where.step}, though the loss is finite there. Leave this "
+            "step out with steps=..., or look for operations without a second derivative at these weights."
+        )
+        raise NonFiniteError(msg) from error
 
 
 def _key(plan: Plan, where: Checkpoint, *probe: int) -> np.random.SeedSequence:

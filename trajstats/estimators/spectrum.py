@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, unknown
 from trajstats.estimators.lanczos import radau_bounds
+from trajstats.threads import one_thread
 
 SCALES = ("symlog", "linear")
 QUANTITIES = ("trace", "frobenius", "largest", "smallest", "negative_fraction", "flat_fraction")
@@ -240,7 +240,7 @@ def _summary(
     extremes = [largest, largest, largest + residual[high], smallest, smallest - residual[low], smallest]
     rule = (nodes, weights, exact, residual)
     # Matrices of the size of `order`: more threads than one only wait for each other.
-    with threadpool_limits(1):
+    with one_thread():
         below, inside = [_count(*rule, ends, n, level) for ends in ((-np.inf, -eps), (-eps, eps))]
     return np.array([*trace, *frobenius, *extremes, *below, *inside, eps])
 

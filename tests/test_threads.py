@@ -1,0 +1,161 @@
+"""Pools of numerical libraries: one thread inside a task, as they were after it, in workers of every scheduler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import dask
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import trajstats as ts
+from trajstats.cli_options import computing
+from trajstats.estimators.spectral_blocks import checkpoints, run_losses
+from trajstats.estimators.worker_blocks import warn_if_oversubscribed
+from trajstats.threads import on_one_thread, one_thread, torch_threads
+
+
+def pools(api="blas"):
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == api}
+
+
+@pytest.fixture
+def two():
+    """Pools of two threads, so that one is a change."""
+    with threadpool_limits(2):
+        if pools() != {2}:
+            pytest.skip("this BLAS has one thread only")
+        yield
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """A stand-in: sizes belong to threads, and a thread that comes new takes the size that was set last."""
+    last, here = [4], threading.local()
+
+    def get():
+        if not hasattr(here, "count"):
+            here.count = last[0]
+        return here.count
+
+    def put(count):
+        here.count = last[0] = count
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=get, set_num_threads=put))
+    return SimpleNamespace(get=get, put=put)
+
+
+@pytest.mark.usefixtures("two")
+class TestOneThread:
+    def test_one_inside_and_as_before_after(self):
+        with one_thread():
+            assert pools() | pools("openmp") == {1}
+            with one_thread():
+                assert pools() == {1}
+            assert pools() == {1}
+        assert pools() == {2}
+
+    def test_as_before_after_an_error(self):
+        with pytest.raises(ZeroDivisionError):
+            on_one_thread(lambda: 1 / 0)
+        assert pools() == {2}
+
+    def test_tasks_side_by_side_do_not_restore_each_others_limit(self, torch):
+        entered, leave = threading.Event(), threading.Event()
+        seen = []
+
+        def second():
+            with one_thread():
+                entered.set()
+                leave.wait()
+                seen.append((pools(), torch.get()))
+            seen.append(torch.get())
+
+        other = threading.Thread(target=second)
+        with one_thread():
+            other.start()
+            entered.wait()
+        assert torch.get() == 4
+        leave.set()
+        other.join()
+        assert seen == [({1}, 1), 4]
+        assert pools() == {2}
+
+    def test_torch_is_held_without_being_imported(self, torch):
+        with one_thread():
+            assert torch.get() == 1
+            with torch_threads(3):
+                assert torch.get() == 3
+            assert torch.get() == 1
+            with torch_threads(None):
+                assert torch.get() == 1
+        assert torch.get() == 4
+
+
+def test_real_torch_is_held_and_given_back():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert on_one_thread(torch.get_num_threads) == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_is_not_imported():
+    code = "import sys, trajstats.threads as t; t.on_one_thread(int); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+class Pools:
+    """A network whose loss is the size of the largest pool; where it is unpickled, pools have two threads."""
+
+    n_parameters = 1
+
+    def loss(self, weights):
+        return float(max(pools() | pools("openmp")))
+
+    def __setstate__(self, state):
+        threadpool_limits(2)
+        self.__dict__.update(state)
+
+
+def losses():
+    run = ts.trajectory_dataset(np.zeros((3, 1)), step=range(3))
+    return run_losses(Pools(), run, checkpoints(run, range(3))).ravel().tolist()
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+@pytest.mark.usefixtures("two")
+def test_workers_of_local_schedulers(scheduler):
+    with dask.config.set(scheduler=scheduler, num_workers=2):
+        assert losses() == [1.0, 1.0, 1.0]
+    assert pools() == {2}
+
+
+def test_workers_of_a_cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+    ):
+        assert losses() == [1.0, 1.0, 1.0]
+
+
+def test_a_setting_that_oversubscribes_is_told(monkeypatch):
+    monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda: {"here": (4, 4)})
+    warn_if_oversubscribed(1)
+    with pytest.warns(RuntimeWarning, match="4 dask workers x 2 threads exceed the 4 cores of here"):
+        warn_if_oversubscribed(2)
+    with pytest.warns(RuntimeWarning, match="4 dask workers x 4 threads"):
+        warn_if_oversubscribed(None)
+
+
+def test_more_workers_than_cores_are_told():
+    with pytest.warns(RuntimeWarning, match="10000 dask workers x 1 threads"), computing(workers=10_000):
+        pass
