@@ -45,7 +45,7 @@ def commands(group=main, prefix=()):
 def test_help_lists_own_and_installed_commands_and_exit_codes():
     shown = run("--help")
     assert shown.exit_code == 0
-    for text in ("completion", "demo", "fit", "info", "ingest", "validate", "130"):
+    for text in ("analyze", "completion", "demo", "fit", "info", "ingest", "validate", "130"):
         assert text in shown.output
 
 
@@ -80,6 +80,22 @@ def test_info_json(store):
 def test_info_of_a_url():
     write("memory://cli-info.zarr")
     assert json.loads(run("info", "--json", "memory://cli-info.zarr").output)["last_step"] == 100
+
+
+def test_sweeps_are_listed_and_validated(tmp_path):
+    for width in (4, 8):
+        with ts.TrajectoryWriter(tmp_path / f"w{width}.zarr", {"w": (width,)}, attrs={"width": width}) as writer:
+            writer.append(7, np.zeros(width))
+    facts = json.loads(run("info", "--json", tmp_path).output)
+    assert [one["path"] for one in facts["runs"]] == ["w4", "w8"]
+    assert facts["settings"]["width"] == [4, 8]
+    assert "  width: 4, 8\n" in run("info", tmp_path).output
+    assert run("validate", tmp_path).output.count("whole") == 2
+    (tmp_path / "w8.zarr" / "zarr.json").write_text("{")
+    for command in ("info", "validate"):
+        shown = run(command, tmp_path)
+        assert shown.exit_code == 3
+        assert "w8" in shown.output
 
 
 def test_missing_store_is_one_clear_line(tmp_path):

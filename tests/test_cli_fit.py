@@ -72,7 +72,7 @@ def test_divergence_over_the_runs_of_a_sweep(tmp_path):
             curve_store(
                 tmp_path / f"w{width}_s{seed}.zarr", steps, 1 / (1 + (steps / tau) ** 2), attrs={"width": width}
             )
-    done = run("divergence", *sorted(tmp_path.glob("w*.zarr")), "--loss", 0.5, "--out", tmp_path / "w_c.fit", "--json")
+    done = run("divergence", tmp_path, "--loss", 0.5, "--out", tmp_path / "w_c.fit", "--json")
     facts = json.loads(done.stdout)
     assert facts["kind"] == "fit_divergence"
     found = facts["coefficients"]["w_c"]

@@ -188,3 +188,64 @@ def test_the_command_fit(tmp_path):
     assert code == 130, said
     assert said == "Interrupted.\nGive the same command again to start anew.\n"
     assert not out.exists()
+
+
+ANALYZE = """
+import trajstats.report.analysis as analysis
+from trajstats.cli import run
+
+analyze = analysis.analyze
+
+def told(*args, **options):
+    print("ready", flush=True)
+    return analyze(*args, **options)
+
+analysis.analyze = told
+run()
+"""
+
+BATCH = """
+import sys, time
+import numpy as np
+import xarray as xr
+import trajstats as ts
+from trajstats.inference.results import FitResult
+
+def slow(data, *, rng):
+    time.sleep(float(sys.argv[2]))
+    draws = xr.Dataset({"mu": (("chain", "draw"), rng.standard_normal((2, 4)) + float(data[0]))})
+    return FitResult("fit_decay", draws, xr.Dataset(), xr.Dataset())
+
+cases = {k: xr.DataArray([float(k)], dims="step") for k in range(8)}
+print("ready", flush=True)
+options = {"scheduler": "threads", "workers": 2, "per_task": 1}
+print(ts.fit_batch(slow, cases, rng=0, store=sys.argv[1], **options)["value"].sum().item().hex())
+"""
+
+
+def test_the_command_analyze(tmp_path):
+    from trajstats.data.maintenance import append_from
+
+    append_from(tmp_path / "run.zarr", ts.brownian(range(1, 60), layers={"w": (500,)}, rng=0))
+    page = tmp_path / "page.html"
+    page.write_text("as it was")
+    process = start("-c", ANALYZE, "analyze", tmp_path / "run.zarr", "--out", page)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1.0)
+    code, said = interrupt(process)
+    assert code == 130, said
+    assert f"{page} was not touched." in said
+    assert page.read_text() == "as it was"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["page.html", "run.zarr"]
+
+
+def test_a_batch_of_fits(tmp_path):
+    store = tmp_path / "fits.zarr"
+    process = start("-c", BATCH, store, 1.0)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(3.5)
+    code, said = interrupt(process)
+    assert code == -signal.SIGINT, said
+    assert str(store) in said.splitlines()[-1]
+    resumed = finish("-c", BATCH, store, 0)
+    assert resumed == finish("-c", BATCH, tmp_path / "whole.zarr", 0)

@@ -12,6 +12,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from trajstats import __version__
+from trajstats.cli_analyze import analyze_command
 from trajstats.cli_fit import fit_command
 from trajstats.cli_info import info_command
 from trajstats.cli_ingest import ingest_command
@@ -87,7 +88,7 @@ def completion_command(shell: str) -> None:
     click.echo(kind(main, {}, "trajstats", "_TRAJSTATS_COMPLETE").source())
 
 
-for command in (fit_command, info_command, ingest_command, validate_command):
+for command in (analyze_command, fit_command, info_command, ingest_command, validate_command):
     main.add_command(command)
 
 

@@ -130,14 +130,16 @@ def divergence_command(
 ) -> None:
     """Fit the divergence of the learning time with the width, over the runs of a sweep.
 
-    Example: trajstats fit divergence sweep/*.zarr --loss 0.1 --out transition.fit
+    PATHS are the stores, or one folder that holds them.
+
+    Example: trajstats fit divergence sweep/ --loss 0.1 --out transition.fit
     """
-    from trajstats.data.store import open_trajectory
+    from trajstats.data.sweep import open_sweep
     from trajstats.inference.learning import learning_times
     from trajstats.inference.transition import fit_divergence
 
     _check_vacant(out)
-    runs = {path: open_trajectory(path) for path in paths}
+    runs = open_sweep(paths[0] if len(paths) == 1 else list(paths))
     times = learning_times(runs, loss=losses[0] if len(losses) == 1 else losses, series=series, clock=clock)
     _finish(fit_divergence(times, rng=seed, nu=nu, max_steps=max_steps), out, as_json)
 

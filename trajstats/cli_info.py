@@ -6,23 +6,29 @@ from typing import Any
 
 import click
 
-from trajstats.cli_options import json_option, say, say_json
+from trajstats.cli_options import EXIT_CODES, FOUND, json_option, say, say_json
 
 
-@click.command("info")
+@click.command("info", epilog=EXIT_CODES)
 @click.argument("paths", nargs=-1, required=True)
 @json_option
 def info_command(paths: tuple[str, ...], as_json: bool) -> None:
-    """Say what trajectory stores hold, without reading a weight.
+    """Say what trajectory stores and sweeps hold, without reading a weight.
 
-    PATHS are stores or their URLs.
+    PATHS are stores, folders of stores, or their URLs.
 
     Example: trajstats info runs/*.zarr
     """
     from trajstats.data.store import open_trajectory
+    from trajstats.data.sweep import sweep_members
 
+    skipped = 0
     for path in paths:
-        facts = _facts(path, open_trajectory(path))
+        members = [str(store) for store in sweep_members(path).values()]
+        if [_last(store) for store in members] != [_last(path)]:
+            skipped += _sweep(path, as_json)
+            continue
+        facts = _facts(path, open_trajectory(members[0]))
         if as_json:
             say_json(facts)
             continue
@@ -30,6 +36,39 @@ def info_command(paths: tuple[str, ...], as_json: bool) -> None:
         say(f"  steps {facts['first_step']} to {facts['last_step']}, {facts['bytes'] / 2**20:.1f} MiB")
         say(f"  layers: {', '.join(facts['layers'])}")
         say(f"  series: {', '.join(facts['series']) or 'none'}")
+    if skipped:
+        click.get_current_context().exit(FOUND)
+
+
+def _last(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _sweep(path: str, as_json: bool) -> int:
+    import json
+
+    from trajstats.data.sweep import open_sweep, sweep_runs, sweep_table
+
+    sweep = open_sweep(path, damaged="skip")
+    table = sweep_table(sweep)
+    settings = {
+        str(name): sorted({v.item() if hasattr(v, "item") else v for v in table[name].values}) for name in table
+    }
+    skipped = json.loads(str(sweep.attrs["skipped"]))
+    runs = [_facts(name, run) for name, run in sweep_runs(sweep).items()]
+    if as_json:
+        say_json({"path": path, "runs": runs, "settings": settings, "skipped": skipped})
+        return len(skipped)
+    say(f"{path}: {len(runs)} runs")
+    for name, values in settings.items():
+        if len(values) > 1:
+            more = f", ... {values[-1]} ({len(values)} values)" if len(values) > 6 else ""
+            say(f"  {name}: {', '.join(str(value) for value in values[: 5 if more else 6])}{more}")
+    for facts in runs:
+        say(f"  {facts['path']}: {facts['checkpoints']} checkpoints to step {facts['last_step']}, {facts['state']}")
+    for one in skipped:
+        say(f"  cannot be opened: {one['run']}: {one['reason']}")
+    return len(skipped)
 
 
 def _facts(path: str, run: Any) -> dict[str, Any]:

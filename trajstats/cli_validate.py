@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from trajstats.cli_options import EXIT_CODES, FOUND, json_option, say, say_json
-from trajstats.errors import StoreError, StoreNotFoundError, TrajstatsError
+from trajstats.errors import StoreError, TrajstatsError
 
 
 @click.command("validate", epilog=EXIT_CODES)
@@ -16,24 +16,21 @@ from trajstats.errors import StoreError, StoreNotFoundError, TrajstatsError
 def validate_command(paths: tuple[str, ...], as_json: bool) -> None:
     """Read stores once and name everything in them that is damaged or against the schema.
 
-    PATHS are stores or their URLs. All are read, whatever is found in one.
+    PATHS are stores, folders of stores, or their URLs. All are read, whatever is found in one.
 
     Example: trajstats validate runs/*.zarr
     """
-    from trajstats.data.guard import check_zarr
-    from trajstats.data.place import Place
+    from trajstats.data.sweep import sweep_members
 
-    for path in paths:
-        if (place := Place(path)).get("zarr.json") is None:
-            check_zarr(place)  # says what is there in place of a store
+    stores = [str(store) for path in paths for store in sweep_members(path).values()]
     found = 0
-    for path in paths:
-        facts = _look(path)
+    for store in stores:
+        facts = _look(store)
         found += not facts["ok"]
         if as_json:
             say_json(facts)
             continue
-        say(f"{path}: {'whole' if facts['ok'] else 'damaged'}, {facts['checked']} tiles read, {facts['state']}")
+        say(f"{store}: {'whole' if facts['ok'] else 'damaged'}, {facts['checked']} tiles read, {facts['state']}")
         for text in (*facts["damaged"], *facts["against_schema"]):
             say(f"  {text}")
     if found:
@@ -53,8 +50,6 @@ def _look(path: str) -> dict[str, Any]:
         facts["damaged"] = [] if report.ok else [line.strip() for line in str(report).splitlines()[1:]]
         run = open_trajectory(path)  # its metadata against the schema
         facts["state"] = str(run.attrs.get("state", "finished"))
-    except StoreNotFoundError:
-        raise
     except TrajstatsError as error:
         if not facts["damaged"] or not isinstance(error, StoreError):  # else the same damage once more
             facts["against_schema"] = [f"{type(error).__name__}: {error}"]

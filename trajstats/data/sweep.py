@@ -85,7 +85,7 @@ def open_sweep(paths: Any, /, *, damaged: str = "raise", **options: Any) -> xr.D
         raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "skip"]))
     runs: dict[str, xr.Dataset] = {}
     skipped: list[dict[str, str]] = []
-    for name, place in _members(paths).items():
+    for name, place in sweep_members(paths).items():
         try:
             runs[name] = open_trajectory(place, **options)
         except ArgumentError:
@@ -307,8 +307,26 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     return np.array(["" if value is None else str(value) for value in values], dtype=object)
 
 
-def _members(paths: Any) -> dict[str, Any]:
-    # Name -> store; a store is named by its place below the root of the sweep.
+def sweep_members(paths: Any) -> dict[str, Any]:
+    """Find the stores of a sweep, without opening one.
+
+    Parameters
+    ----------
+    paths : path, URL, glob pattern, or list
+        As for `open_sweep`.
+
+    Returns
+    -------
+    dict name -> store
+        In natural order; a store is named by its place below the root of the sweep.
+
+    Raises
+    ------
+    ArgumentError
+        If two stores would have one name, or `paths` is none of these.
+    StoreNotFoundError
+        If there is no store.
+    """
     if isinstance(paths, str | os.PathLike):
         found, root = _remote(str(paths)) if "://" in str(paths) else _local(str(paths))
     elif isinstance(paths, list | tuple):

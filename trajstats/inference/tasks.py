@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import xarray as xr
 from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.estimators.cluster_blocks import client_for, explained, in_process, local_threads, lost
 from trajstats.inference.results import FitResult
+from trajstats.threads import one_thread
 
 FAILED = "failed"
 # Cheap members are put together into tasks of about this long: dask's own share of a task is milliseconds.
@@ -86,7 +88,7 @@ class Task:
         start = time.perf_counter()
         stream = {} if member.seed is None else {"rng": np.random.default_rng(member.seed)}
         try:
-            with dask.config.set(scheduler="synchronous"):
+            with one_thread(), dask.config.set(scheduler="synchronous"):
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))
@@ -210,6 +212,18 @@ def _backend(scheduler: str | None, workers: int | None, stack: ExitStack) -> _L
     return _Local(in_process(scheduler), workers, stack)
 
 
+def _killed_by_interrupts() -> Callable[..., None]:
+    # Ctrl-C ends the fits that are running in processes made from now on: what is not in the store is done again.
+    others = set(multiprocessing.active_children())
+
+    def end(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+
+    return end
+
+
 class _Local:
     """Tasks on a scheduler of this process."""
 
@@ -224,6 +238,7 @@ class _Local:
             # One pool for all tasks: a process takes seconds to import everything. Tasks go out one by one.
             pool = ProcessPoolExecutor(self.workers, get_context(), initialize_worker_process)
             stack.callback(pool.shutdown, cancel_futures=True)
+            stack.push(_killed_by_interrupts())
             self._settings |= {"pool": pool, "chunksize": 1}
         elif scheduler == "threads":
             self._settings["num_workers"] = self.workers
