@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import click
 
+from trajstats.data.redaction import without_credentials
 from trajstats.errors import StoreError, UnsupportedError
 
 OK, FAILED, MISUSED, FOUND, INTERRUPTED = 0, 1, 2, 3, 130
@@ -143,7 +144,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if value - value == 0 else None
-    return value if isinstance(value, bool | int | None) else str(value)
+    return value if isinstance(value, bool | int | None) else without_credentials(value)
 
 
 def show_warning(
@@ -179,7 +180,7 @@ def worded_warnings() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    r"""Take control characters out of text that holds names from files, so that none reaches a terminal.
+    r"""Make text fit for a terminal: no control characters from names in files, no credentials from URLs.
 
     Parameters
     ----------
@@ -196,7 +197,8 @@ def printable(text: str) -> str:
     >>> printable("a" + chr(27) + "[31m")
     'a\\x1b[31m'
     """
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    shown = without_credentials(text)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
 
 
 def expression(ctx: click.Context, parameter: click.Parameter, text: str | None) -> str | None:

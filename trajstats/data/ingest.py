@@ -28,6 +28,7 @@ from trajstats.data.layout import (
 )
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
+from trajstats.data.redaction import without_credentials
 from trajstats.data.schema import WEIGHTS
 from trajstats.data.series import FATAL, Finding, Series, make_series, read_headers, same_weights
 from trajstats.data.tiles import Rows, Tiles
@@ -205,7 +206,7 @@ def ingest(
     )
     series = make_series(steps, checkpoints, rule, findings, include=include, rename=rename)
     plan = IngestPlan(
-        out=str(out),
+        out=without_credentials(out),
         steps=series.steps,
         files=[checkpoint.path for checkpoint in series.checkpoints],
         layers=series.layers,

@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 import zarr
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
+from trajstats.data.redaction import without_credentials
+from trajstats.data.retrying import RetryingStore
 from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError
 
 
@@ -50,8 +54,8 @@ class Place:
         if isinstance(target, Place):
             target = target.target
         self.target: Any = target
-        if isinstance(target, str | os.PathLike) and "://" not in str(target):
-            self.local = Path(target)
+        if isinstance(target, str | os.PathLike) and (path := _local_path(str(target))) is not None:
+            self.local = path
             if not write and not self.local.exists():
                 msg = f"{target} does not exist; check the path, or record a run with trajstats.TrajectoryWriter"
                 raise StoreNotFoundError(msg)
@@ -63,6 +67,8 @@ class Place:
             self._store, self._prefix = _from_url(target)
         elif isinstance(target, StorePath):
             self._store, self._prefix = target.store, target.path.strip("/")
+            if not isinstance(self._store, LocalStore | MemoryStore | RetryingStore):
+                self._store = RetryingStore(self._store)
         elif isinstance(target, Store):
             self._store = target
             if write and target.read_only:
@@ -70,6 +76,8 @@ class Place:
                 raise StoreError(msg)
             if isinstance(target, LocalStore):
                 self.local = target.root
+            elif not isinstance(target, MemoryStore | RetryingStore):
+                self._store = RetryingStore(target)
         elif hasattr(target, "writable_session"):
             self._repository = target
         else:
@@ -77,7 +85,7 @@ class Place:
             raise ArgumentError(msg)
 
     def __repr__(self) -> str:
-        return str(self.target)
+        return without_credentials(self.target)
 
     @property
     def transactional(self) -> bool:
@@ -95,6 +103,18 @@ class Place:
             else:
                 self._session = self._repository.readonly_session(self._branch)
         return self._session.store
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Read each metadata document of a store elsewhere once: for as long as nobody can be writing it."""
+        if not isinstance(self._store, RetryingStore):
+            yield
+            return
+        self._store.memory = {}
+        try:
+            yield
+        finally:
+            self._store.memory = None
 
     def path(self, key: str = "") -> StorePath:
         """Address one node of the hierarchy, in the form zarr takes."""
@@ -169,11 +189,19 @@ def sync_folder(folder: Path) -> None:
         sync_file(folder)
 
 
+def _local_path(text: str) -> Path | None:
+    # A file URL is a path of this machine, with all the guarantees of one.
+    if text.startswith(("file://", "local://")):
+        return Path(url2pathname(text.partition("://")[2]))
+    return None if "://" in text else Path(text)
+
+
 def _from_url(url: str) -> tuple[Store, str]:
     from zarr.storage import FsspecStore  # fsspec is imported only for URLs
 
     try:
-        return FsspecStore.from_url(url), ""
-    except (ImportError, ValueError) as error:
-        msg = f"cannot open {url}: {error}. Give a local path, or install the fsspec package for this protocol."
-        raise StoreError(msg) from error
+        return RetryingStore(FsspecStore.from_url(url)), ""
+    except (ImportError, ValueError, TypeError, OSError) as error:
+        shown = without_credentials(f"cannot open {url}: {error}")
+        msg = f"{shown}. Give a local path, or install the fsspec package for this protocol."
+        raise StoreError(msg) from None

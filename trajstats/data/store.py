@@ -7,6 +7,7 @@ from __future__ import annotations
 import glob
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def open_trajectory(
     """
     if damaged not in {"raise", "drop"}:
         raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "drop"]))
-    if isinstance(paths, str | Path) and glob.has_magic(str(paths)) and not Path(paths).exists():
+    local = isinstance(paths, str | Path) and "://" not in str(paths)
+    if local and glob.has_magic(str(paths)) and not Path(paths).exists():
         from trajstats.data.naming import natural_key
 
         found = sorted(glob.glob(str(paths)), key=natural_key)
@@ -140,6 +142,18 @@ def follow(target: Any, /, *, poll: float = 1.0, timeout: float | None = None) -
 def _open_one(target: Any, layers: Sequence[str] | None, damaged: str, block_bytes: int) -> xr.Dataset:
     place = Place(target)
     attrs = check_zarr(place)
+    with place.remembering() if attrs.get(STATE) == FINISHED else nullcontext():
+        return _checked(target, place, attrs, layers, damaged, block_bytes)
+
+
+def _checked(
+    target: Any,
+    place: Place,
+    attrs: dict[str, Any],
+    layers: Sequence[str] | None,
+    damaged: str,
+    block_bytes: int,
+) -> xr.Dataset:
     if attrs.get(STATE) == CREATING:
         msg = f"{place} is being created, or its creation was cut short; nothing was recorded yet"
         raise StoreError(msg)
@@ -333,8 +347,9 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         ]
         if not all(same):
             msg = (
-                f"{path} and {paths[0]} have different layers ({run.sizes[LAYER]} and {first.sizes[LAYER]} layers);"
-                " only runs of one architecture are joined along replica. Open them one by one."
+                f"{Place(path)} and {Place(paths[0])} have different layers ({run.sizes[LAYER]} and "
+                f"{first.sizes[LAYER]} layers); only runs of one architecture are joined along replica. "
+                "Open them one by one."
             )
             raise SchemaError(msg)
     labels = [int(run[REPLICA].values[0]) for run in runs]

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.naming import natural_key
+from trajstats.data.redaction import without_credentials
 from trajstats.data.schema import PARAMETER, REPLICA, STEP
 from trajstats.data.store import open_trajectory
 from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, TrajstatsError, unknown
@@ -86,6 +87,7 @@ def open_sweep(paths: Any, /, *, damaged: str = "raise", **options: Any) -> xr.D
     runs: dict[str, xr.Dataset] = {}
     skipped: list[dict[str, str]] = []
     for name, place in sweep_members(paths).items():
+        shown = without_credentials(place)
         try:
             runs[name] = open_trajectory(place, **options)
         except ArgumentError:
@@ -94,11 +96,11 @@ def open_sweep(paths: Any, /, *, damaged: str = "raise", **options: Any) -> xr.D
             if damaged == "raise":
                 kind = StoreNotFoundError if isinstance(error, StoreNotFoundError) else StoreError
                 msg = (
-                    f"run {name!r} of the sweep, {place}, cannot be opened: {error}. open_sweep(..., damaged='skip') "
+                    f"run {name!r} of the sweep, {shown}, cannot be opened: {error}. open_sweep(..., damaged='skip') "
                     "leaves such runs out"
                 )
                 raise kind(msg) from error
-            skipped.append({"run": name, "path": str(place), "reason": f"{type(error).__name__}: {error}"})
+            skipped.append({"run": name, "path": shown, "reason": f"{type(error).__name__}: {error}"})
     if not runs:
         msg = f"none of the {len(skipped)} runs can be opened; the first, {skipped[0]['path']}: {skipped[0]['reason']}"
         raise StoreError(msg)
@@ -408,7 +410,8 @@ def _remote(url: str) -> tuple[list[str], str]:
                 if not any(top.startswith(f"{store}/") for store in found):
                     found.append(top)
     except (ImportError, ValueError, OSError) as error:
-        msg = f"cannot list {url}: {error}. Give a local path, or install the fsspec package for this protocol."
-        raise StoreError(msg) from error
+        shown = without_credentials(f"cannot list {url}: {error}")
+        msg = f"{shown}. Give a local path, or install the fsspec package for this protocol."
+        raise StoreError(msg) from None
     urls = [system.unstrip_protocol(name) for name in sorted(found, key=natural_key)]
     return urls, system.unstrip_protocol(root)

@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 
 from trajstats.data.checks import check_series_name
+from trajstats.data.guard import node_names
 from trajstats.data.layout import (
     CHECKSUMS,
     COMMITTED,
@@ -118,7 +119,8 @@ class Tiles:
         group = self.place.group()
         assert group is not None
         if self.place.local is None:
-            return dict(group.arrays())
+            named = [name for name in node_names(self.place) if name != JOURNAL]
+            return {n: array_of(group, n) for n in named if self.place.get(f"{n}/zarr.json") is not None}
         names = sorted(e.name for e in self.place.local.iterdir() if (e / "zarr.json").is_file() and e.name != JOURNAL)
         return {name: array_of(group, name) for name in names}
 

@@ -9,19 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-HIDDEN = "[not shown]"
+from trajstats.data.redaction import HIDDEN, without_credentials
 
 # Names under which people keep secrets; "key" alone would hide the names of layers and of random keys.
 _SECRET_NAME = re.compile(
     r"passw|secret|credential|(^|[_-])token($|[_-]?(id|value)?$)|api[_-]?key|access[_-]?key|private[_-]?key|authoriz|"
     r"(^|[_-])auth($|[_-])|(^|[_-])(sas|bearer|cookie|session)($|[_-])|account[_-]?key",
     re.IGNORECASE,
-)
-# user:password@ of a URL; the query of a URL, where signatures are; tokens that show themselves by their prefix.
-_USER = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(?P<url>[a-zA-Z][\w+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
-_TOKEN = re.compile(
-    r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|AKIA|ASIA|AIza|eyJ[\w-]{8,}\.)[\w.-]{10,}",
 )
 
 
@@ -43,9 +37,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("s3://me:pa55@host/run.zarr?X-Amz-Signature=abc")
     's3://[not shown]@host/run.zarr?[not shown]'
     """
-    text = _QUERY.sub(rf"\g<url>?{HIDDEN}", text)
-    text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
-    text = _TOKEN.sub(HIDDEN, text)
+    text = without_credentials(text)
     home = str(Path.home())
     return text.replace(home + "/", "~/") if len(home) > 1 else text
 
