@@ -226,7 +226,7 @@ class TestComputing:
     @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", "127.0.0.1"])
     def test_an_unreachable_scheduler_is_told(self, store, tmp_path, address, monkeypatch):
         pytest.importorskip("distributed")
-        monkeypatch.setattr(cli_options, "CONNECT_SECONDS", 1)
+        monkeypatch.setattr("trajstats.estimators.cluster_blocks.CONNECT_SECONDS", 1)
         shown = run("fit", "decay", store, "--out", tmp_path / "out", "--scheduler", address)
         assert shown.exit_code == 1
         assert f"no dask scheduler answers at '{address}'" in shown.output
@@ -235,7 +235,7 @@ class TestComputing:
         distributed = pytest.importorskip("distributed")
         import dask
 
-        with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
             with cli_options.computing(cluster.scheduler_address):
                 name = dask.delayed(lambda: distributed.get_worker().address)().compute()
             assert name == next(iter(cluster.scheduler.workers))

@@ -141,7 +141,7 @@ def test_workers_of_local_schedulers(scheduler):
 def test_workers_of_a_cluster():
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
     ):
         assert losses() == [1.0, 1.0, 1.0]

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 import click
 
 from trajstats.data.redaction import without_credentials
-from trajstats.errors import StoreError, UnsupportedError
 
 OK, FAILED, MISUSED, FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = """\b
@@ -23,7 +22,6 @@ Exit codes:
   2    the command was written wrongly
   3    done, but something was found: a damaged store, a fit that says no
   130  interrupted; what to do to go on is printed"""
-CONNECT_SECONDS = 5
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line, for machines.")
 
@@ -75,10 +73,11 @@ def computing(scheduler: str | None = None, workers: int | None = None) -> Itera
 
     Notes
     -----
-    UnsupportedError if a scheduler is given and ``distributed`` is not installed, StoreError if none answers.
+    UnsupportedError if a scheduler is given and ``distributed`` is not installed, ClusterError if none answers.
     """
     import dask
 
+    from trajstats.estimators.cluster_blocks import client_for
     from trajstats.estimators.worker_blocks import warn_if_oversubscribed
 
     if scheduler is not None and workers is not None:
@@ -90,29 +89,15 @@ def computing(scheduler: str | None = None, workers: int | None = None) -> Itera
             warn_if_oversubscribed()
             yield
     elif scheduler is not None:
-        client = _client(scheduler)
+        client, made = client_for(scheduler)
         try:
-            yield
+            with client.as_current():
+                yield
         finally:
-            client.close(timeout=1)
+            if made:
+                client.close(timeout=1)
     else:
         yield
-
-
-def _client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        msg = "--scheduler needs distributed, which is not installed; run: pip install 'trajstats[distributed]'"
-        raise UnsupportedError(msg) from error
-    try:
-        return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError) as error:
-        msg = (
-            f"no dask scheduler answers at {address!r} within {CONNECT_SECONDS} s. Start one with 'dask scheduler' and "
-            "give the address it prints, such as tcp://10.0.0.1:8786, or compute here with --workers"
-        )
-        raise StoreError(msg) from error
 
 
 def say(text: str) -> None:
