@@ -260,6 +260,22 @@ def test_two_points_and_copies_and_wrong_options_are_refused():
         ts.fit_subaging(xr.DataArray(LAG, dims="pair"), rng=0)
 
 
+def test_times_and_repeated_pairs_are_checked():
+    msd = gaussian_run(0.6, 20, 1)
+    with pytest.raises(FitError, match="two lags or more"):
+        ts.fit_subaging(two_time(msd[::12], WAIT[::12], LAG[::12]), rng=0)
+    for wait, lag in ((WAIT, -LAG), (np.where(np.arange(144) == 2, np.nan, WAIT), LAG), (-WAIT, LAG)):
+        with pytest.raises(ArgumentError, match="no valid times"):
+            ts.fit_subaging(two_time(msd, wait, lag), rng=0)
+    with pytest.raises(ArgumentError, match="complex128"):
+        ts.fit_subaging(two_time(msd).astype(complex), rng=0)
+    # a pair given twice is one measurement: it does not narrow the interval
+    once = ts.fit_subaging(two_time(msd), rng=0, sampler="grid")
+    twice = ts.fit_subaging(two_time(*(np.concatenate([a, a]) for a in (msd, WAIT, LAG))), rng=0, sampler="grid")
+    xr.testing.assert_equal(once.summary(), twice.summary().assign_attrs(once.summary().attrs))
+    assert any("144 repeated pairs" in flag for flag in twice.flags)
+
+
 def test_waiting_times_that_do_not_overlap_do_not_identify_mu():
     # each waiting time sees its own stretch of a free curve: any mu fits
     wait = np.repeat([100.0, 10000.0], 8)

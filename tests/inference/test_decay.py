@@ -43,6 +43,14 @@ def test_a_floor_of_zero_is_preferred_where_there_is_none():
     assert float(fixed.summary()["value"].sel(coefficient="beta")) == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_curve_that_is_wrong_is_still_sampled_and_loses():
+    # coefficients of the wrong curve end in a corner of their prior: walkers find their way inside
+    fit = ts.fit_decay(curve((0.1 + T**-0.5) * noise(3)), rng=0, curve="logarithmic", max_steps=1000)
+    assert any("prefer the model 'power_law'" in flag for flag in fit.flags)
+    top = fit.tables["models"]["log_likelihood"]
+    assert float(top.sel(model="power_law")) >= float(top.sel(model="power_law without floor")) - 1e-3
+
+
 def test_the_noise_filter_is_the_exact_gaussian():
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 9, 12))
@@ -73,6 +81,7 @@ def test_plateau_is_left_out_by_the_stated_rule():
         (np.where(T > 50, np.nan, 1.0), NonFiniteError, "NaN"),
         (np.ones(80), FitError, "constant"),
         (1 - T, FitError, "not positive"),
+        (T**0.5, FitError, "does not fall"),
     ],
 )
 def test_hopeless_losses_are_refused(loss, error, words):
@@ -85,6 +94,12 @@ def test_times_points_and_options_are_checked():
         ts.fit_decay(curve([3.0, 2.0, 1.0], [1, 3, 2]), rng=0)
     with pytest.raises(FitError, match="1 bins"):
         ts.fit_decay(curve([3.0, 2.0], [1, 3]), rng=0)
+    with pytest.raises(NonFiniteError, match="times"):
+        ts.fit_decay(curve(T**-0.5, np.where(T > 5e3, np.nan, T)), rng=0)
+    with pytest.raises(ArgumentError, match="bins_per_decade=0"):
+        ts.fit_decay(curve(T**-0.5), rng=0, bins_per_decade=0)
+    with pytest.raises(ArgumentError, match="max_steps=0"):
+        ts.fit_decay(curve(T**-0.5), rng=0, max_steps=0)
     with pytest.raises(ArgumentError, match="unknown curve"):
         ts.fit_decay(curve(T**-0.5), rng=0, curve="powerlaw")
     with pytest.raises(ArgumentError, match="replicas"):

@@ -193,6 +193,22 @@ def test_hopeless_data_are_refused(t, width, error, words):
         ts.fit_divergence(times(t, width), rng=0, budget=100.0)
 
 
+def test_widths_budgets_and_clocks_are_checked():
+    t = scattered()
+    for width in (-WIDTH, np.where(np.arange(40) == 0, np.nan, WIDTH)):
+        with pytest.raises(ArgumentError, match="positive finite number"):
+            ts.fit_divergence(times(t, width), rng=0)
+    with pytest.raises(ArgumentError, match="budget=-1"):
+        ts.fit_divergence(times(t), rng=0, budget=-1.0)
+    with pytest.raises(ArgumentError, match="width 5 learned"):
+        ts.fit_divergence(times(t), rng=0, prior={"w_c": (6, 8)})
+    step = np.array([0, 1, 10, 100])
+    run = run_with_loss(8, np.array([2.0, 1.0, 0.5, 0.1]), step)
+    backwards = run.assign_coords(proper_time=("step", [0.0, 2.0, 1.0, 3.0]))
+    with pytest.raises(ArgumentError, match="runs backwards"):
+        ts.learning_times({"a": backwards}, loss=0.2)
+
+
 def test_infinite_times_need_a_budget_and_widths_a_coordinate():
     with pytest.raises(ArgumentError, match="budget"):
         ts.fit_divergence(times(np.where(WIDTH < 6, np.inf, 1 / WIDTH)), rng=0)

@@ -117,6 +117,9 @@ def fit_decay(
         raise ArgumentError(unknown("curve", curve, CURVES))
     if evidence:
         optional_package("dynesty", "the evidence", "evidence")
+    if bins_per_decade < 1:
+        msg = f"bins_per_decade={bins_per_decade}: at least 1"
+        raise ArgumentError(msg)
     time, values = _checked(loss, clock)
     chosen = _window(time, values) if window is None else window
     used = (time >= chosen[0]) & (time <= chosen[1])
@@ -175,6 +178,9 @@ def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
         bad = int((~np.isfinite(values)).sum())
         msg = f"{bad} of {values.size} losses are NaN or infinite (first at {clock} {first:g})"
         raise NonFiniteError(msg)
+    if not np.isfinite(time).all():
+        msg = f"{int((~np.isfinite(time)).sum())} of {time.size} times ({clock}) are NaN or infinite"
+        raise NonFiniteError(msg)
     if (np.diff(time) <= 0).any():
         msg = f"times do not increase near row {int(np.argmax(np.diff(time) <= 0))}; sort them and drop duplicates"
         raise FitError(msg)
@@ -200,6 +206,14 @@ def _check_size(data: Binned, window: tuple[float, float]) -> None:
         raise FitError(msg)
     if np.ptp(data.loss) == 0:
         msg = "the loss is constant (zero variance): nothing decays"
+        raise FitError(msg)
+    part = max(data.loss.size // 5, 1)
+    early, late = float(np.median(data.loss[:part])), float(np.median(data.loss[-part:]))
+    if late >= early:
+        msg = (
+            f"the loss does not fall between {window[0]:g} and {window[1]:g} (median of the first fifth {early:.4g}, "
+            f"of the last {late:.4g}): nothing decays. Choose another window=(first, last)."
+        )
         raise FitError(msg)
 
 

@@ -220,6 +220,9 @@ def draw_posterior(
     ArgumentError
         If the sampler is not known.
     """
+    if max_steps < 1:
+        msg = f"max_steps={max_steps}: give at least 1"
+        raise ArgumentError(msg)
     if sampler == "batched":
         return sample_ensembles(log_prob, start, covariance, names=names, rng=rng, max_steps=max_steps)
     if sampler != "emcee":

@@ -66,6 +66,11 @@ def learning_times(
             raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
         chosen = clock if clock in run.coords else STEP
         times = clock_values(run, chosen).astype(float)
+        if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+            msg = (
+                f"run {name!r}: {chosen} is not finite or runs backwards; a learning time needs a clock that increases"
+            )
+            raise ArgumentError(msg)
         values = np.atleast_2d(run[series].values)
         wide = width[name] if width is not None and name in width else _setting(run, "width")
         if wide is None:
@@ -124,6 +129,13 @@ def learning_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr
         )
         raise ArgumentError(msg)
     values = times["learning_time"]
+    wide = times["width"].values.astype(float)
+    if not (np.isfinite(wide) & (wide > 0)).all():
+        msg = f"widths {wide[~(np.isfinite(wide) & (wide > 0))][:5].tolist()}: a width is a positive finite number"
+        raise ArgumentError(msg)
+    if budget is not None and not budget > 0:
+        msg = f"budget={budget}: the largest time watched is positive"
+        raise ArgumentError(msg)
     if "run" not in values.dims:
         times = times.rename({values.dims[0]: "run"})
         values = times["learning_time"]

@@ -14,6 +14,7 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 MAX_POINTS = 144
 MAX_WAITING_TIMES = 12
 MIN_POINTS = 6
+_MIN_CURVES = 2
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,21 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     if REPLICA not in one.dims:
         one = one.expand_dims(REPLICA)
     one = one.transpose(REPLICA, PAIR)
+    if np.iscomplexobj(one):
+        msg = f"delta has dtype {one.dtype}: an MSD is real"
+        raise ArgumentError(msg)
     values = np.asarray(one.values, dtype=np.float64)
     waiting, lag = one[WAITING_TIME].values.astype(float), one[LAG].values.astype(float)
+    _check_times(waiting, lag)
     _check_values(values, waiting, lag)
-    keep, flags = (waiting > 0) & (lag > 0), []
+    keep, flags = waiting > 0, []
     if not keep.all():
         flags.append(f"{int((~keep).sum())} points at waiting time 0 left out: the scaling variable needs t_w > 0")
+    first = np.unique(np.stack([waiting, lag]), axis=1, return_index=True)[1]
+    if first.size < waiting.size:
+        # the same pair twice would pretend that the noise is known to be nothing
+        flags.append(f"{waiting.size - first.size} repeated pairs left out")
+        keep &= np.isin(np.arange(waiting.size), first)
     labels = one[REPLICA].values if REPLICA in one.coords else np.arange(values.shape[0])
     points = Points(
         waiting[keep],
@@ -172,6 +182,17 @@ def _clock(delta: xr.DataArray) -> str:
     return str(delta.attrs.get("clock", given.get("clock", "step") if isinstance(given, dict) else "step"))
 
 
+def _check_times(waiting: np.ndarray, lag: np.ndarray) -> None:
+    bad = ~(np.isfinite(waiting) & np.isfinite(lag) & (waiting >= 0) & (lag > 0))
+    if bad.any():
+        k = int(np.argmax(bad))
+        msg = (
+            f"{int(bad.sum())} pairs have no valid times (first: waiting time {waiting[k]:g}, lag {lag[k]:g}); waiting "
+            "times are 0 or more and lags positive, both finite"
+        )
+        raise ArgumentError(msg)
+
+
 def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> None:
     for bad, word in ((~np.isfinite(values), "not finite"), (values < 0, "negative"), (values == 0, "zero")):
         if bad.any():
@@ -202,6 +223,13 @@ def _check_size(points: Points) -> None:
         raise FitError(msg)
     if n < MIN_POINTS:
         msg = f"{n} points: a master curve and an exponent need at least {MIN_POINTS}. Ask for more lags."
+        raise FitError(msg)
+    rich = sum(np.unique(points.lag[points.waiting_time == w]).size > 1 for w in waits)
+    if rich < _MIN_CURVES:
+        msg = (
+            f"{rich} of {waits.size} waiting times have two lags or more: a curve to collapse needs {_MIN_CURVES} of "
+            "them. Ask for more lags."
+        )
         raise FitError(msg)
     if (np.ptp(np.log(points.msd), axis=1) < 1e-12).any():
         msg = "the MSD is the same at every pair (zero variance): there is no curve to collapse"

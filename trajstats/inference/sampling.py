@@ -96,8 +96,10 @@ def sample_posterior(
     """
     if moves not in MOVES:
         raise ArgumentError(unknown("moves", moves, MOVES))
-    if chains < 2:
-        msg = f"chains={chains}: R-hat compares independent ensembles, give at least 2"
+    if chains < 2 or max_steps < 1:
+        msg = (
+            f"chains={chains}, max_steps={max_steps}: R-hat compares independent ensembles, give at least 2 and 1 step"
+        )
         raise ArgumentError(msg)
     n_walkers = walkers if walkers is not None else max(4 * len(names), 16)
     streams = np.random.default_rng(rng).spawn(chains)
