@@ -46,7 +46,8 @@ class Sampled:
         Sampled
         """
         posterior = self.posterior.rename(mu="mu_pooled").assign(mu=(("chain", "draw"), mu))
-        return replace(self, posterior=posterior)
+        # the exponent that is asked for stands first
+        return replace(self, posterior=posterior[["mu", *(k for k in posterior.data_vars if k != "mu")]])
 
 
 def sample_free(

@@ -61,7 +61,8 @@ def fit_losses(
     Returns
     -------
     FitResult
-        ``w_c`` is the extrapolation to loss 0, ``slope`` is b; ``tables["losses"]`` has w_c at each loss.
+        ``w_c`` is the extrapolation to loss 0, ``slope`` is b, ``A`` has a dim `loss`; ``tables["losses"]`` has w_c at
+        each loss.
 
     Raises
     ------
@@ -124,19 +125,21 @@ def fit_losses(
     )
     values = dict(zip(names, np.moveaxis(draws.values, -1, 0), strict=True))
     dims = ("chain", "draw")
-    first = values["w_c"] - values["slope"] * levels[0]
+    each = values["w_c"][..., None] - values["slope"][..., None] * levels
+    room = np.array([one.middle for one in data]) - each
+    log_middle = np.stack([values[f"log_middle_{k}"] for k in range(levels.size)], axis=-1)
     posterior = xr.Dataset(
         {
             "w_c": (dims, values["w_c"]),
             "slope": (dims, values["slope"]),
             "nu": (dims, values["nu"]),
-            "A": (dims, np.exp(values["log_middle_0"] + values["nu"] * np.log(data[0].middle - first))),
+            "A": ((*dims, "loss"), np.exp(log_middle + values["nu"][..., None] * np.log(room))),
             "sigma": (dims, np.exp(values["log_sigma"])),
             "delta": (dims, np.exp(values["log_delta"])),
             **({STUCK: (dims, values[STUCK])} if stuck else {}),
-        }
+        },
+        coords={"chain": np.arange(len(each)), "draw": np.arange(each.shape[1]), "loss": levels},
     )
-    each = values["w_c"][..., None] - values["slope"][..., None] * levels
     bounds, identified = one_sided(posterior["w_c"].values, (0.0, float(tops.max())))
     flags = [f"w_c extrapolated to loss 0 from {levels.size} losses; the same runs stand behind all, counted once"]
     status = "ok" if bool(draws.diagnostics["converged"]) else "not converged"
@@ -238,7 +241,7 @@ def fit_depths(
             "A": (dims, pooled["A"]),
             "nu_depth": (dims, pooled["nu"]),
         },
-        coords=coords,
+        coords={"chain": np.arange(len(rows)), "draw": np.arange(rows.shape[1]), **coords},
     )
     worst = max(fits.values(), key=lambda fit: float(fit.diagnostics["r_hat"].max()))
     depths = xr.Dataset(

@@ -367,10 +367,14 @@ def predict(fit: FitResult, *, width: Any = None) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        Dims (chain, draw, width), infinite at and below w_c.
+        Dims (chain, draw, width), infinite at and below w_c; a dim `loss` or `depth` before `width` where there are
+        several.
     """
     wide = np.unique(fit.data["width"].values) if width is None else np.atleast_1d(np.asarray(width, dtype=float))
     at = xr.DataArray(wide, dims="width", coords={"width": wide})
-    room = at - fit.posterior["w_c"]
-    curve = xr.where(room > 0, fit.posterior["A"] / room.where(room > 0, 1.0) ** fit.posterior["nu"], np.inf)
-    return curve.transpose("chain", "draw", "width").rename("learning_time")
+    posterior = fit.posterior
+    w_c = posterior["w_c"] - posterior["slope"] * posterior["loss"] if "slope" in posterior else posterior["w_c"]
+    nu = posterior["nu_depth"] if "nu_depth" in posterior else posterior["nu"]
+    room = at - w_c
+    curve = xr.where(room > 0, posterior["A"] / room.where(room > 0, 1.0) ** nu, np.inf)
+    return curve.transpose("chain", "draw", ..., "width").rename("learning_time")

@@ -231,10 +231,12 @@ def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax
 def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     r"""Draw 1/T against width: learned runs, censored runs at their budget, posterior band and w_c.
 
+    With several losses or depths each has its colour; w_c is then that of loss 0, or of each depth.
+
     Parameters
     ----------
     fit : FitResult
-        Of `fit_divergence`, one loss and one depth.
+        Of `fit_divergence`.
     ax : Axes, optional
         Where to draw.
 
@@ -243,36 +245,60 @@ def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     matplotlib.axes.Axes
     """
     ax = axes(ax)
-    width, time = fit.data["width"].values, fit.data["learning_time"].values
-    learned = fit.data["learned"].values.astype(bool)
-    grid = np.linspace(0.0, width.max() * 1.02, 300)
-    rate = 1 / fit.predict(width=grid).values.reshape(-1, grid.size)
-    low, middle, high = np.quantile(rate, [0.025, 0.5, 0.975], axis=0)
-    ax.fill_between(grid, low, high, color=_BAND, lw=0, label="95 % of the curve")
-    ax.plot(grid, middle, color="0.25", lw=1)
-    ax.plot(width[learned], 1 / time[learned], "o", ms=4, color=CATEGORIES[0], label="learned")
-    if (~learned).any():
-        ax.plot(
-            width[~learned],
-            1 / time[~learned],
-            "v",
-            ms=5,
-            color=CATEGORIES[1],
-            mfc="white",
-            label="not learned: 1/T is below",
+    widest = float(fit.data["width"].max())
+    grid = np.linspace(0.0, widest * 1.02, 300)
+    rate = 1 / fit.predict(width=grid)
+    kind = next((d for d in ("loss", "depth") if d in rate.dims), None)
+    labels = [None] if kind is None else list(rate[kind].values)
+    for k, label in enumerate(labels):
+        colour = CATEGORIES[k % len(CATEGORIES)]
+        word = "" if label is None else f", {kind} {label:g}"
+        curve = rate if kind is None else rate.sel({kind: label})
+        low, middle, high = np.quantile(curve.values.reshape(-1, grid.size), [0.025, 0.5, 0.975], axis=0)
+        ax.fill_between(
+            grid, low, high, color=_BAND if kind is None else colour, alpha=1 if kind is None else 0.25, lw=0
         )
-    row = fit.summary().sel(coefficient="w_c", level=0.95)
-    ax.axvspan(*row["interval"].values, color=CATEGORIES[2], alpha=0.2, lw=0, label="$w_c$, 95 %")
-    nu = fit.summary()["value"].sel(coefficient="nu")
-    ax.set(xlabel="width $w$ (units)", ylim=(0, None), xlim=(0, None))
+        ax.plot(grid, middle, color="0.25" if kind is None else colour, lw=1, label=f"fit, 95 % band{word}")
+        width, time, learned = _runs(fit.data, kind, label)
+        ax.plot(width[learned], 1 / time[learned], "o", ms=4, color=colour, label=f"learned{word}")
+        if (~learned).any():
+            ax.plot(width[~learned], 1 / time[~learned], "v", ms=5, color=colour, mfc="white")
+    if not fit.data["learned"].values.all():
+        ax.plot([], [], "v", ms=5, color="0.25", mfc="white", label="not learned: 1/T is below")
+    summary = fit.summary()
+    rows = [str(n) for n in summary["coefficient"].values if str(n).startswith("w_c")]
+    for k, name in enumerate(rows):
+        edges = summary["interval"].sel(coefficient=name, level=0.95).values
+        colour = CATEGORIES[k % len(CATEGORIES)] if len(rows) > 1 else CATEGORIES[2]
+        ax.axvspan(*edges, color=colour, alpha=0.2, lw=0, label="$w_c$, 95 %" if k == 0 else None)
+    values, errors = summary["value"], summary["stderr"]
+    ax.set(xlabel="width $w$ (units)", ylim=(0, None), xlim=(0, widest * 1.02))
     ax.set_ylabel(f"1 / learning time (1 / {clock_label('T', str(fit.attrs['clock']))[3:-1]})")
+    found = ", ".join(
+        rf"{_width_word(n)} = {float(values.sel(coefficient=n)):.3g} $\pm$ {float(errors.sel(coefficient=n)):.2g}"
+        for n in rows
+    )
     ax.set_title(
-        rf"$w_c$ = {float(row['value']):.3g} $\pm$ {float(row['stderr']):.2g}, $\nu$ = {float(nu):.2f}"
+        rf"{found}, $\nu$ = {float(values.sel(coefficient='nu')):.2f}"
         + ("" if fit.status == "ok" else f"  ({fit.status})"),
-        fontsize=10,
+        fontsize=9,
     )
     ax.legend(fontsize=7, frameon=False)
     return ax
+
+
+def _runs(data: xr.Dataset, kind: str | None, label: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # the runs behind one curve: all of them, all at one loss, or those of one depth
+    if kind == "loss":
+        data = data.sel(loss=label)
+    elif kind == "depth":
+        data = data.isel(run=np.flatnonzero(data["depth"].values == label))
+    return data["width"].values, data["learning_time"].values, data["learned"].values.astype(bool)
+
+
+def _width_word(name: str) -> str:
+    label = name.removeprefix("w_c").strip("[]").replace("depth=", "depth ").removesuffix(".0")
+    return f"$w_c$ ({label})" if label else "$w_c$"
 
 
 def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
