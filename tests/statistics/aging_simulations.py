@@ -80,8 +80,32 @@ SCENARIOS = {
 }
 
 
+def rank(grid, truth):
+    """Posterior probability below the truth."""
+    step = grid.mu[1] - grid.mu[0]
+    edges = np.concatenate([[grid.mu[0] - step / 2], grid.mu + step / 2])
+    return float(np.interp(truth, edges, np.concatenate([[0.0], np.cumsum(grid.marginal)])))
+
+
+def subaging_ranks(n, seed=0):
+    """Ranks of exponents drawn from the prior that the fit is given, over all master curves."""
+    from trajstats.inference.pilot import pilot_fit
+    from trajstats.inference.points import two_time_points
+
+    rng = np.random.default_rng(seed)
+    bounds = {**BOUNDS, "mu": (0.2, 1.0)}
+    ranks = []
+    for k in range(n):
+        mu = rng.uniform(*bounds["mu"])
+        process = Process(mu=mu, curve=list(CURVES)[k % len(CURVES)])
+        values = process.msd(50, rng)
+        points = two_time_points(process.delta(values))
+        ranks.append(rank(pilot_fit(np.log(values[0]), points, bounds, likelihood="wick").grid, mu))
+    return np.array(ranks)
+
+
 def subaging_coverage(name, n, seed=0):
-    """Hits (n, level) of Wick and i.i.d. intervals, and the rank of the truth in the posterior (n,)."""
+    """Hits (n, level) of Wick and of i.i.d. intervals, rank of the truth in the posterior (n,) and estimate (n,)."""
     from scipy.stats import t as student
 
     from trajstats.inference.pilot import pilot_fit
@@ -100,8 +124,8 @@ def subaging_coverage(name, n, seed=0):
         if replicas == 1:
             grid = pilot_fit(np.log(values[0]), points, BOUNDS, likelihood="wick").grid
             low, high = grid.quantile(tails)
-            ranks.append(float(np.interp(MU, grid.mu, np.cumsum(grid.marginal), left=0, right=1)))
-            estimates.append(grid.mean)
+            ranks.append(rank(grid, MU))
+            estimates.append(float(grid.quantile(np.array(0.5))))
         else:
             grids = [pilot_fit(np.log(v), points, BOUNDS, likelihood="wick").grid for v in values]
             mean, scale, _ = population_mean(np.array([g.mean for g in grids]), np.array([g.spread[0] for g in grids]))

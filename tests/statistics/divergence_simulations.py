@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import curve_fit
+from scipy.stats import norm
 
 from trajstats.inference import divergence, relaxation
 from trajstats.inference.ensemble import sample_batch
@@ -59,12 +61,15 @@ def training_curve(rng, points=60, noise=0.03, memory=0.7, additive=False):
     return time, clean + noise * ar * (FLOOR if additive else clean)
 
 
-def decay_draws(problems, rng, steps=2500, curves=None):
+def training_curves(problems, rng):
+    """Decays of `training_curve` as the fit sees them."""
+    curves = [training_curve(rng) for _ in range(problems)]
+    return [relaxation.Binned(time, loss, np.ones(time.size)) for time, loss in curves]
+
+
+def decay_draws(data, rng, steps=2500):
     """Posterior draws (problem, draw, coefficient) of decays and R-hat."""
-    data = []
-    for _ in range(problems):
-        time, loss = training_curve(rng) if curves is None else curves(rng)
-        data.append(relaxation.Binned(time, loss, np.ones(time.size)))
+    problems = len(data)
     priors = [relaxation.default_priors(d, "power_law") for d in data]
     truth = np.array([FLOOR, np.log(AMPLITUDE * data[0].pivot ** -BETA), BETA, np.log(0.05), 0.5, np.log(0.4), 1.0])
     spread = np.array([0.01, 0.05, 0.02, 0.2, 0.2, 0.3, 0.2])
@@ -79,6 +84,122 @@ def decay_draws(problems, rng, steps=2500, curves=None):
 
     draws, r_hat = sample_batch(log_prob, start, rng=rng, steps=steps, thin=10)
     return draws.reshape(problems, -1, 7), r_hat
+
+
+def naive_divergence(times):
+    """Hits (problem, level) of w_c and of nu by least squares in ln T, runs that did not learn dropped."""
+
+    def curve(width, log_a, w_c, nu):
+        return log_a - nu * np.log(np.maximum(width - w_c, 1e-9))
+
+    found = []
+    for width, log_time, learned in zip(times.width, times.log_time, times.learned, strict=True):
+        narrow = width[learned].min()
+        found.append(
+            _least_squares(
+                curve,
+                width[learned],
+                log_time[learned],
+                start=(log_time[learned].max(), 0.8 * narrow, 1.0),
+                low=(-20, 0, 0.05),
+                high=(20, narrow - 1e-6, 6),
+            )
+        )
+    values, errors = np.moveaxis(np.array(found), 1, 0)
+    return [_normal_hits(values[:, k], errors[:, k], truth) for k, truth in ((1, W_C), (2, 1.0))]
+
+
+def naive_decay(data):
+    """Hits (problem, level) of beta by least squares in ln L with independent errors."""
+
+    def curve(time, floor, log_a, beta):
+        return np.log(floor + np.exp(log_a) * time**-beta)
+
+    found = []
+    for one in data:
+        low = one.loss.min()
+        start, high = (0.7 * low, 0.0, 0.5), (1.1 * low, 10, 4)
+        found.append(_least_squares(curve, one.time, np.log(one.loss), start=start, low=(0, -10, 0.01), high=high))
+    values, errors = np.moveaxis(np.array(found), 1, 0)
+    return _normal_hits(values[:, 2], errors[:, 2], BETA)
+
+
+def _least_squares(curve, x, y, *, start, low, high):
+    values, covariance = curve_fit(curve, x, y, p0=start, bounds=(low, high), maxfev=5000)
+    return values, np.sqrt(np.diag(covariance))
+
+
+def _normal_hits(values, errors, truth):
+    return np.abs(values - truth)[:, None] < norm.ppf((1 + LEVELS) / 2) * errors[:, None]
+
+
+# Truths for simulation-based calibration are drawn from these priors, which are given to the fit as well.
+DIVERGENCE_PRIOR = {
+    "w_c": (1.0, 4.5),
+    "nu": (0.5, 2.0),
+    "log_sigma": (np.log(0.05), np.log(0.4)),
+    "log_delta": (np.log(0.02), np.log(0.5)),
+}
+DECAY_PRIOR = {
+    "L_inf": (0.02, 0.2),
+    "log_middle": (np.log(0.03), np.log(0.3)),
+    "beta": (0.3, 0.9),
+    "log_noise": (np.log(0.01), np.log(0.08)),
+    "drift_share": (0.0, 1.0),
+    "log_range": (np.log(0.1), np.log(2.0)),
+    "power": (0.0, 1.5),
+}
+
+
+def divergence_ranks(problems, rng, steps=2500):
+    """Ranks (problem, coefficient) of w_c, nu, ln sigma and ln delta drawn from their priors."""
+    truth = {k: rng.uniform(low, high, (problems, 1)) for k, (low, high) in DIVERGENCE_PRIOR.items()}
+    width = np.broadcast_to(WIDTHS, (problems, WIDTHS.size))
+    room = width - truth["w_c"]
+    spread = np.sqrt(np.exp(2 * truth["log_sigma"]) + (truth["nu"] * np.exp(truth["log_delta"]) / room) ** 2)
+    log_time = 4 - truth["nu"] * np.log(room / (15.8 - truth["w_c"])) + spread * rng.standard_normal(room.shape)
+    budget = np.quantile(log_time, 0.8, axis=1, keepdims=True)
+    times = divergence.LearningTimes(width, np.minimum(log_time, budget), log_time < budget)
+    priors = divergence.default_priors(times) | {
+        k: (np.full(problems, low), np.full(problems, high)) for k, (low, high) in DIVERGENCE_PRIOR.items()
+    }
+    order = ("w_c", "nu", "log_sigma", "log_delta")
+    start = np.empty((problems, 2, 20, 5))
+    for column, name in zip((0, 1, 3, 4), order, strict=True):
+        start[..., column] = rng.uniform(*DIVERGENCE_PRIOR[name], start.shape[:-1])
+    start[..., 2] = 4 + 0.3 * rng.standard_normal(start.shape[:-1])
+    draws, _ = sample_batch(lambda t: divergence.log_posterior(t, times, priors), start, rng=rng, steps=steps, thin=10)
+    draws = draws.reshape(problems, -1, 5)[..., [0, 1, 3, 4]]
+    return (draws < np.concatenate([truth[k] for k in order], axis=1)[:, None]).mean(axis=1)
+
+
+def decay_ranks(problems, rng, steps=3000):
+    """Ranks (problem, coefficient) of all seven coefficients of a decay, drawn from their priors."""
+    low, high = np.array(list(DECAY_PRIOR.values())).T
+    truth = rng.uniform(low, high, (problems, 7))
+    time = np.geomspace(1, 1e4, 60)
+    data = []
+    for floor, log_middle, beta, log_noise, share, log_range, power in truth:
+        clean = floor + np.exp(log_middle) * (time / 100) ** -beta
+        typical = np.exp(np.log(clean).mean())
+        keep = np.exp(-np.diff(np.log(time)) / np.exp(log_range))
+        drift = rng.standard_normal(time.size)
+        for i, k in enumerate(keep):
+            drift[i + 1] = k * drift[i] + np.sqrt(1 - k**2) * drift[i + 1]
+        noise = np.exp(log_noise) * (np.sqrt(share) * drift + np.sqrt(1 - share) * rng.standard_normal(time.size))
+        data.append(relaxation.Binned(time, clean + typical * (clean / typical) ** power * noise, np.ones(time.size)))
+
+    def log_prob(theta):
+        pairs = zip(theta, data, strict=True)
+        return np.stack([relaxation.log_posterior(t, d, "power_law", DECAY_PRIOR) for t, d in pairs])
+
+    start = np.clip(
+        truth[:, None, None] + 0.1 * (high - low) * rng.standard_normal((problems, 2, 16, 7)),
+        low + 1e-3 * (high - low),
+        high - 1e-3 * (high - low),
+    )
+    draws, _ = sample_batch(log_prob, start, rng=rng, steps=steps, thin=10)
+    return (draws.reshape(problems, -1, 7) < truth[:, None]).mean(axis=1)
 
 
 def hits(draws, truth):
