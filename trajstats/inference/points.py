@@ -224,9 +224,6 @@ def _check_size(points: Points) -> None:
     if n < MIN_POINTS:
         msg = f"{n} points: a master curve and an exponent need at least {MIN_POINTS}. Ask for more lags."
         raise FitError(msg)
-    if n < MIN_POINTS:
-        msg = f"{n} points: a master curve and an exponent need at least {MIN_POINTS}. Ask for more lags."
-        raise FitError(msg)
     rich = sum(np.unique(points.lag[points.waiting_time == w]).size > 1 for w in waits)
     if rich < _MIN_CURVES:
         msg = (
