@@ -77,6 +77,10 @@ class MemberStore:
             return None  # never begun, or damaged: it is made again rather than trusted
         known = json.loads(str(attrs[FINISHED]))
         data.attrs.pop(FINISHED, None)
+        text = {str(name): v.astype(object) for name, v in data.variables.items() if v.dtype.kind == "T"}
+        data = data.assign({k: v for k, v in text.items() if k in data.data_vars}).assign_coords(
+            {k: v for k, v in text.items() if k in data.coords}
+        )
         return Outcome(known["status"], known["reason"], data, known["seconds"])
 
     def write(self, key: str, member: Member, outcome: Outcome) -> None:

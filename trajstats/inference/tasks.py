@@ -183,17 +183,19 @@ def run_members(
         waiting = list(range(len(members)))
         if per_task is None and len(waiting) > TASKS_PER_WORKER * backend.workers:
             seconds: list[float] = []
-            report, first = done, waiting[: backend.workers]
+            # Two for each worker: the first one it does also loads and compiles.
+            report, first = done, waiting[: 2 * backend.workers]
 
             def timed(where: int, outcome: Outcome) -> None:
-                seconds.append(outcome.seconds)
+                if outcome.data is not None:  # a failure may be quick
+                    seconds.append(outcome.seconds)
                 report(where, outcome)
 
             done = timed
             work(first, 1)
             done, waiting = report, waiting[len(first) :]
             most = max(1, len(waiting) // (TASKS_PER_WORKER * backend.workers))
-            per_task = int(np.clip(TASK_SECONDS / max(float(np.median(seconds)), 1e-6), 1, most))
+            per_task = int(np.clip(TASK_SECONDS / max(min(seconds, default=TASK_SECONDS), 1e-6), 1, most))
         if waiting:
             work(waiting, per_task or 1)
 

@@ -1,0 +1,114 @@
+"""The engine of batches: how members share tasks, what a dead process does, what is not allowed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import cloudpickle
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import trajstats as ts
+from trajstats.errors import ArgumentError, ClusterError
+from trajstats.inference import tasks
+from trajstats.inference.tasks import Member, run_members
+
+# Other processes cannot import test modules.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def members(n):
+    return [Member((k,), float(k), [0, k]) for k in range(n)]
+
+
+def draw(x, *, rng, seconds=0.0):
+    time.sleep(seconds)
+    return xr.DataArray(x + rng.standard_normal(), name="x")
+
+
+def together(n, *, scheduler="synchronous", workers=None, per_task=None, function=draw, **options):
+    found = {}
+    run_members(
+        function, options, members(n), found.__setitem__, scheduler=scheduler, workers=workers, per_task=per_task,
+        resume="Call again.",
+    )  # fmt: skip
+    return [found[k] for k in range(n)]
+
+
+@pytest.mark.parametrize(("seconds", "shared"), [(0.0, True), (2.0, False)])
+def test_cheap_members_share_tasks_and_dear_ones_do_not(seconds, shared, monkeypatch):
+    sizes = []
+    run = tasks.Task.run
+
+    def counted(task):
+        sizes.append(len(task.members))
+        return [tasks.Outcome(o.status, o.reason, o.data, seconds or o.seconds) for o in run(task)]
+
+    monkeypatch.setattr(tasks.Task, "run", counted)
+    together(40)
+    assert sum(sizes) == 40
+    assert sizes[:2] == [1, 1]  # measured alone
+    assert max(sizes) == (38 // tasks.TASKS_PER_WORKER if shared else 1)
+
+
+def test_the_number_of_members_per_task_changes_nothing():
+    want = [float(o.data["x"]) for o in together(11)]
+    assert want == [float(k + np.random.default_rng([0, k]).standard_normal()) for k in range(11)]
+    assert [float(o.data["x"]) for o in together(11, per_task=4)] == want
+    assert [float(o.data["x"]) for o in together(11, per_task=1, scheduler="threads", workers=3)] == want
+
+
+def test_outcomes_come_one_by_one():
+    seen = []
+
+    def done(k, outcome):
+        seen.append((k, outcome.status))
+
+    run_members(draw, {}, members(3), done, scheduler="synchronous", workers=None, per_task=1, resume="")
+    assert sorted(seen) == [(0, "ok"), (1, "ok"), (2, "ok")]
+
+
+def test_what_is_not_allowed():
+    with pytest.raises(ArgumentError, match="per_task=0"):
+        together(2, per_task=0)
+    with pytest.raises(ArgumentError, match="allowed: 'threads', 'processes'"):
+        together(2, scheduler="fibres")
+    with pytest.raises(ClusterError, match=r"needs a client: make one with distributed.Client"):
+        together(2, scheduler="distributed")
+
+
+def test_an_interruption_says_how_to_go_on():
+    def stop(x, *, rng):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        together(2, function=stop)
+    assert caught.value.__notes__ == ["Call again."]
+
+
+def die_at_two(x, *, rng):
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(x, rng=rng)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_numbers_and_a_dead_one_is_told():
+    want = [float(o.data["x"]) for o in together(6)]
+    assert [float(o.data["x"]) for o in together(6, scheduler="processes", workers=1)] == want
+    with pytest.raises(ClusterError, match=r"workers died.*Call again"):
+        together(6, scheduler="processes", workers=1, function=die_at_two)
+
+
+def test_lazy_data_stay_whole_until_the_task(no_compute):
+    run = ts.trajectory_dataset(np.random.default_rng(0).standard_normal((5, 8)), step=range(5)).chunk({"parameter": 2})
+    task = tasks.Task(ts.path_statistics, {}, [Member((0,), run, None)])
+    with no_compute():
+        delayed = dask.delayed(tasks.Task.run, pure=False)(task)
+    assert len(dict(delayed.dask)) == 1
+    assert delayed.compute(scheduler="synchronous")[0].status == "ok"
