@@ -220,15 +220,7 @@ class JaxNetwork(FrameworkNetwork):
 
             return call
 
-        there, back = applied("jacobian_jvp", forward), applied("jacobian_vjp", backward)
-        return LinearOperator(
-            (self.n_outputs, self.n_inputs),
-            matvec=lambda v: there(v.reshape(-1, 1))[:, 0],
-            rmatvec=lambda v: back(v.reshape(-1, 1))[:, 0],
-            matmat=there,
-            rmatmat=back,
-            dtype=self.dtype,
-        )
+        return self._jacobian(applied("jacobian_jvp", forward), applied("jacobian_vjp", backward))
 
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs D_l (b, width), W_l, first layer first."""

@@ -128,6 +128,24 @@ class FrameworkNetwork(ABC):
             self._latest = (key, self._linearise(weights, kind))
         return self._latest[1]
 
+    def _jacobian(
+        self, forward: Callable[[np.ndarray], np.ndarray], backward: Callable[[np.ndarray], np.ndarray]
+    ) -> LinearOperator:
+        # Products of the Jacobian at one input, and of its transpose, with the columns of a matrix.
+        return LinearOperator(
+            (self.n_outputs, self.n_inputs),
+            matvec=lambda v: forward(v.reshape(-1, 1))[:, 0],
+            rmatvec=lambda v: backward(v.reshape(-1, 1))[:, 0],
+            matmat=forward,
+            rmatmat=backward,
+            dtype=self.dtype,
+        )
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """Outputs of one example."""
+
     @abstractmethod
     def _linearise(self, weights: np.ndarray, kind: CurvatureKind) -> LinearOperator:
         """Give the curvature's operator."""

@@ -212,14 +212,7 @@ class TorchNetwork(FrameworkNetwork):
                 pull = vjp(of, x)[1]
                 return vmap(lambda v: pull(v)[0].reshape(-1))(rows(columns)).numpy().T
 
-        return LinearOperator(
-            (self.n_outputs, self.n_inputs),
-            matvec=lambda v: forward(v.reshape(-1, 1))[:, 0],
-            rmatvec=lambda v: backward(v.reshape(-1, 1))[:, 0],
-            matmat=forward,
-            rmatmat=backward,
-            dtype=self.dtype,
-        )
+        return self._jacobian(forward, backward)
 
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs D_l (b, width), W_l, first layer first, for a Sequential of Linear and elementwise modules."""
