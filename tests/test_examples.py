@@ -25,7 +25,9 @@ def common():
 def test_command_line_and_end(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert f"python examples/{path.name} [--quick] [--out FOLDER]" in ast.get_docstring(tree)
-    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    # as _common.parse(...) or, imported by name, parse(...)
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {getattr(function, "attr", getattr(function, "id", None)) for function in functions}
     assert {"parse", "conclude"} <= called
 
 
