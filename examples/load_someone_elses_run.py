@@ -7,7 +7,7 @@ store, then its displacements are measured and fitted.
 
     python examples/load_someone_elses_run.py [--quick] [--out FOLDER]
 
-The full setting (50,000 steps of training) takes FULL_TIME on one core, --quick QUICK_TIME. Checkpoints that are there
+The full setting (20,000 steps of training) takes 19 seconds on one core, --quick 13 seconds. Checkpoints that are there
 are used again.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     given = parse(__doc__, __file__)
-    last = 8_000 if given.quick else 50_000
+    last = 8_000 if given.quick else 20_000
     theirs, store = given.out / "theirs", given.out / "theirs.zarr"
     if not (theirs / f"step{last}" / "model.safetensors").exists():
         somebody_trains(theirs, last=last)

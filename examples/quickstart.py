@@ -4,7 +4,7 @@ Reads the run that ``trajstats demo`` (or ``make demo``) leaves in ``runs/``; wi
 
     python examples/quickstart.py [--quick] [--out FOLDER]
 
-Takes QUICK_TIME, training included; --quick changes nothing.
+Takes 16 seconds, training included; --quick changes nothing.
 """
 
 from __future__ import annotations
