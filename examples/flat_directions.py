@@ -6,7 +6,7 @@ there; --quick trains the smaller one for 1,000 steps in its own folder.
 
     python examples/flat_directions.py [--quick] [--out FOLDER]
 
-The full setting takes minutes on one core beside the training, --quick 17 seconds. Finished
+The full setting takes two minutes on one core beside the training, --quick 17 seconds. Finished
 spectra are used again.
 """
 
