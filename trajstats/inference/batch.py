@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -185,7 +185,7 @@ def run_batch(
             per_task=per_task,
             resume=f"Of {len(members)} runs {where}; the same call again does the missing ones.",
         )
-    return [outcome for outcome in outcomes if outcome is not None]
+    return cast("list[Outcome]", outcomes)  # each was read or handed over by now
 
 
 def _plain(part: Hashable) -> Any:

@@ -280,7 +280,8 @@ class _Cluster:
                 if error is not None and not lost(error):
                     finished(numbers[future.key], error)
                 elif error is not None or future.status != "finished":
-                    future.result()  # raises: the scheduler is gone, or somebody cancelled the tasks
+                    # Lost with its worker since it came, and done again: waits. Raises if the scheduler is gone.
+                    finished(numbers[future.key], future.result())
                 else:
                     finished(numbers[future.key], result)
                 future.release()
