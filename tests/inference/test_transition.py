@@ -130,18 +130,29 @@ def test_a_depth_with_few_runs_borrows_the_exponent_of_the_others():
 
 
 def test_several_losses_of_several_depths():
-    losses, noise = np.array([0.1, 0.4]), np.random.default_rng(1).normal(0, 0.05, 2 * WIDTH.size)
+    losses, noise = np.array([0.1, 0.2, 0.4]), np.random.default_rng(1).normal(0, 0.05, 2 * WIDTH.size)
     width, depth = np.tile(WIDTH, 2), np.repeat([1.0, 2.0], WIDTH.size)
     w_c = (6.5 - 2 * depth)[:, None] - 2 * losses
     t = 100 / (width[:, None] - w_c) * np.exp(noise)[:, None] * np.log(1 / losses)
+    # nobody reaches the lowest loss with one layer: this depth is fitted to two losses, the other to three
+    learned = (depth[:, None] == 2) | (losses > 0.1)
     table = xr.Dataset(
-        {"learning_time": (("run", "loss"), t), "learned": (("run", "loss"), np.ones(t.shape, dtype=bool))},
+        {"learning_time": (("run", "loss"), np.where(learned, t, 1e4)), "learned": (("run", "loss"), learned)},
         coords={"width": ("run", width), "depth": ("run", depth), "loss": losses},
     )
     fit = ts.fit_divergence(table, rng=0, max_steps=2000)
     for one in (1.0, 2.0):
         row = fit.tables["depths"].sel(depth=one)
         assert abs(float(row["w_c"]) - (6.5 - 2 * one)) < 3.5 * float(row["w_c_stderr"])
+    missing = fit.posterior["A"].isnull()
+    assert missing.sel(depth=1.0, loss=0.1).all()
+    assert not missing.sel(depth=2.0).any()
+    # amplitude, w_c and exponent of one draw belong together: the curves pass through the data, whose scatter is 5 %
+    curve = fit.predict(width=WIDTH[-1:]).median(["chain", "draw"]).isel(width=0)
+    for one in (1.0, 2.0):
+        for loss in losses[losses > 0.1]:
+            truth = 100 / (WIDTH[-1] - (6.5 - 2 * one - 2 * loss)) * np.log(1 / loss)
+            assert float(curve.sel(depth=one, loss=loss)) == pytest.approx(truth, rel=0.1)
 
 
 def test_emcee_gives_the_same_posterior_as_the_batched_kernel():

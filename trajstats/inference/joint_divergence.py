@@ -188,7 +188,8 @@ def fit_depths(
     -------
     FitResult
         ``nu`` is the mean of the population and ``nu_spread`` its spread; ``w_c``, ``A`` and ``nu_depth`` have a dim
-        `depth`; ``tables["depths"]`` lists the depths pooled and alone (``w_c_alone``, ``nu_alone``).
+        `depth`. With several losses there is ``slope`` too, and ``A`` has a dim `loss`: NaN where a depth was not
+        fitted to that loss. ``tables["depths"]`` lists the depths pooled and alone (``w_c_alone``, ``nu_alone``).
 
     Raises
     ------
@@ -214,9 +215,9 @@ def fit_depths(
         msg = f"{len(fits)} depths could be fitted; a population over depths needs two. Failed: {failed}"
         raise FitError(msg)
     n_draws = min(fit.posterior.sizes["draw"] for fit in fits.values())
+    scalars = [name for name in ("w_c", "nu", "slope") if all(name in fit.posterior for fit in fits.values())]
     alone = {
-        name: np.stack([fit.posterior[name].values[:, :n_draws] for fit in fits.values()], axis=-1)
-        for name in ("w_c", "A", "nu")
+        name: np.stack([fit.posterior[name].values[:, :n_draws] for fit in fits.values()], axis=-1) for name in scalars
     }
     dims = ("chain", "draw", "depth")
     coords = {"depth": list(fits)}
@@ -238,8 +239,9 @@ def fit_depths(
         {
             **columns,
             "w_c": (dims, pooled["w_c"]),
-            "A": (dims, pooled["A"]),
+            "A": _pooled_amplitudes(fits, rows, n_draws),
             "nu_depth": (dims, pooled["nu"]),
+            **({"slope": (dims, pooled["slope"])} if "slope" in pooled else {}),
         },
         coords={"chain": np.arange(len(rows)), "draw": np.arange(rows.shape[1]), **coords},
     )
@@ -272,6 +274,17 @@ def fit_depths(
         _joint_status(fits, pooled["w_c"], ess),
         {"clock": str(table.attrs.get("clock", "step")), "priors": {**single, "nu_spread": list(spread)}},
     )
+
+
+def _pooled_amplitudes(fits: Mapping[float, FitResult], rows: np.ndarray, n_draws: int) -> xr.DataArray:
+    # Each depth may have been fitted to losses of its own: NaN at those that it did not reach often enough.
+    parts = []
+    for k, fit in enumerate(fits.values()):
+        own = fit.posterior["A"].isel(draw=slice(n_draws)).drop_vars(["chain", "draw"], errors="ignore")
+        chosen = xr.DataArray(rows[..., k], dims=("chain", "draw"))
+        parts.append(own.stack(row=("chain", "draw"), create_index=False).isel(row=chosen))
+    pooled = xr.concat(parts, dim=xr.IndexVariable("depth", list(fits)), join="outer")
+    return pooled.transpose("chain", "draw", "depth", ...)
 
 
 def _joint_status(fits: Mapping[float, FitResult], w_c: np.ndarray, ess: np.ndarray) -> str:
