@@ -182,8 +182,12 @@ def transitions(setting: Setting, times: xr.Dataset) -> tuple[list[dict], list[d
     for depth in joint.posterior["depth"].values:
         one = joint.posterior.sel(depth=depth)
         found = {name: tuple(map(float, one[name].quantile([0.5, 0.025, 0.975]))) for name in ("w_c", "nu_depth")}
-        together.append({"d": f"{depth:g}", "w_c at loss 0": found["w_c"], "nu": found["nu_depth"]})
-    together.append({"d": "population", "w_c at loss 0": (np.nan,) * 3, "nu": interval(joint, "nu")})
+        alone = str(joint.tables["depths"]["status"].sel(depth=depth).values)
+        row = {"d": f"{depth:g}", "w_c at loss 0": found["w_c"], "nu": found["nu_depth"]}
+        together.append({**row, "status": f"{alone} alone"})
+    together.append(
+        {"d": "population", "w_c at loss 0": (np.nan,) * 3, "nu": interval(joint, "nu")} | {"status": joint.status}
+    )
     return together, rows, singles
 
 
