@@ -158,3 +158,32 @@ def test_bench_one_batched_product_in_gradients(benchmark, framework, most):
     benchmark.extra_info["gradients per product"] = ratio
     print(framework, "gradients per product:", ratio)
     benchmark.extra_info["target"] = most
+
+
+@pytest.mark.benchmark(group="hessian")
+def test_bench_two_workers_against_one(benchmark):
+    """Wall clock: it needs two free cores. Eight checkpoints, two tasks of five probes each."""
+    distributed = pytest.importorskip("distributed")
+    from trainers.torch_adapter import TorchNetwork
+
+    module, x, y = mlp_a()
+    network = TorchNetwork(module, torch.nn.functional.cross_entropy, (x, y))
+    run = trajectory_dataset(np.repeat(flat(module)[None], 8, axis=0), step=range(8))
+    options = {"method": "lanczos", "probes": PROBES, "order": 20, "rng": 0, "deflate": False}
+    seconds = {}
+    for workers in (1, 2):
+        with (
+            distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
+            distributed.Client(cluster),
+        ):
+            # every worker imports torch and compiles before the clock starts
+            hessian_spectrum(network, run.isel(step=slice(0, 4)), **{**options, "order": 4})
+            start = time.perf_counter()
+            if workers == 1:
+                hessian_spectrum(network, run, **options)
+            else:
+                benchmark.pedantic(lambda: hessian_spectrum(network, run, **options), rounds=1)
+            seconds[workers] = time.perf_counter() - start
+    benchmark.extra_info["one worker over two, wall clock"] = seconds[1] / seconds[2]
+    print(seconds, "one over two:", seconds[1] / seconds[2])
+    benchmark.extra_info["target"] = "at least 1.7"
