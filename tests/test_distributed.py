@@ -110,7 +110,10 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     trajectory = ts.trajectory_dataset(weights, step=[0, 1, 2, 3])
     options = {"method": "lanczos", "order": 8, "probes": 10, "rng": 0}
     with dask.config.set(scheduler="synchronous"):
-        want = ts.hessian_spectrum(network, trajectory, **options)
+        here = ts.hessian_spectrum(network, trajectory, **options)
+    # Undisturbed on the same workers: the last bits of BLAS may differ in a process that has done other work before.
+    want = ts.hessian_spectrum(network, trajectory, **options)
+    np.testing.assert_allclose(want["alpha"], here["alpha"], rtol=1e-12)
     with Killer(client, 14) as killer:
         got = ts.hessian_spectrum(network, trajectory, store=tmp_path / "tasks", **options)
     assert killer.left > 0
@@ -205,6 +208,12 @@ def own_scheduler(tmp_path):
         process.wait()
 
 
+def finished_members(store):
+    # A member that was cut short has no mark; that of one being written may be empty for a moment.
+    groups = [path for path in store.glob("*/zarr.json") if '"finished"' in path.read_text(encoding="utf-8")]
+    return {path: path.stat().st_mtime_ns for path in groups}
+
+
 def test_a_lost_scheduler_is_told_and_what_is_finished_is_kept(own_scheduler, tmp_path):
     scheduler, address = own_scheduler
     until = time.monotonic() + 30
@@ -217,7 +226,7 @@ def test_a_lost_scheduler_is_told_and_what_is_finished_is_kept(own_scheduler, tm
         address = client.scheduler.address
 
         def kill_after_some():
-            while not store.exists() or len(list(store.iterdir())) < 6:
+            while len(finished_members(store)) < 5:
                 time.sleep(0.02)
             scheduler.kill()
 
@@ -231,7 +240,7 @@ def test_a_lost_scheduler_is_told_and_what_is_finished_is_kept(own_scheduler, tm
         thread.join()
     with pytest.raises(ClusterError, match="no dask scheduler answers at 'tcp://"):
         ts.fit_batch(fit, cases, rng=0, store=store, scheduler=address)
-    kept = {path: path.stat().st_mtime_ns for path in store.glob("*/zarr.json")}
+    kept = finished_members(store)
     assert 5 <= len(kept) < 30
     rest = ts.fit_batch(fit, cases, rng=0, store=store, scheduler="synchronous")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
