@@ -276,14 +276,15 @@ class _Cluster:
         numbers = {future.key: k for k, future in enumerate(futures)}
         try:
             for future, result in as_completed(futures, with_results=True, raise_errors=False):
-                error = future.exception() if future.status == "error" else None
-                if error is not None and not lost(error):
-                    finished(numbers[future.key], error)
-                elif error is not None or future.status != "finished":
-                    # Lost with its worker since it came, and done again: waits. Raises if the scheduler is gone.
-                    finished(numbers[future.key], future.result())
-                else:
-                    finished(numbers[future.key], result)
+                if future.status != "finished":
+                    try:
+                        # An error, or lost with its worker since it came and being done again: waits for that.
+                        result = future.result()
+                    except Exception as error:
+                        if lost(error):
+                            raise
+                        result = error
+                finished(numbers[future.key], result)
                 future.release()
         finally:
             for future in futures:
