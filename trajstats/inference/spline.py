@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numba import njit
+from scipy.linalg.lapack import dtrtri
 
 from trajstats.inference.models import scaled_time
+from trajstats.inference.spline_kernels import ROUNDING, filled_basis, log_marginal, normal_equations, spline_values
 
 INTERVALS = 10
 LOG_SMOOTHING = (-18.0, 12.0)
-ROUNDING = 1e-14
 _NULL = 2  # level and slope: what the second-difference penalty leaves free
 
 
@@ -36,12 +36,8 @@ def spline_basis(position: np.ndarray, intervals: int = INTERVALS) -> np.ndarray
     >>> spline_basis(np.array([0.0]), 2).round(3).tolist()
     [[0.167, 0.667, 0.167, 0.0, 0.0]]
     """
-    cell = np.clip(np.floor(position).astype(int), 0, intervals - 1)
-    f = position - cell
-    pieces = np.stack([(1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3], axis=-1) / 6.0
-    basis = np.zeros((*position.shape, intervals + 3))
-    np.put_along_axis(basis, cell[..., None] + np.arange(4), pieces, axis=-1)
-    return basis
+    where = np.ascontiguousarray(position, dtype=np.float64)
+    return filled_basis(where.ravel(), intervals).reshape(*where.shape, intervals + 3)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,8 @@ class FreeCurve:
     @cached_property
     def whiten(self) -> np.ndarray:
         """Matrix that makes the noise white, (n, n): the inverse of the Cholesky factor."""
-        return np.linalg.inv(np.linalg.cholesky(self.covariance))
+        inverse, _ = dtrtri(np.linalg.cholesky(self.covariance), lower=1)
+        return np.asarray(inverse)
 
     @cached_property
     def white_data(self) -> np.ndarray:
@@ -161,6 +158,24 @@ class FreeCurve:
             return np.broadcast_to(self.fixed, (*np.shape(mu), self.fixed.size))
         return scaled_time(self.waiting_time, self.lag, mu, form=self.form)
 
+    def position(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the points lie among the knots at each mu.
+
+        Parameters
+        ----------
+        mu : array, (w,)
+            Exponents.
+
+        Returns
+        -------
+        tuple of ndarray
+            Positions (w, n) in units of one interval, and the width of one in ln u (w,).
+        """
+        at = np.asarray(mu, dtype=np.float64)
+        low, high = self.limits(at)
+        width = (high - low) / self.intervals
+        return np.ascontiguousarray((self.variable(at) - low) / width), np.ascontiguousarray(width[..., 0])
+
     def white_design(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whitened spline basis at each mu.
 
@@ -174,10 +189,8 @@ class FreeCurve:
         tuple of ndarray
             Design (w, n, k) and width of one interval in ln u (w,).
         """
-        x = self.variable(mu)
-        low, high = self.limits(mu)
-        width = (high - low) / self.intervals
-        return self.whiten @ spline_basis((x - low) / width, self.intervals), width[..., 0]
+        position, width = self.position(mu)
+        return self.whiten @ spline_basis(position, self.intervals), width
 
     def normal_equations(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Whitened normal equations of the spline at each mu.
@@ -192,8 +205,9 @@ class FreeCurve:
         tuple of ndarray
             Matrix (w, k, k), right-hand side (w, k) and width of one interval in ln u (w,).
         """
-        design, width = self.white_design(mu)
-        return design.mT @ design, self.white_data @ design, width
+        position, width = self.position(mu)
+        gram, right = normal_equations(position, self.precision, self.precise_data, self.intervals)
+        return gram, right, width
 
     def fitted(self, mu: np.ndarray, curve_mu: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Values at the data of a curve found at `curve_mu`, its variable taken at another mu.
@@ -211,13 +225,17 @@ class FreeCurve:
         """
         low, high = self.limits(curve_mu)
         width = (high - low) / self.intervals
-        position = (self.variable(mu) - low) / width
-        return (spline_basis(position, self.intervals) @ coefficients[..., None])[..., 0]
+        return spline_values((self.variable(mu) - low) / width, coefficients)
 
     @cached_property
     def precision(self) -> np.ndarray:
         """Inverse of R, (n, n)."""
         return self.whiten.T @ self.whiten
+
+    @cached_property
+    def precise_data(self) -> np.ndarray:
+        """Inverse of R times the data, (n,)."""
+        return self.precision @ self.log_msd
 
     def log_marginal(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
         """Log marginal likelihood, up to a constant of the data.
@@ -234,18 +252,15 @@ class FreeCurve:
         ndarray
             Shape of `log_smoothing`.
         """
-        at = np.asarray(mu, dtype=float)
-        x = np.ascontiguousarray(self.variable(at), dtype=np.float64)
-        low, high = (np.ascontiguousarray(edge[..., 0], dtype=np.float64) for edge in self.limits(at))
+        position, width = self.position(mu)
         shape = np.shape(log_smoothing)
         grid = np.ascontiguousarray(
-            np.reshape(log_smoothing, (x.shape[0], np.size(log_smoothing) // max(x.shape[0], 1))), dtype=np.float64
+            np.reshape(log_smoothing, (width.size, np.size(log_smoothing) // max(width.size, 1))), dtype=np.float64
         )
-        product = self.precision @ self.log_msd
-        square = float(self.log_msd @ product)
-        return _marginal(x, low, high, grid, self.precision, product, square, self.penalty, self.intervals).reshape(
-            shape
-        )
+        square = float(self.log_msd @ self.precise_data)
+        return log_marginal(
+            position, width, grid, self.precision, self.precise_data, square, self.penalty, self.intervals
+        ).reshape(shape)
 
     def best_coefficients(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
         """Posterior mean of the spline given (mu, log smoothing).
@@ -314,74 +329,9 @@ class FreeCurve:
         width = (high - low) / self.intervals
         where = (scaled_time(waiting_time, lag, mu, form=self.form) - low) / width
         inside = np.clip(where, 0.0, self.intervals)
-        value = (spline_basis(inside, self.intervals) @ coefficients[..., None])[..., 0]
-        ends = np.where(where > inside, self.intervals, 0.0)
-        step = 1e-4
-        at = np.clip(ends, step, self.intervals - step)
-        rise = spline_basis(at + step, self.intervals) - spline_basis(at - step, self.intervals)
-        slope = (rise @ coefficients[..., None])[..., 0] / (2 * step)
+        value = spline_values(inside, coefficients)
+        # the slope at an end, where one spline begins and another stops
+        first = 0.5 * (coefficients[:, 2] - coefficients[:, 0])
+        last = 0.5 * (coefficients[:, -1] - coefficients[:, -3])
+        slope = np.where(where > inside, last[:, None], first[:, None])
         return value + (where - inside) * slope
-
-
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def _marginal(
-    x: np.ndarray,
-    lows: np.ndarray,
-    highs: np.ndarray,
-    log_smoothing: np.ndarray,
-    precision: np.ndarray,
-    product: np.ndarray,
-    square: float,
-    penalty: np.ndarray,
-    intervals: int,
-) -> np.ndarray:
-    # B'PB by rows of P: four contiguous axpys per point, since a point lies in four splines only
-    n_values, n = x.shape
-    k = intervals + 3
-    result = np.empty(log_smoothing.shape)
-    cell = np.empty(n, np.int64)
-    piece = np.empty((n, 4))
-    for v in range(n_values):
-        low, high = lows[v], highs[v]
-        width = (high - low) / intervals
-        for a in range(n):
-            z = (x[v, a] - low) / width
-            cell[a] = min(max(int(z), 0), intervals - 1)
-            f = z - cell[a]
-            piece[a, 0] = (1 - f) ** 3 / 6
-            piece[a, 1] = (3 * f**3 - 6 * f**2 + 4) / 6
-            piece[a, 2] = (-3 * f**3 + 3 * f**2 + 3 * f + 1) / 6
-            piece[a, 3] = f**3 / 6
-        rows = np.zeros((k, n))
-        right = np.zeros(k)
-        for a in range(n):
-            for i in range(4):
-                c = piece[a, i]
-                row = rows[cell[a] + i]
-                for b in range(n):
-                    row[b] += c * precision[a, b]
-                right[cell[a] + i] += c * product[a]
-        gram = np.zeros((k, k))
-        for j in range(k):
-            for a in range(n):
-                for i in range(4):
-                    gram[j, cell[a] + i] += rows[j, a] * piece[a, i]
-        for m in range(log_smoothing.shape[1]):
-            log_strength = log_smoothing[v, m] - 3 * np.log(width)
-            factor, half, log_det, explained = np.empty((k, k)), np.empty(k), 0.0, 0.0
-            strength = np.exp(log_strength)
-            for i in range(k):
-                for j in range(i + 1):
-                    total = gram[i, j] + strength * penalty[i, j]
-                    for q in range(j):
-                        total -= factor[i, q] * factor[j, q]
-                    factor[i, j] = np.sqrt(max(total, 1e-300)) if i == j else total / factor[j, j]
-                total = right[i]
-                for q in range(i):
-                    total -= factor[i, q] * half[q]
-                half[i] = total / factor[i, i]
-                explained += half[i] ** 2
-                log_det += 2 * np.log(factor[i, i])
-            misfit = max(square - explained, ROUNDING * square)
-            result[v, m] = 0.5 * (k - 2) * log_strength - np.log(width) - 0.5 * log_det - 0.5 * (n - 2) * np.log(misfit)
-    return result

@@ -15,6 +15,7 @@ import xarray as xr
 
 from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.estimators.cluster_blocks import client_for, explained, in_process, local_threads, lost
+from trajstats.heap import memory_kept
 from trajstats.inference.results import FitResult
 from trajstats.threads import one_thread
 
@@ -88,7 +89,7 @@ class Task:
         start = time.perf_counter()
         stream = {} if member.seed is None else {"rng": np.random.default_rng(member.seed)}
         try:
-            with one_thread(), dask.config.set(scheduler="synchronous"):
+            with one_thread(), memory_kept(), dask.config.set(scheduler="synchronous"):
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))

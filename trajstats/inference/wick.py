@@ -52,9 +52,11 @@ def wick_covariances(
     size = np.ones(weight.size)
     size[-2], size[-1] = u.max(), u.max() ** 2
     total, drift, split = np.zeros((s.size, s.size)), np.zeros((s.size, s.size)), np.zeros((s.size, s.size))
+    across, first_two, last_two = (a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t)))
     for j in np.flatnonzero(weight):
-        delta = terms[..., j]
-        product = 0.5 * (delta[np.ix_(s, t)] + delta[np.ix_(t, s)] - delta[np.ix_(s, s)] - delta[np.ix_(t, t)])
+        delta = np.ascontiguousarray(terms[..., j]).ravel()
+        crossed = delta[across]
+        product = 0.5 * (crossed + crossed.T - delta[first_two] - delta[last_two])
         total += weight[j] * product
         if j == weight.size - 1:
             drift = weight[j] * product

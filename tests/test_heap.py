@@ -1,0 +1,49 @@
+"""Memory is kept at hand where dask's setting would page it in anew for every array, and only while a task runs."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource
+import numpy as np
+from trajstats.heap import memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(200_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+with memory_kept():
+    faults()
+    with memory_kept():
+        print(faults())
+    print(faults())
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_pages_are_reused_within_and_given_back_after():
+    told = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", COUNT], env=told, capture_output=True, text=True, check=True)
+    before, nested, within, after = map(int, done.stdout.split())
+    each_time = 50 * 200_000 * 8 // (4 * 2**10)
+    assert before > 0.9 * each_time
+    assert after > 0.9 * each_time
+    assert nested < 0.1 * each_time
+    assert within < 0.1 * each_time
+
+
+def test_without_the_setting_nothing_is_touched(monkeypatch):
+    from trajstats import heap
+
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setattr(heap, "_mallopt", lambda: pytest.fail("the allocator was touched"))
+    with heap.memory_kept():
+        pass
