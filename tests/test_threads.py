@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import trajstats as ts
@@ -57,6 +58,22 @@ class TestOneThread:
             with one_thread():
                 assert pools() == {1}
             assert pools() == {1}
+        assert pools() == {2}
+
+    def test_a_fit_holds_them_for_its_small_matrices(self):
+        """With two threads each product of 144 rows waits for the other core: five times the time on a busy machine."""
+        seen = set()
+
+        def log_curve(x, values):
+            seen.update(pools())
+            return values["power"] * x
+
+        curve = ts.MasterCurve("my power", log_curve, {"power": (0.7, 0.1, 2.0)})
+        wait, lag = (a.ravel() for a in np.meshgrid(np.geomspace(10, 1e3, 5), np.geomspace(1, 1e3, 5)))
+        times = {"waiting_time": ("pair", wait), "lag": ("pair", lag)}
+        delta = xr.DataArray((lag / wait**0.6) ** 0.5, dims="pair", coords=times)
+        ts.fit_subaging(delta, rng=0, estimator=curve, max_steps=20)
+        assert seen == {1}
         assert pools() == {2}
 
     def test_as_before_after_an_error(self):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import pytest
@@ -70,6 +70,9 @@ def test_options_seed_and_code_are_part_of_it():
         return data + 2
 
     changed.__qualname__ = fit.__qualname__
+    wrapped, changed_within = wraps(fit)(lambda *_: None), wraps(changed)(lambda *_: None)
+    assert key(1.0, wrapped) == key(1.0, fit)
+    assert key(1.0, changed_within) == key(1.0, changed)
     keys = [
         key(1.0, fit),
         key(1.0, changed),

@@ -26,11 +26,13 @@ from trajstats.inference.relaxation import (
 )
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
+from trajstats.threads import one_thread
 
 _MIN_POINTS = 10
 _MIN_DECADES = 1.0
 
 
+@one_thread()
 def fit_decay(
     loss: xr.DataArray,
     /,

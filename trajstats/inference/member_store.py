@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -129,6 +130,7 @@ def _code(function: Callable[..., Any]) -> Any:
     # What a function is called and what it does; the values it closes over are not looked at.
     if isinstance(function, partial):
         return [_code(function.func), tokenize(function.args, function.keywords)]
+    function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None:
         return tokenize(function)

@@ -11,6 +11,7 @@ from trajstats.data.schema import REPLICA, STEP, annotate, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.comparison import information_criteria
 from trajstats.inference.fitting import Bounds, maximise
+from trajstats.threads import one_thread
 
 WHOLE = "whole"
 STAGES = ("plateau", "descent", "floor")
@@ -166,6 +167,7 @@ def _stage_masks(response: xr.Dataset, stages: xr.Dataset | None, clock: str) ->
     }
 
 
+@one_thread()
 def fit_response_decay(
     separation: xr.Dataset, /, *, clock: str = STEP, stage: str = WHOLE, level: float = 0.95
 ) -> xr.Dataset:

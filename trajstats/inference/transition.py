@@ -26,10 +26,12 @@ from trajstats.inference.learning import learning_arrays, learning_table
 from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
+from trajstats.threads import one_thread
 
 _EDGE = 0.02
 
 
+@one_thread()
 def fit_divergence(
     times: xr.Dataset | xr.DataArray,
     /,
