@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "trajstats").rglob("*.py"))
 # The layers from the bottom up; a module may import its own layer and those below it.
-LAYERS = [["errors", "threads"], ["network"], ["data"], ["estimators", "theory"], ["inference"], ["report"], ["cli"]]
+LAYERS = [
+    ["errors", "threads", "heap"],
+    ["network"],
+    ["data"],
+    ["estimators", "theory"],
+    ["inference"],
+    ["report"],
+    ["cli"],
+]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
