@@ -79,7 +79,7 @@ def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = ""
     shown = ", ".join(repr(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    tail = f" {do}" if do else ""
+    tail = f"{'' if near else '.'} {do}" if do else ""
     return f"unknown {kind} {given!r}; allowed: {shown}{hint}{tail}"
 
 

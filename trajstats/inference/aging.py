@@ -22,6 +22,7 @@ from trajstats.inference.alternatives import (
 )
 from trajstats.inference.checks import LOCALITY_LIMIT, overlap_gap, residual_check, smoother, structured, window_scan
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
+from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points, clock_differences, layer_blocks, two_time_points
 from trajstats.inference.priors import Priors, merged_priors
@@ -124,26 +125,28 @@ def fit_subaging(
     >>> bool(abs(fit.summary()["value"].sel(coefficient="mu") - 0.5) < 0.01)
     True
     """
-    name, curve_chosen = _check_options(estimator, likelihood, sampler)
+    name, curve_chosen = _check_options(estimator, likelihood)
+    check_sampling(sampler, max_steps, ("emcee", "grid"))
+    check_switches(stationary=stationary, progress=progress)
+    rng = generator(rng)
     bounds = merged_priors(PRIOR, prior)
     points = two_time_points(delta, over=over)
-    differences = clock_differences(delta, points, clocks or {})
-    generator = np.random.default_rng(rng)
+    differences = clock_differences(delta, points, clocks)
     log_msd = np.log(points.msd.mean(axis=0))
     pilot = pilot_fit(log_msd, points, bounds, likelihood="iid" if likelihood == "iid" else "wick")
     if name == "free_simple":
         pilot = pilot.with_form("simple", bounds)
     if curve_chosen is not None:
         sampled = sample_parametric(
-            pilot, curve_chosen, bounds, generator, stationary=stationary, max_steps=max_steps, progress=progress
+            pilot, curve_chosen, bounds, rng, stationary=stationary, max_steps=max_steps, progress=progress
         )
     else:
-        sampled = sample_free(pilot, bounds, generator, sampler=sampler, max_steps=max_steps, progress=progress)
-    tables, noise = _tables(pilot, points, bounds, differences, generator, curve_chosen, name)
+        sampled = sample_free(pilot, bounds, rng, sampler=sampler, max_steps=max_steps, progress=progress)
+    tables, noise = _tables(pilot, points, bounds, differences, rng, curve_chosen, name)
     flags, status = [*points.flags], "ok"
     if name == "threshold":
-        sampled = _from_threshold(sampled, tables["threshold_scan"], points, pilot, noise, generator)
-    sampled = _errors(sampled, delta, points, pilot, bounds, likelihood, generator, tables, flags, name)
+        sampled = _from_threshold(sampled, tables["threshold_scan"], points, pilot, noise, rng)
+    sampled = _errors(sampled, delta, points, pilot, bounds, likelihood, rng, tables, flags, name)
     status = _judge(sampled, pilot, tables, bounds, flags, name)
     fit = FitResult(
         "fit_subaging",
@@ -175,11 +178,9 @@ def fit_subaging(
     return replace(fit, data=data)
 
 
-def _check_options(estimator: str | MasterCurve, likelihood: str, sampler: str) -> tuple[str, MasterCurve | None]:
+def _check_options(estimator: str | MasterCurve, likelihood: str) -> tuple[str, MasterCurve | None]:
     if likelihood not in LIKELIHOODS:
         raise ArgumentError(unknown("likelihood", likelihood, LIKELIHOODS))
-    if sampler not in ("emcee", "grid"):
-        raise ArgumentError(unknown("sampler", sampler, ("emcee", "grid")))
     if isinstance(estimator, MasterCurve):
         return estimator.name, estimator
     if estimator not in ESTIMATORS:

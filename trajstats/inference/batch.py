@@ -78,7 +78,7 @@ def fit_batch(
     Raises
     ------
     ArgumentError
-        If a label does not have as many parts as `dims`, or there is no case.
+        If a label does not have as many parts as `dims`, there is no case, or an argument is of another kind.
     ClusterError
         If no scheduler answers, or it is lost; what is finished is in `store`.
     StoreError
@@ -96,11 +96,22 @@ def fit_batch(
     >>> fit_batch(fit_decay, {"a": bad}, rng=0, scheduler="synchronous").status.item()
     'failed: NonFiniteError'
     """
+    if not callable(fit) or not isinstance(cases, Mapping) or isinstance(dims, str):
+        msg = (
+            f"fit_batch({type(fit).__name__}, {type(cases).__name__}, dims={dims!r}): give a function, a mapping from "
+            "label to data, and dims as a sequence of names"
+        )
+        raise ArgumentError(msg)
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        msg = f"rng={rng!r}: the seed of a batch is a whole number that is not negative, from which each case draws"
+        raise ArgumentError(msg)
     labels = [label if isinstance(label, tuple) else (label,) for label in cases]
     if not labels or any(len(label) != len(dims) for label in labels):
         msg = f"labels must have {len(dims)} parts ({', '.join(dims)}); got {labels[:2]}"
         raise ArgumentError(msg)
-    members = [Member(label, data, stream_seed(rng, label)) for label, data in zip(labels, cases.values(), strict=True)]
+    members = [
+        Member(label, data, stream_seed(int(rng), label)) for label, data in zip(labels, cases.values(), strict=True)
+    ]
     outcomes = run_batch(
         fit, options, members, scheduler=scheduler, workers=workers, per_task=per_task, store=store, progress=progress
     )

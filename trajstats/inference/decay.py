@@ -13,6 +13,7 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
+from trajstats.inference.options import check_count, check_sampling, check_switches, generator, real_values
 from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.relaxation import (
     CURVES,
@@ -30,6 +31,9 @@ from trajstats.threads import one_thread
 
 _MIN_POINTS = 10
 _MIN_DECADES = 1.0
+_SMALLEST = 1e-150
+# where a coefficient means something
+SUPPORT = {"L_inf": (0.0, np.inf), "beta": (0.0, np.inf), "drift_share": (0.0, 1.0)}
 
 
 @one_thread()
@@ -93,7 +97,7 @@ def fit_decay(
     Raises
     ------
     ArgumentError
-        If an option or label is unknown.
+        If an option or label is unknown, or a prior leaves nothing.
     FitError
         If losses are not positive, times do not increase, or fewer than 10 bins over one decade are left.
 
@@ -117,20 +121,30 @@ def fit_decay(
     """
     if curve not in CURVES:
         raise ArgumentError(unknown("curve", curve, CURVES))
+    check_sampling(sampler, max_steps)
+    check_switches(floor=floor, evidence=evidence, progress=progress)
+    check_count("bins_per_decade", bins_per_decade)
+    rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "evidence")
-    if bins_per_decade < 1:
-        msg = f"bins_per_decade={bins_per_decade}: at least 1"
-        raise ArgumentError(msg)
     time, values = _checked(loss, clock)
-    chosen = _window(time, values) if window is None else window
+    chosen = _window(time, values) if window is None else _checked_window(window)
     used = (time >= chosen[0]) & (time <= chosen[1])
     if (values[used] <= 0).any():
         msg = f"{int((values[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
         raise FitError(msg)
+    if values[used].size and not (values[used].min() > _SMALLEST and values[used].max() < 1 / _SMALLEST):
+        msg = (
+            f"losses between {values[used].min():g} and {values[used].max():g} overflow when they are squared: give "
+            "the loss in another unit"
+        )
+        raise FitError(msg)
     data = log_bins(time[used], values[used], bins_per_decade)
     _check_size(data, chosen)
-    priors = merged_priors(default_priors(data, curve), prior)
+    priors = merged_priors(default_priors(data, curve), prior, SUPPORT)
+    if priors["L_inf"][0] >= data.loss.max():
+        msg = f"prior L_inf={priors['L_inf']}: the whole loss lies below this floor (at most {data.loss.max():g})"
+        raise ArgumentError(msg)
     scale = float(priors["L_inf"][1])
     if not floor:
         priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
@@ -159,22 +173,25 @@ def fit_decay(
     return fit
 
 
-def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
-    if not hasattr(loss, "coords"):
+def _checked(loss: Any, clock: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(loss, xr.DataArray):
         msg = f"loss must be a DataArray along step; got {type(loss).__name__}"
         raise ArgumentError(msg)
+    if not isinstance(clock, str):
+        msg = f"clock={clock!r}: give the name of a coordinate"
+        raise ArgumentError(msg)
     if REPLICA in loss.dims:
-        if loss.sizes[REPLICA] > 1:
+        if loss.sizes[REPLICA] != 1:
             msg = (
                 f"loss has {loss.sizes[REPLICA]} replicas: fit one (.sel(replica=...)) or their mean, or use fit_batch"
             )
             raise ArgumentError(msg)
         loss = loss.isel({REPLICA: 0})
-    if len(loss.dims) != 1 or clock not in loss.coords:
+    if len(loss.dims) != 1 or clock not in loss.coords or loss[clock].dims != loss.dims:
         known = [str(name) for name in loss.coords]
         msg = f"loss has dims {loss.dims} and coords {known}; it needs one dim with the coordinate {clock!r}"
         raise ArgumentError(msg)
-    time, values = loss[clock].values.astype(float), np.asarray(loss.values, dtype=float)
+    time, values = real_values(loss[clock], clock), real_values(loss, "loss")
     if not np.isfinite(values).all():
         first = float(time[np.argmax(~np.isfinite(values))])
         bad = int((~np.isfinite(values)).sum())
@@ -187,6 +204,17 @@ def _checked(loss: xr.DataArray, clock: str) -> tuple[np.ndarray, np.ndarray]:
         msg = f"times do not increase near row {int(np.argmax(np.diff(time) <= 0))}; sort them and drop duplicates"
         raise FitError(msg)
     return time[time > 0], values[time > 0]
+
+
+def _checked_window(window: Any) -> tuple[float, float]:
+    try:
+        first, last = (float(edge) for edge in window)
+    except (TypeError, ValueError):
+        first, last = np.nan, np.nan
+    if isinstance(window, str) or not first < last:
+        msg = f"window={window!r}: give two times (first, last), the first before the last"
+        raise ArgumentError(msg)
+    return first, last
 
 
 def _window(time: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
@@ -348,12 +376,10 @@ def _models(data: Binned) -> xr.Dataset:
     )
 
 
-def _evidence(
-    data: Binned, prior: Priors | None, rng: int | np.random.Generator | None
-) -> dict[str, tuple[str, list[float]]]:
+def _evidence(data: Binned, prior: Priors | None, rng: np.random.Generator) -> dict[str, tuple[str, list[float]]]:
     found = []
     for name, (curve, bounds) in _rivals(data).items():
-        changed = merged_priors(bounds, prior)
+        changed = merged_priors(bounds, prior, SUPPORT)
         if name == _NO_FLOOR:
             del changed["L_inf"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.inference.options import check_sampling
 from trajstats.inference.sampling import (
     R_HAT_LIMIT,
     TAU_FACTOR,
@@ -218,13 +218,9 @@ def draw_posterior(
     Raises
     ------
     ArgumentError
-        If the sampler is not known.
-    """
-    if max_steps < 1:
-        msg = f"max_steps={max_steps}: give at least 1"
-        raise ArgumentError(msg)
+        If the sampler is not known, or `max_steps` is no number of steps.
+    """  # noqa: DOC502 (raised by what it calls)
+    check_sampling(sampler, max_steps)
     if sampler == "batched":
         return sample_ensembles(log_prob, start, covariance, names=names, rng=rng, max_steps=max_steps)
-    if sampler != "emcee":
-        raise ArgumentError(unknown("sampler", sampler, ("batched", "emcee")))
     return sample_posterior(log_prob, start, covariance, names=names, rng=rng, max_steps=max_steps, progress=progress)

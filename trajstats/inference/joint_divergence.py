@@ -13,7 +13,7 @@ from trajstats.inference.divergence import NAMES, STUCK, log_posterior
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.learning import learning_arrays
 from trajstats.inference.population import hierarchical_draws
-from trajstats.inference.priors import Priors, prior_bounds
+from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.transition import checked_priors, fit_divergence, maximum, one_sided
 
@@ -25,7 +25,7 @@ def fit_losses(
     table: xr.Dataset,
     /,
     *,
-    rng: int | np.random.Generator | None,
+    rng: np.random.Generator,
     nu: float | None,
     stuck: bool,
     prior: Priors | None,
@@ -43,8 +43,8 @@ def fit_losses(
     ----------
     table : xarray.Dataset
         Learning times along `run` and `loss`.
-    rng : int or numpy.random.Generator
-        Seed.
+    rng : numpy.random.Generator
+        Randomness.
     nu : float, optional
         Fixed exponent.
     stuck : bool
@@ -165,9 +165,7 @@ def fit_losses(
     )
 
 
-def fit_depths(
-    table: xr.Dataset, /, *, rng: int | np.random.Generator | None, prior: Priors | None, **options: Any
-) -> FitResult:
+def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors | None, **options: Any) -> FitResult:
     r"""Fit all depths at once: exponents of the depths are drawn from one population, each depth has its own w_c.
 
     :math:`\nu_d\sim N(\nu,s^2)` between the bounds of the prior of nu; w_c, A and the scatter are each depth's own. A
@@ -177,8 +175,8 @@ def fit_depths(
     ----------
     table : xarray.Dataset
         Learning times with the coordinate ``depth`` along `run`.
-    rng : int or numpy.random.Generator
-        Seed.
+    rng : numpy.random.Generator
+        Randomness.
     prior : mapping, optional
         As `fit_divergence`, and ``nu_spread``: bounds of the spread s of the population, uniform on (0, 1) by default.
     **options
@@ -201,14 +199,13 @@ def fit_depths(
     Given the exponents the depths are independent: each is sampled alone under the uniform prior of nu, and its draws
     are weighted by the population (`population.hierarchical_draws`), which is the joint posterior itself.
     """
-    generator = np.random.default_rng(rng)
-    single = dict(prior or {})
+    single = named_priors(prior)
     spread = prior_bounds("nu_spread", single.pop("nu_spread", NU_SPREAD))
     fits, failed = {}, {}
     for depth in np.unique(table["depth"].values):
         part = table.isel(run=np.flatnonzero(table["depth"].values == depth)).drop_vars("depth")
         try:
-            fits[float(depth)] = fit_divergence(part, rng=generator, prior=single, **options)
+            fits[float(depth)] = fit_divergence(part, rng=rng, prior=single, **options)
         except FitError as error:
             failed[float(depth)] = str(error)
     if len(fits) < 2:
@@ -223,7 +220,7 @@ def fit_depths(
     coords = {"depth": list(fits)}
     if options.get("nu") is None:
         limits = tuple(next(iter(fits.values())).attrs["priors"]["nu"])
-        joint = hierarchical_draws(alone["nu"], limits, spread, generator)
+        joint = hierarchical_draws(alone["nu"], limits, spread, rng)
         rows = joint.rows
         columns = {"nu": (dims[:2], joint.mean), "nu_spread": (dims[:2], joint.spread)}
         ess = joint.ess

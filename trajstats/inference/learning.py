@@ -12,6 +12,7 @@ import xarray as xr
 from trajstats.data.schema import STEP, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.divergence import LearningTimes
+from trajstats.inference.options import positive_number, real_values
 
 _MIN_WIDTHS = 3
 _MIN_LEARNED = 4
@@ -92,7 +93,7 @@ def learning_times(
     return _times_dataset(rows, targets)
 
 
-def learning_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr.Dataset:
+def learning_table(times: Any, budget: float | None) -> xr.Dataset:
     """Check learning times from anywhere and mark those that are censored.
 
     Parameters
@@ -110,13 +111,16 @@ def learning_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr
     Raises
     ------
     ArgumentError
-        If labels are missing or a run that did not learn has no finite budget.
+        If labels are missing or not numbers, or a run that did not learn has no finite budget.
     NonFiniteError
         If a time is NaN.
     """
+    if not isinstance(times, xr.DataArray | xr.Dataset):
+        msg = f"learning times must be a Dataset of trajstats.learning_times or a DataArray; got {type(times).__name__}"
+        raise ArgumentError(msg)
     if isinstance(times, xr.DataArray):
-        if "width" not in times.coords:
-            msg = "the learning times need a coordinate 'width'"
+        if "width" not in times.coords or not times["width"].dims:
+            msg = "the learning times need a coordinate 'width' with the width of each run"
             raise ArgumentError(msg)
         other = [d for d in times.dims if d not in ("run", "loss")]
         if other:
@@ -128,28 +132,61 @@ def learning_table(times: xr.Dataset | xr.DataArray, budget: float | None) -> xr
             "learning times need the variable 'learning_time' and the coordinate 'width'; use trajstats.learning_times"
         )
         raise ArgumentError(msg)
-    values = times["learning_time"]
-    wide = times["width"].values.astype(float)
-    if not (np.isfinite(wide) & (wide > 0)).all():
-        msg = f"widths {wide[~(np.isfinite(wide) & (wide > 0))][:5].tolist()}: a width is a positive finite number"
-        raise ArgumentError(msg)
-    if budget is not None and not budget > 0:
-        msg = f"budget={budget}: the largest time watched is positive"
-        raise ArgumentError(msg)
-    if "run" not in values.dims:
-        times = times.rename({values.dims[0]: "run"})
-        values = times["learning_time"]
+    dims = times["learning_time"].dims
+    if "run" not in dims and len(dims) == 1:
+        times = times.rename({dims[0]: "run"})
+    _check_labels(times)
+    if budget is not None:
+        budget = positive_number("budget", budget, "the largest time watched is positive")
+    given = times["learning_time"]
+    values = given.copy(data=real_values(given, "learning_time"))
     if np.isnan(values.values).any():
         bad = int(np.isnan(values.values).sum())
         msg = f"{bad} learning times are NaN; mark runs that did not learn with learned=False"
         raise NonFiniteError(msg)
-    limit = times["budget"] if "budget" in times else (xr.full_like(values, np.inf) if budget is None else budget)
-    learned = times["learned"].astype(bool) if "learned" in times else (values < limit) & np.isfinite(values)
-    capped = xr.where(learned, values, np.minimum(values, limit) if "learned" in times else limit)
+    limit: Any = np.inf if budget is None else budget
+    if "budget" in times:
+        limit = times["budget"].copy(data=real_values(times["budget"], "budget"))
+    marked = "learned" in times
+    learned = _marks(times["learned"]) if marked else (values < limit) & np.isfinite(values)
+    capped = xr.where(learned, values, np.minimum(values, limit) if marked else limit)
     if not np.isfinite(capped.values).all():
         msg = "runs that did not learn have no finite budget; give budget=largest time watched"
         raise ArgumentError(msg)
     return times.assign(learning_time=capped.transpose(*values.dims), learned=learned.transpose(*values.dims))
+
+
+def _check_labels(times: xr.Dataset) -> None:
+    dims = times["learning_time"].dims
+    if "run" not in dims or set(dims) - {"run", "loss"} or times["width"].dims != ("run",):
+        msg = (
+            f"learning_time has dims {dims} and width {times['width'].dims}: learning times lie along run (and loss), "
+            "with the width of each run"
+        )
+        raise ArgumentError(msg)
+    wide = real_values(times["width"], "width")
+    if not (np.isfinite(wide) & (wide > 0)).all():
+        msg = f"widths {wide[~(np.isfinite(wide) & (wide > 0))][:5].tolist()}: a width is a positive finite number"
+        raise ArgumentError(msg)
+    if "loss" in dims:
+        levels = real_values(times["loss"], "loss") if "loss" in times.coords else np.array([np.nan])
+        if not (np.isfinite(levels) & (levels > 0)).all() or np.unique(levels).size < levels.size:
+            msg = f"losses {levels.tolist()}: the coordinate loss holds distinct positive finite numbers"
+            raise ArgumentError(msg)
+    if "depth" in times.coords and not np.isfinite(real_values(times["depth"], "depth")).all():
+        msg = "some runs have the depth NaN: give the depth of each run, or drop the coordinate"
+        raise ArgumentError(msg)
+
+
+def _marks(learned: xr.DataArray) -> xr.DataArray:
+    # NaN is true for NumPy: a mask that was filled up with NaN would count runs as learned
+    if learned.dtype.kind == "b":
+        return learned
+    values = real_values(learned, "learned")
+    if not np.isin(values, (0.0, 1.0)).all():
+        msg = "learned holds values other than True and False (or 1 and 0): say of each run whether it learned"
+        raise ArgumentError(msg)
+    return learned.copy(data=values.astype(bool))
 
 
 def learning_arrays(table: xr.Dataset) -> LearningTimes:

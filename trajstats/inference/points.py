@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, WAITING_TIME
+from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.inference.options import real_values
 
 MAX_POINTS = 144
 MAX_WAITING_TIMES = 12
@@ -112,11 +114,11 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
             f"delta must be a DataArray with dim 'pair' and coords waiting_time and lag; got {got}. Use trajstats.msd."
         )
         raise ArgumentError(msg)
-    missing = [name for name in (WAITING_TIME, LAG) if name not in delta.coords]
+    missing = [name for name in (WAITING_TIME, LAG) if name not in delta.coords or delta[name].dims != (PAIR,)]
     extra = [str(d) for d in delta.dims if d not in (PAIR, REPLICA, LAYER)]
     if missing or extra:
         msg = (
-            f"delta lacks the coordinates {missing}"
+            f"delta lacks the coordinates {missing} along pair"
             if missing
             else f"delta has dims {extra} besides replica, pair, layer"
         )
@@ -125,11 +127,11 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     if REPLICA not in one.dims:
         one = one.expand_dims(REPLICA)
     one = one.transpose(REPLICA, PAIR)
-    if np.iscomplexobj(one):
-        msg = f"delta has dtype {one.dtype}: an MSD is real"
+    if not one.sizes[REPLICA]:
+        msg = "delta has no replica: the selection before it is empty"
         raise ArgumentError(msg)
-    values = np.asarray(one.values, dtype=np.float64)
-    waiting, lag = one[WAITING_TIME].values.astype(float), one[LAG].values.astype(float)
+    waiting, lag = (real_values(one[name], name) for name in (WAITING_TIME, LAG))
+    values = real_values(one, "delta")
     _check_times(waiting, lag)
     _check_values(values, waiting, lag)
     keep, flags = waiting > 0, []
@@ -157,7 +159,10 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
 
 def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     if LAYER not in delta.dims:
-        return delta, str(delta[LAYER].values) if LAYER in delta.coords else "total"
+        own = str(delta[LAYER].values) if LAYER in delta.coords else "total"
+        if over not in ("total", own):
+            raise ArgumentError(unknown("over", over, dict.fromkeys(["total", own])))
+        return delta, own
     names = [str(name) for name in delta[LAYER].values]
     if over != "total":
         if over not in names:
@@ -168,7 +173,11 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     if "n_parameters" not in delta.coords:
         msg = "several layers without the coordinate n_parameters cannot be combined; choose one with over='name'"
         raise ArgumentError(msg)
-    share = delta["n_parameters"] / delta["n_parameters"].sum()
+    sizes = real_values(delta["n_parameters"], "n_parameters")
+    if not (np.isfinite(sizes).all() and (sizes >= 0).all() and sizes.sum() > 0):
+        msg = f"n_parameters={sizes.tolist()}: layers are weighted by these; give how many weights each has"
+        raise ArgumentError(msg)
+    share = delta["n_parameters"] / sizes.sum()
     return (delta * share).sum(LAYER, skipna=False), "total"
 
 
@@ -301,7 +310,7 @@ def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
     return np.asarray(values[:, chosen], dtype=float)
 
 
-def clock_differences(delta: xr.DataArray, points: Points, clocks: Mapping[str, xr.DataArray]) -> dict[str, np.ndarray]:
+def clock_differences(delta: xr.DataArray, points: Points, clocks: Any) -> dict[str, np.ndarray]:
     """Difference of other clocks over each chosen pair.
 
     Parameters
@@ -310,7 +319,7 @@ def clock_differences(delta: xr.DataArray, points: Points, clocks: Mapping[str, 
         What `two_time_points` was given, with the coords ``first`` and ``second``.
     points : Points
         What it chose.
-    clocks : mapping name -> DataArray along step
+    clocks : mapping name -> DataArray along step, optional
         Clocks.
 
     Returns
@@ -322,12 +331,20 @@ def clock_differences(delta: xr.DataArray, points: Points, clocks: Mapping[str, 
     ArgumentError
         If the steps of the pairs are not known, or a clock does not increase over every pair.
     """
-    result = {}
+    result: dict[str, np.ndarray] = {}
+    if clocks is None:
+        return result
+    if not isinstance(clocks, Mapping):
+        msg = f"clocks={clocks!r}: give a mapping from a name to a DataArray along step"
+        raise ArgumentError(msg)
     for name, clock in clocks.items():
+        if not isinstance(clock, xr.DataArray) or clock.dims != (STEP,) or STEP not in clock.coords:
+            msg = f"clock {name!r} must be a DataArray along step, with the coordinate step"
+            raise ArgumentError(msg)
         if "first" not in delta.coords or "second" not in delta.coords:
             msg = "clocks need the coords 'first' and 'second' (steps) of delta; use trajstats.msd(run, pairs)"
             raise ArgumentError(msg)
-        steps, values = clock["step"].values, clock.values.astype(float)
+        steps, values = clock[STEP].values, real_values(clock, f"clock {name!r}")
         ends = [np.interp(delta[end].values, steps, values) for end in ("first", "second")]
         lookup = {
             (w, t): gap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from trajstats.errors import ArgumentError, unknown
 Priors = Mapping[str, tuple[float, float]]
 
 
-def merged_priors(default: Mapping[str, tuple[float, float]], given: Priors | None) -> dict[str, tuple[float, float]]:
+def merged_priors(
+    default: Mapping[str, tuple[float, float]], given: Priors | None, support: Priors | None = None
+) -> dict[str, tuple[float, float]]:
     """Change the bounds of some coefficients.
 
     Parameters
@@ -20,6 +23,8 @@ def merged_priors(default: Mapping[str, tuple[float, float]], given: Priors | No
         Bounds of every coefficient of the fit.
     given : mapping name -> (lower, upper), optional
         Those to change.
+    support : mapping name -> (lower, upper), optional
+        Values beyond which a coefficient means nothing.
 
     Returns
     -------
@@ -28,7 +33,8 @@ def merged_priors(default: Mapping[str, tuple[float, float]], given: Priors | No
     Raises
     ------
     ArgumentError
-        If a name is not among the defaults, or bounds are not two finite numbers in order.
+        If there is no mapping, a name is not among the defaults, or bounds are not two finite numbers in order within
+        the support.
 
     Examples
     --------
@@ -36,11 +42,42 @@ def merged_priors(default: Mapping[str, tuple[float, float]], given: Priors | No
     {'mu': (0.0, 1.0), 'log_smoothing': (-18.0, 12.0)}
     """
     result = {name: (float(low), float(high)) for name, (low, high) in default.items()}
-    for name, edges in (given or {}).items():
+    for name, edges in named_priors(given).items():
         if name not in result:
             raise ArgumentError(unknown("prior", name, result))
-        result[name] = prior_bounds(name, edges)
+        low, high = result[name] = prior_bounds(name, edges)
+        least, most = (support or {}).get(name, (low, high))
+        if low < least or high > most:
+            words = f"at least {least:g}" if most == np.inf else f"{least:g} to {most:g}"
+            msg = f"prior {name}={edges}: {name} is {words}"
+            raise ArgumentError(msg)
     return result
+
+
+def named_priors(given: Any) -> dict[str, tuple[float, float]]:
+    """Take priors by name.
+
+    Parameters
+    ----------
+    given : mapping, optional
+        As a fit was given them.
+
+    Returns
+    -------
+    dict
+        A copy; empty where none was given.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not a mapping.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        msg = f"prior={given!r}: give a mapping from the name of a coefficient to (lower, upper)"
+        raise ArgumentError(msg)
+    return dict(given)
 
 
 def prior_bounds(name: str, edges: tuple[float, float]) -> tuple[float, float]:
@@ -62,8 +99,11 @@ def prior_bounds(name: str, edges: tuple[float, float]) -> tuple[float, float]:
     ArgumentError
         If they are not two finite numbers, the lower below the upper.
     """
-    pair = np.asarray(edges, dtype=float)
-    if pair.shape != (2,) or not np.isfinite(pair).all() or not pair[0] < pair[1]:
+    try:
+        pair = np.asarray(edges, dtype=float)
+    except (TypeError, ValueError):
+        pair = np.array(np.nan)
+    if isinstance(edges, str) or pair.shape != (2,) or not np.isfinite(pair).all() or not pair[0] < pair[1]:
         msg = f"prior {name}={edges}: give two finite numbers (lower, upper), the lower bound below the upper"
         raise ArgumentError(msg)
     return float(pair[0]), float(pair[1])

@@ -23,12 +23,16 @@ from trajstats.inference.divergence import (
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.learning import learning_arrays, learning_table
+from trajstats.inference.options import check_sampling, check_switches, generator, positive_number
 from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 from trajstats.threads import one_thread
 
 _EDGE = 0.02
+_FIXED = "a fixed exponent is a positive number; leave it out to have it fitted"
+# where a coefficient means something
+SUPPORT = {"nu": (0.0, np.inf), STUCK: (0.0, 1.0)}
 
 
 @one_thread()
@@ -90,7 +94,7 @@ def fit_divergence(
     Raises
     ------
     ArgumentError
-        If `nu` is not positive, or labels are missing.
+        If an option is not among what it allows, or labels are missing.
 
     Notes
     -----
@@ -113,13 +117,20 @@ def fit_divergence(
     >>> bool(abs(fit.summary()["value"].sel(coefficient="w_c") - 4) < 0.5)
     True
     """
-    if nu is not None and not (np.isfinite(nu) and nu > 0):
-        msg = f"nu={nu}: a fixed exponent is a positive number; leave it out to have it fitted"
+    if nu is not None and positive_number("nu", nu, _FIXED) == np.inf:
+        msg = f"nu={nu!r}: {_FIXED}"
         raise ArgumentError(msg)
+    check_sampling(sampler, max_steps)
+    check_switches(stuck=stuck, evidence=evidence, progress=progress)
+    rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "evidence")
     table = learning_table(times, budget)
-    if "depth" in table.coords and np.unique(table["depth"].values).size > 1:
+    deep = "depth" in table.coords and np.unique(table["depth"].values).size > 1
+    if evidence and (deep or "loss" in table.dims):
+        msg = "evidence=True is for one loss and one depth: select them, .sel(loss=...) or the runs of one depth"
+        raise ArgumentError(msg)
+    if deep:
         from trajstats.inference.joint_divergence import fit_depths
 
         return fit_depths(
@@ -180,7 +191,7 @@ def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple
     ArgumentError
         If a name is unknown or w_c may reach a width that learned.
     """
-    priors = merged_priors({k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}, given)
+    priors = merged_priors({k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}, given, SUPPORT)
     low, high = priors["w_c"]
     if low >= data.narrowest:
         msg = f"prior w_c=({low:g}, {high:g}): width {data.narrowest:g} learned, so that w_c is below it"
@@ -338,7 +349,7 @@ def _models(
 
 
 def _evidence(
-    data: LearningTimes, priors: Priors, names: Sequence[str], nu: float | None, rng: int | np.random.Generator | None
+    data: LearningTimes, priors: Priors, names: Sequence[str], nu: float | None, rng: np.random.Generator
 ) -> dict[str, tuple[str, list[float]]]:
     place = list(names).index("nu")
 
