@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import xarray as xr
+from scipy.stats import t as student
 
 from trajstats.inference.models import clock, mittag_leffler
+from trajstats.inference.pilot import pilot_fit
+from trajstats.inference.points import two_time_points
+from trajstats.inference.replicas import population_mean
 
 WAITING = np.geomspace(100, 10_000, 12)
 LAGS = np.geomspace(10, 100_000, 12)
@@ -53,7 +59,6 @@ class Process:
         )
 
 
-LEVELS = np.array([0.68, 0.90, 0.95])
 BOUNDS = {"mu": (-0.5, 2.0), "log_smoothing": (-18.0, 12.0)}
 MU = 0.6
 
@@ -71,13 +76,9 @@ SCENARIOS = {
     "stretched exponential": {"modes": 50, "process": {"curve": "stretched"}},
     "Mittag-Leffler": {"modes": 50, "process": {"curve": "mittag_leffler"}},
     "logarithmic": {"modes": 50, "process": {"curve": "logarithmic"}},
-    "8 replicas, K = 20": {"modes": 20, "replicas": 8},
-    "8 replicas, different relaxation times": {
-        "modes": 20,
-        "replicas": 8,
-        "process": {"relaxation": tuple(np.geomspace(0.1, 10, 20))},
-    },
 }
+REPEATED = ("independent weights", "K = 4 shared modes", "K = 20 shared modes", "modes with different relaxation times")
+SCENARIOS |= {f"8 replicas, {k}": SCENARIOS[k] | {"replicas": 8} for k in (*REPEATED, "drift added")}
 
 
 def rank(grid, truth):
@@ -87,52 +88,43 @@ def rank(grid, truth):
     return float(np.interp(truth, edges, np.concatenate([[0.0], np.cumsum(grid.marginal)])))
 
 
-def subaging_ranks(n, seed=0):
-    """Ranks of exponents drawn from the prior that the fit is given, over all master curves."""
-    from trajstats.inference.pilot import pilot_fit
-    from trajstats.inference.points import two_time_points
-
-    rng = np.random.default_rng(seed)
-    bounds = {**BOUNDS, "mu": (0.2, 1.0)}
-    ranks = []
-    for k in range(n):
-        mu = rng.uniform(*bounds["mu"])
-        process = Process(mu=mu, curve=list(CURVES)[k % len(CURVES)])
-        values = process.msd(50, rng)
-        points = two_time_points(process.delta(values))
-        ranks.append(rank(pilot_fit(np.log(values[0]), points, bounds, likelihood="wick").grid, mu))
-    return np.array(ranks)
+@cache
+def process(mu, curve="exponential", relaxation=(1.0,)):
+    """The same process for every simulation of a row."""
+    return Process(mu=mu, curve=curve, relaxation=relaxation)
 
 
-def subaging_coverage(name, n, seed=0):
-    """Hits (n, level) of Wick and of i.i.d. intervals, rank of the truth in the posterior (n,) and estimate (n,)."""
-    from scipy.stats import t as student
+def subaging_posterior(values, points, bounds=BOUNDS):
+    """Posterior of mu, as `fit_subaging` makes it: a grid for one run; mean and scale of a Student t for several."""
+    grids = [pilot_fit(np.log(v), points, bounds, likelihood="wick").grid for v in values]
+    if len(grids) == 1:
+        return grids[0]
+    return population_mean(np.array([g.mean for g in grids]), np.array([g.spread[0] for g in grids]))
 
-    from trajstats.inference.pilot import pilot_fit
-    from trajstats.inference.points import two_time_points
-    from trajstats.inference.replicas import population_mean
 
+def subaging_simulation(name, seed):
+    """Rank of the true mu in its posterior, its rank by independent points, and error of the estimate."""
     scenario = SCENARIOS[name]
-    process = Process(mu=MU, **scenario.get("process", {}))
+    source = process(MU, **scenario.get("process", {}))
     rng = np.random.default_rng([seed, list(SCENARIOS).index(name)])
-    wick, iid, ranks, estimates = [], [], [], []
-    tails = np.stack([(1 - LEVELS) / 2, (1 + LEVELS) / 2])
-    for _ in range(n):
-        replicas = scenario.get("replicas", 1)
-        values = process.msd(scenario["modes"], rng, replicas=replicas, drift=scenario.get("drift", 0.0))
-        points = two_time_points(process.delta(values))
-        if replicas == 1:
-            grid = pilot_fit(np.log(values[0]), points, BOUNDS, likelihood="wick").grid
-            low, high = grid.quantile(tails)
-            ranks.append(rank(grid, MU))
-            estimates.append(float(grid.quantile(np.array(0.5))))
-        else:
-            grids = [pilot_fit(np.log(v), points, BOUNDS, likelihood="wick").grid for v in values]
-            mean, scale, _ = population_mean(np.array([g.mean for g in grids]), np.array([g.spread[0] for g in grids]))
-            low, high = mean + scale * student.ppf(tails, replicas - 1)
-            ranks.append(float(student.cdf((MU - mean) / scale, replicas - 1)))
-            estimates.append(mean)
-        wick.append((low < MU) & (high > MU))
-        low, high = pilot_fit(np.log(values.mean(axis=0)), points, BOUNDS, likelihood="iid").grid.quantile(tails)
-        iid.append((low < MU) & (high > MU))
-    return np.array(wick), np.array(iid), np.array(ranks), np.array(estimates)
+    replicas = scenario.get("replicas", 1)
+    values = source.msd(scenario["modes"], rng, replicas=replicas, drift=scenario.get("drift", 0.0))
+    points = two_time_points(source.delta(values))
+    posterior = subaging_posterior(values, points)
+    if replicas == 1:
+        ours, estimate = rank(posterior, MU), float(posterior.quantile(np.array(0.5)))
+    else:
+        estimate, scale, _ = posterior
+        ours = float(student.cdf((MU - estimate) / scale, replicas - 1))
+    naive = rank(pilot_fit(np.log(values.mean(axis=0)), points, BOUNDS, likelihood="iid").grid, MU)
+    return ours, naive, estimate - MU
+
+
+def subaging_rank(seed):
+    """Rank of an exponent drawn from the prior that the fit is given; the master curves take turns."""
+    rng = np.random.default_rng([seed, 1000])
+    bounds = {**BOUNDS, "mu": (0.2, 1.0)}
+    mu = rng.uniform(*bounds["mu"])
+    source = Process(mu=mu, curve=list(CURVES)[seed % len(CURVES)])
+    values = source.msd(50, rng)
+    return rank(subaging_posterior(values, two_time_points(source.delta(values)), bounds), mu)

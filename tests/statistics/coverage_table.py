@@ -1,60 +1,102 @@
-"""Print the coverage table of the documentation: python tests/statistics/coverage_table.py [simulations] [rows]."""
+"""The coverage table of the documentation, in pieces that add up.
+
+python tests/statistics/coverage_table.py run FILE FIRST LAST [ROW ...] appends simulations FIRST to LAST - 1 of each
+row to FILE (those that it has already are not made again); `rows` lists the rows; `show FILE` prints the table.
+"""
 
 from __future__ import annotations
 
+import csv
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
-from aging_simulations import MU, SCENARIOS, subaging_coverage, subaging_ranks
-from divergence_simulations import (
-    BETA,
-    W_C,
-    decay_draws,
-    decay_ranks,
-    divergence_draws,
-    divergence_ranks,
-    hits,
-    learning_times,
-    naive_decay,
-    naive_divergence,
-    training_curves,
-)
+from aging_simulations import SCENARIOS, subaging_rank, subaging_simulation
+from calibration import hit_rates
+from divergence_simulations import DECAY_PRIOR, DIVERGENCE_PRIOR, decay_block, decay_ranks, divergence_block
+from divergence_simulations import divergence_ranks as ranks_of_divergence
 from scipy.stats import kstest
 
-
-def line(name, n, ours, naive, error):
-    """Print one row; `error` holds estimate minus truth of each simulation."""
-    cells, plain = (" / ".join(f"{100 * x:.1f}" for x in hit.mean(axis=0)) for hit in (ours, naive))
-    bias, uncertain = error.mean(), error.std() / np.sqrt(error.size)
-    print(f"| {name} | {n} | {cells} | {plain} | {bias:+.4f} ± {uncertain:.4f} |", flush=True)
+BLOCK = 50
 
 
-def uniform(name, ranks):
-    """Print the probability of ranks at least as uneven, one for each coefficient."""
-    columns = np.reshape(ranks, (len(ranks), -1)).T
-    print(f"ranks of {name}: p =", ", ".join(f"{kstest(c, 'uniform').pvalue:.2f}" for c in columns), flush=True)
+def aging(name):
+    """One simulation of a two-time MSD after the other: {row: (rank, naive rank, error)}."""
+    return lambda seed: {name: [subaging_simulation(name, seed)]}
+
+
+def ranks(label, names, make):
+    """Ranks of truths drawn from the prior, one row a coefficient."""
+
+    def block(seed):
+        columns = make(BLOCK, np.random.default_rng([seed, 6])).T
+        return {f"{label} {k}": [(r, "", "") for r in c] for k, c in zip(names, columns, strict=True)}
+
+    return block
+
+
+# name: (simulations made at a time, seed of the first -> rows)
+ROWS = {name: (1, aging(name)) for name in SCENARIOS} | {
+    "w_c and nu": (BLOCK, lambda seed: divergence_block(BLOCK, seed)),
+    "beta": (BLOCK, lambda seed: decay_block(BLOCK, seed)),
+    "ranks mu": (1, lambda seed: {"ranks mu": [(subaging_rank(seed), "", "")]}),
+    "ranks divergence": (BLOCK, ranks("ranks", DIVERGENCE_PRIOR, ranks_of_divergence)),
+    "ranks decay": (BLOCK, ranks("ranks decay", DECAY_PRIOR, decay_ranks)),
+}
+
+
+def run(path, first, last, names):
+    """Append simulations to the file."""
+    have = {(row, int(seed)) for row, seed, *_ in read(path)}
+    with path.open("a", newline="") as file:
+        out = csv.writer(file)
+        for name in names:
+            step, make = ROWS[name]
+            for seed in range(first, last, step):
+                if (name, seed) not in have:
+                    # written whole, its mark last, so that a run cut short leaves nothing twice
+                    found = [[row, seed + i, *v] for row, values in make(seed).items() for i, v in enumerate(values)]
+                    out.writerows([*found, [name, seed]] if step > 1 else found)
+                    file.flush()
+
+
+def read(path):
+    """Rows of the file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def show(path):
+    """Print the table, then the probability of ranks at least as uneven."""
+    rows = defaultdict(dict)
+    for row, seed, *values in read(path):
+        if values:
+            rows[row][int(seed)] = [float(v or "nan") for v in values]
+    for row, found in rows.items():
+        rank, naive, error = np.array(list(found.values())).T
+        if np.isnan(naive).all():
+            print(f"{row}: p = {kstest(rank, 'uniform').pvalue:.3f} (n = {rank.size})")
+        else:
+            cells, plain = (" / ".join(f"{100 * x:.1f}" for x in hit_rates(r)) for r in (rank, naive))
+            uncertain = error.std() / np.sqrt(error.size)
+            print(f"| {row} | {rank.size} | {cells} | {plain} | {error.mean():+.4f} ± {uncertain:.4f} |")
+
+
+def main(arguments):
+    """Do what the command line asks."""
+    match arguments:
+        case ["rows"]:
+            print("\n".join(ROWS))
+        case ["show", file]:
+            show(Path(file))
+        case ["run", file, first, last, *names]:
+            run(Path(file), int(first), int(last), names or list(ROWS))
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    rows = sys.argv[2] if len(sys.argv) > 2 else "aging,replicas,divergence,decay,ranks"
-    if "divergence" in rows:
-        rng = np.random.default_rng(1)
-        times = learning_times(n, rng)
-        draws, _ = divergence_draws(times, rng)
-        for k, (name, truth) in enumerate((("w_c", W_C), ("nu", 1.0))):
-            error = np.median(draws[..., k], axis=1) - truth
-            line(f"{name}, 30 % censored", n, hits(draws[..., k], truth), naive_divergence(times)[k], error)
-    if "decay" in rows:
-        data = training_curves(n, np.random.default_rng(2))
-        draws, _ = decay_draws(data, np.random.default_rng(3))
-        error = np.median(draws[..., 2], axis=1) - BETA
-        line("beta, AR(1) noise", n, hits(draws[..., 2], BETA), naive_decay(data), error)
-    if "ranks" in rows:
-        uniform("mu", subaging_ranks(n, seed=5))
-        uniform("w_c, nu, ln sigma, ln delta", divergence_ranks(n // 2, np.random.default_rng(6)))
-        uniform("L_inf, ln A, beta, noise, share, range, power", decay_ranks(n // 2, np.random.default_rng(7)))
-    for name, scenario in SCENARIOS.items():
-        if ("replicas" if "replicas" in scenario else "aging") in rows:
-            wick, iid, _, estimates = subaging_coverage(name, n, seed=7)
-            line(name, n, wick, iid, estimates - MU)
+    main(sys.argv[1:])

@@ -9,7 +9,6 @@ from scipy.stats import norm
 from trajstats.inference import divergence, relaxation
 from trajstats.inference.ensemble import sample_batch
 
-LEVELS = np.array([0.68, 0.90, 0.95])
 WIDTHS = np.repeat([5.0, 6, 7, 8, 10, 12, 15, 20, 30, 50], 6)
 W_C, SIGMA, DELTA = 4.2, 0.15, 0.2
 
@@ -87,7 +86,7 @@ def decay_draws(data, rng, steps=2500):
 
 
 def naive_divergence(times):
-    """Hits (problem, level) of w_c and of nu by least squares in ln T, runs that did not learn dropped."""
+    """Ranks (problem,) of w_c and of nu by least squares in ln T, runs that did not learn dropped."""
 
     def curve(width, log_a, w_c, nu):
         return log_a - nu * np.log(np.maximum(width - w_c, 1e-9))
@@ -106,11 +105,11 @@ def naive_divergence(times):
             )
         )
     values, errors = np.moveaxis(np.array(found), 1, 0)
-    return [_normal_hits(values[:, k], errors[:, k], truth) for k, truth in ((1, W_C), (2, 1.0))]
+    return [norm.cdf((truth - values[:, k]) / errors[:, k]) for k, truth in ((1, W_C), (2, 1.0))]
 
 
 def naive_decay(data):
-    """Hits (problem, level) of beta by least squares in ln L with independent errors."""
+    """Ranks (problem,) of beta by least squares in ln L with independent errors."""
 
     def curve(time, floor, log_a, beta):
         return np.log(floor + np.exp(log_a) * time**-beta)
@@ -121,16 +120,12 @@ def naive_decay(data):
         start, high = (0.7 * low, 0.0, 0.5), (1.1 * low, 10, 4)
         found.append(_least_squares(curve, one.time, np.log(one.loss), start=start, low=(0, -10, 0.01), high=high))
     values, errors = np.moveaxis(np.array(found), 1, 0)
-    return _normal_hits(values[:, 2], errors[:, 2], BETA)
+    return norm.cdf((BETA - values[:, 2]) / errors[:, 2])
 
 
 def _least_squares(curve, x, y, *, start, low, high):
     values, covariance = curve_fit(curve, x, y, p0=start, bounds=(low, high), maxfev=5000)
     return values, np.sqrt(np.diag(covariance))
-
-
-def _normal_hits(values, errors, truth):
-    return np.abs(values - truth)[:, None] < norm.ppf((1 + LEVELS) / 2) * errors[:, None]
 
 
 # Truths for simulation-based calibration are drawn from these priors, which are given to the fit as well.
@@ -202,8 +197,23 @@ def decay_ranks(problems, rng, steps=3000):
     return (draws.reshape(problems, -1, 7) < truth[:, None]).mean(axis=1)
 
 
-def hits(draws, truth):
-    """Hits (problem, level) of central intervals of draws (problem, draw)."""
-    tails = np.stack([(1 - LEVELS) / 2, (1 + LEVELS) / 2])
-    low, high = np.moveaxis(np.quantile(draws, tails.ravel(), axis=1).reshape(2, LEVELS.size, -1), -1, 1)
-    return (low < truth) & (truth < high)
+def divergence_block(problems, seed):
+    """Rank, naive rank and error of the posterior median for w_c and nu: {row: (problem, 3)}."""
+    rng = np.random.default_rng([seed, 1])
+    times = learning_times(problems, rng)
+    draws, _ = divergence_draws(times, rng)
+    naive = naive_divergence(times)
+    truths = {"w_c, 30 % censored": W_C, "nu, 30 % censored": 1.0}
+    return {k: _judged(draws[..., i], truth, naive[i]) for i, (k, truth) in enumerate(truths.items())}
+
+
+def decay_block(problems, seed):
+    """As `divergence_block`, for the exponent of a decay."""
+    rng = np.random.default_rng([seed, 2])
+    data = training_curves(problems, rng)
+    draws, _ = decay_draws(data, rng)
+    return {"beta of a decay, AR(1) noise": _judged(draws[..., 2], BETA, naive_decay(data))}
+
+
+def _judged(draws, truth, naive):
+    return np.stack([(draws < truth).mean(axis=1), naive, np.median(draws, axis=1) - truth], axis=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from aging_simulations import LEVELS, SCENARIOS, subaging_coverage, subaging_ranks
+from aging_simulations import BOUNDS, SCENARIOS, process, subaging_posterior, subaging_rank, subaging_simulation
+from calibration import LEVELS, hit_rates
+from coverage_table import main
 from divergence_simulations import (
     BETA,
     FLOOR,
@@ -13,7 +15,6 @@ from divergence_simulations import (
     decay_ranks,
     divergence_draws,
     divergence_ranks,
-    hits,
     learning_times,
     naive_decay,
     naive_divergence,
@@ -21,31 +22,52 @@ from divergence_simulations import (
 )
 from scipy.stats import kstest
 
+from trajstats.inference.aging import fit_subaging
+from trajstats.inference.points import two_time_points
+
 pytestmark = pytest.mark.slow
 
 
-def assert_covers(table):
+def assert_covers(ranks):
     """Rates within three binomial standard errors of the nominal ones."""
-    n = table.shape[0]
-    error = np.sqrt(LEVELS * (1 - LEVELS) / n)
-    np.testing.assert_array_less(np.abs(table.mean(axis=0) - LEVELS) / error, 3)
+    error = np.sqrt(LEVELS * (1 - LEVELS) / np.size(ranks))
+    np.testing.assert_array_less(np.abs(hit_rates(ranks) - LEVELS) / error, 3)
+
+
+def simulated(names, n):
+    """Ranks, naive ranks and errors of n simulations of each scenario."""
+    return np.array([subaging_simulation(name, seed) for name in names for seed in range(n)]).T
+
+
+def test_simulations_fit_what_the_public_function_fits():
+    for replicas in (1, 3):
+        source = process(0.6)
+        delta = source.delta(source.msd(20, np.random.default_rng(0), replicas=replicas))
+        points = two_time_points(delta)
+        fit = fit_subaging(delta, rng=1, sampler="grid", prior=BOUNDS)
+        posterior = subaging_posterior(points.msd, points)
+        if replicas == 1:
+            np.testing.assert_array_equal(
+                fit.posterior["mu"].values.ravel(), posterior.draw(2000, np.random.default_rng(1))[:, 0]
+            )
+        else:
+            table = fit.tables["seeds"]
+            stated = [float(table[k]) for k in ("population_mean", "population_scale", "seed_spread")]
+            np.testing.assert_array_equal(stated, posterior)
 
 
 def test_mu_is_covered_by_one_run_and_not_by_iid():
-    names = [name for name, scenario in SCENARIOS.items() if "replicas" not in scenario]
-    parts = [subaging_coverage(name, 16, seed=1) for name in names]
-    wick, iid = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-    assert_covers(wick)
+    ranks, iid, _ = simulated([name for name, scenario in SCENARIOS.items() if "replicas" not in scenario], 16)
+    assert_covers(ranks)
     # the likelihood everybody uses, beside it: its 95 % interval does not hold 85 %
-    assert iid[:, 2].mean() < 0.85
-    ranks = np.concatenate([p[2] for p in parts])
+    assert hit_rates(iid)[2] < 0.85
     assert kstest(ranks, "uniform").pvalue > 0.01
 
 
 def test_mu_is_covered_by_eight_replicas():
-    parts = [subaging_coverage(name, 8, seed=2) for name, scenario in SCENARIOS.items() if "replicas" in scenario]
-    assert_covers(np.concatenate([p[0] for p in parts]))
-    assert kstest(np.concatenate([p[2] for p in parts]), "uniform").pvalue > 0.01
+    ranks, _, _ = simulated([name for name, scenario in SCENARIOS.items() if "replicas" in scenario], 4)
+    assert_covers(ranks)
+    assert kstest(ranks, "uniform").pvalue > 0.01
 
 
 def test_w_c_and_nu_are_covered_with_a_third_censored():
@@ -54,9 +76,9 @@ def test_w_c_and_nu_are_covered_with_a_third_censored():
     draws, r_hat = divergence_draws(times, rng)
     assert np.median(r_hat) < 1.05
     for k, truth in ((0, W_C), (1, 1.0)):
-        assert_covers(hits(draws[..., k], truth))
+        assert_covers((draws[..., k] < truth).mean(axis=1))
     # beside it: dropping the runs that did not learn
-    assert naive_divergence(times)[0][:, 0].mean() < 0.6
+    assert hit_rates(naive_divergence(times)[0])[0] < 0.6
     assert abs(np.median(draws[..., 0], axis=1).mean() - W_C) < 0.3
 
 
@@ -64,15 +86,26 @@ def test_the_decay_exponent_is_covered_under_correlated_noise():
     data = training_curves(40, np.random.default_rng(4))
     draws, r_hat = decay_draws(data, np.random.default_rng(5))
     assert np.median(r_hat) < 1.1
-    assert_covers(hits(draws[..., 2], BETA))
-    assert_covers(hits(draws[..., 0], FLOOR))
+    for k, truth in ((2, BETA), (0, FLOOR)):
+        assert_covers((draws[..., k] < truth).mean(axis=1))
     # beside it: independent errors
-    assert naive_decay(data)[:, 2].mean() < 0.8
+    assert hit_rates(naive_decay(data))[2] < 0.8
 
 
 def test_ranks_of_truths_drawn_from_the_prior_are_uniform():
     rng = np.random.default_rng(6)
     # eleven ranks are looked at; each of the three fits as a whole may fail one time in a hundred
-    for ranks in (subaging_ranks(120)[:, None], divergence_ranks(40, rng, steps=1500), decay_ranks(40, rng)):
+    mu = np.array([[subaging_rank(seed)] for seed in range(120)])
+    for ranks in (mu, divergence_ranks(40, rng, steps=1500), decay_ranks(40, rng)):
         p = [kstest(column, "uniform").pvalue for column in ranks.T]
         assert min(p) > 0.01 / len(p)
+
+
+def test_the_table_adds_up_in_pieces(tmp_path, capsys):
+    name = "K = 50 shared modes"
+    for pieces in ([(0, 3)], [(0, 2), (1, 3)]):
+        for first, last in pieces:
+            main(["run", str(tmp_path / f"{len(pieces)}.csv"), str(first), str(last), name])
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
+    main(["show", str(tmp_path / "1.csv")])
+    assert capsys.readouterr().out.startswith(f"| {name} | 3 | ")
