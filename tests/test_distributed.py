@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import cloudpickle
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -25,6 +27,7 @@ distributed = pytest.importorskip("distributed")
 # A worker that is killed leaves half-closed sockets behind, which Python mentions at odd times.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 MEMORY = 900 * 2**20
+SMALL = 400 * 2**20
 # Other processes cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(sys.modules[SoftmaxLinear.__module__])
@@ -189,59 +192,56 @@ def test_blocks_follow_the_memory_of_the_workers(client, run):
     assert inside == (1, host().memory)
 
 
-@pytest.fixture
-def own_scheduler(tmp_path):
-    """A scheduler and a worker in processes of their own, to be killed."""
-    address = tmp_path / "scheduler.json"
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = subprocess.Popen(
-        [*command, "--port", "0", "--no-dashboard", "--host", "127.0.0.1", "--scheduler-file", str(address)], **quiet
-    )
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(address), "--nthreads", "1",
-         "--no-dashboard", "--no-nanny", "--death-timeout", "20"], **quiet
-    )  # fmt: skip
-    yield scheduler, address
-    for process in (worker, scheduler):
-        process.kill()
-        process.wait()
+@pytest.fixture(scope="module")
+def small_client():
+    """Two workers of little more than the library itself takes."""
+    settings = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": SMALL, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+        yield client
 
 
-def finished_members(store):
-    # A member that was cut short has no mark; that of one being written may be empty for a moment.
-    groups = [path for path in store.glob("*/zarr.json") if '"finished"' in path.read_text(encoding="utf-8")]
-    return {path: path.stat().st_mtime_ns for path in groups}
+def peak_bytes():
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def test_a_lost_scheduler_is_told_and_what_is_finished_is_kept(own_scheduler, tmp_path):
-    scheduler, address = own_scheduler
-    until = time.monotonic() + 30
-    while not address.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    cases = {k: decay(k) for k in range(30)}
-    store = tmp_path / "fits"
-    with distributed.Client(scheduler_file=str(address), timeout=30, set_as_default=False) as client:
-        client.wait_for_workers(1, timeout=30)
-        address = client.scheduler.address
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+def test_a_trajectory_larger_than_the_memory_of_the_workers(small_client, tmp_path):
+    path, n = tmp_path / "large.zarr", 512 * UNIT
+    weights = np.random.default_rng(0).integers(0, 8, n).astype(np.float32)
+    with ts.TrajectoryWriter(path, {"a": (n,)}, sync=60.0) as writer:
+        for step in range(128):
+            writer.append(step, weights)
+            weights += np.float32(1)
+    run = ts.open_trajectory(path)
+    assert run.weights.nbytes > 2.5 * SMALL
+    want = ts.all_pairs(run).compute(scheduler="synchronous")
+    before = small_client.run(os.getpid)
+    got = ts.all_pairs(run).compute()
+    np.testing.assert_array_equal(got["msd"], want["msd"])
+    assert small_client.run(os.getpid) == before  # a worker that dies comes back as another process
+    assert max(small_client.run(peak_bytes).values()) < SMALL
 
-        def kill_after_some():
-            while len(finished_members(store)) < 5:
-                time.sleep(0.02)
-            scheduler.kill()
 
-        thread = threading.Thread(target=kill_after_some)
-        thread.start()
-        with (
-            pytest.raises(ClusterError, match=r"(?s)scheduler was lost.*kept in .*fits; the same call again"),
-            client.as_current(),
-        ):
-            ts.fit_batch(fit, cases, rng=0, store=store, per_task=1, scheduler="distributed")
-        thread.join()
-    with pytest.raises(ClusterError, match="no dask scheduler answers at 'tcp://"):
-        ts.fit_batch(fit, cases, rng=0, store=store, scheduler=address)
-    kept = finished_members(store)
-    assert 5 <= len(kept) < 30
-    rest = ts.fit_batch(fit, cases, rng=0, store=store, scheduler="synchronous")
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    xr.testing.assert_identical(rest, ts.fit_batch(fit, cases, rng=0, scheduler="synchronous"))
+def on_disk(dask_worker):
+    return sum(array.nbytes for array in dask_worker.data.disk.values())
+
+
+def test_workers_whose_memory_is_taken_by_data_spill_and_do_not_die(small_client):
+    width, n_blocks, scale = 32768, 48, np.sqrt(np.arange(128, dtype=np.float32))[:, None]
+
+    def block(block_info):
+        k = block_info[None]["chunk-location"][2]
+        return (scale * np.random.default_rng(k).standard_normal(width, dtype=np.float32))[None]
+
+    chunks = ((1,), (128,), (width,) * n_blocks)
+    made = da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+    assert made.nbytes > 2 * 0.95 * SMALL  # at which a worker is killed
+    want = ts.all_pairs(ts.trajectory_dataset(made, step=range(128))).compute(scheduler="synchronous")
+    before = small_client.run(os.getpid)
+    held = small_client.persist(made)
+    distributed.wait(held)
+    assert min(small_client.run(on_disk).values()) > 0
+    got = ts.all_pairs(ts.trajectory_dataset(held, step=range(128))).compute()
+    np.testing.assert_array_equal(got["msd"], want["msd"])
+    assert small_client.run(os.getpid) == before

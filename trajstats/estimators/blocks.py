@@ -118,8 +118,8 @@ def plan_blocks(
     block_bytes : int, optional
         Bytes of weights in one block; if not given about 64 MiB, or less where `memory_limit` asks for it.
     memory_limit : int, optional
-        Bytes that one process may use; if not given half of a worker's limit on a cluster, 80 % of the memory of this
-        machine elsewhere.
+        Bytes that one process may use; if not given half of a worker's limit on a cluster (of a small worker what is
+        left of three quarters of it beside 250 MiB for the process), 80 % of the memory of this machine elsewhere.
 
     Returns
     -------
@@ -181,7 +181,8 @@ def plan_blocks(
         msg = (
             f"this needs about {plan.memory_bytes / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed:\n"
             f"{plan}\nSelect fewer checkpoints, take listed pairs (two_time) in place of all pairs, fewer groups "
-            "(per='kind' or 'all'), fewer observables, a smaller block_bytes, or raise memory_limit."
+            "(per='kind' or 'all'), fewer observables, a smaller block_bytes, or raise memory_limit (on a cluster: that "
+            "of the workers)."
         )
         raise ArgumentError(msg)
     return plan

@@ -14,10 +14,10 @@ import dask
 from trajstats.errors import ArgumentError, ClusterError, UnsupportedError
 
 CONNECT_SECONDS = 5
-# Of a machine without a stated limit, and of a worker: it begins to spill to disk at 0.6 of its limit.
-MACHINE_SHARE, WORKER_SHARE = 0.8, 0.5
-# What a process with this library loaded takes before it works.
-PROCESS_BYTES = 350 * 2**20
+# Of a machine without a stated limit, and of a worker, whose process dask pauses at 0.8 and kills at 0.95 of its limit.
+MACHINE_SHARE, WORKER_SHARE, WORKER_FILL = 0.8, 0.5, 0.75
+# What a worker with this library and its compiled kernels loaded takes before it works.
+PROCESS_BYTES = 250 * 2**20
 _LOST = {"CommClosedError", "FutureCancelledError", "CancelledError", "FuturesCancelledError", "ClosedClientError"}
 
 
@@ -240,7 +240,7 @@ def _worker() -> Any:
 def _share(limit: int | None, threads: int) -> int:
     if not limit:  # a worker without a limit
         return int(MACHINE_SHARE * _physical_memory() / max(1, (os.cpu_count() or 1) // threads))
-    return max(int(WORKER_SHARE * limit), int(0.6 * limit) - PROCESS_BYTES)
+    return max(1, min(int(WORKER_SHARE * limit), int(WORKER_FILL * limit) - PROCESS_BYTES))
 
 
 def _physical_memory() -> int:
