@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import trajstats as ts
 from trajstats.data.sweep import setting_name
@@ -147,3 +148,9 @@ def test_a_sweep_behind_a_url():
     assert list(sweep.children) == ["w4.seed0", "w4.seed1"]
     assert list(ts.open_sweep("memory://sweep/w4/seed*.zarr").children) == ["seed0", "seed1"]
     assert float(sweep["w4.seed1"]["weights"][0, 0, 0]) == 1.0
+
+
+@pytest.mark.parametrize("other", [[1, 2], {"a": 1}, {"a": xr.Dataset(coords={"step": [0]})}])
+def test_what_is_no_sweep_is_refused(other):
+    with pytest.raises(ArgumentError, match="open_sweep"):
+        ts.sweep_table(other)

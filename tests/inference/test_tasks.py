@@ -112,3 +112,41 @@ def test_lazy_data_stay_whole_until_the_task(no_compute):
         delayed = dask.delayed(tasks.Task.run, pure=False)(task)
     assert len(dict(delayed.dask)) == 1
     assert delayed.compute(scheduler="synchronous")[0].status == "ok"
+
+
+def leave(x, *, rng):
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_a_function_that_leaves_the_program_fails_alone(scheduler):
+    outcomes = together(2, function=leave, scheduler=scheduler)
+    assert [outcome.status for outcome in outcomes] == ["failed: SystemExit"] * 2
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "two", True])
+def test_workers_are_counted(workers):
+    with pytest.raises(ArgumentError, match="workers="):
+        together(1, workers=workers, scheduler="threads")
+
+
+def test_what_no_member_could_be_given_to_is_refused_before_any_work(tmp_path):
+    runs, run = {"a": 1.0}, xr.Dataset(coords={"step": [0], "replica": [0]})
+    for call in (
+        lambda: ts.fit_batch(draw, runs, rng=0, bogus=1, store=tmp_path / "kept"),
+        lambda: ts.map_sweep(ts.fit_decay, {"a": run}, store=tmp_path / "kept"),
+    ):
+        with pytest.raises(ArgumentError, match=r"cannot be called with .*(bogus|rng)"):
+            call()
+    assert not (tmp_path / "kept").exists()
+
+
+def test_labels_are_numbers_text_or_dates():
+    def fit(x, *, rng):
+        return xr.DataArray(rng.standard_normal(), name="x")
+
+    day = np.datetime64("2026-01-02")
+    first, again = (ts.fit_batch(fit, {day: 0, 1: 0}, rng=0, scheduler="synchronous") for _ in range(2))
+    xr.testing.assert_identical(first, again)
+    with pytest.raises(ArgumentError, match="part of a label"):
+        ts.fit_batch(fit, {b"a": 0}, rng=0)

@@ -218,12 +218,19 @@ def sweep_runs(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Da
     Raises
     ------
     ArgumentError
-        If there is none.
+        If there is none, or one is not a trajectory.
     """
     if isinstance(sweep, xr.DataTree):
         runs = {node.path.strip("/") or RUN: node.to_dataset() for node in sweep.subtree if STEP in node.dims}
-    else:
+    elif hasattr(sweep, "keys"):
         runs = dict(sweep)
+    else:
+        msg = f"a {type(sweep).__name__} is no sweep; give what open_sweep returned, or a mapping name -> trajectory"
+        raise ArgumentError(msg)
+    odd = [name for name, run in runs.items() if not {STEP, REPLICA} <= set(getattr(run, "dims", ()))]
+    if odd:
+        msg = f"{odd[0]!r} is no trajectory with dims ('replica', 'step'); open runs with open_sweep or open_trajectory"
+        raise ArgumentError(msg)
     if not runs:
         msg = "the sweep holds no run with dim 'step'; open one with open_sweep(folder)"
         raise ArgumentError(msg)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from trajstats.errors import ArgumentError
 from trajstats.inference.collecting import collect, column
 from trajstats.inference.member_store import MemberStore, member_key
 from trajstats.inference.results import FitResult
-from trajstats.inference.tasks import Member, Outcome, run_members
+from trajstats.inference.tasks import Member, Outcome, check_call, run_members
 
 Fit = Callable[..., FitResult]
 CASE = "case"
@@ -167,6 +168,7 @@ def run_batch(
     list of Outcome
         One for each member.
     """
+    check_call(function, options, seeded=any(member.seed is not None for member in members))
     kept = None if store is None else MemberStore(store)
     keys = ["" if kept is None else member_key(member, function, options) for member in members]
     outcomes = [None if kept is None else kept.read(key) for key in keys]
@@ -200,4 +202,11 @@ def run_batch(
 
 
 def _plain(part: Hashable) -> Any:
-    return part.item() if isinstance(part, np.generic) else part
+    if isinstance(part, np.generic):
+        part = part.item()
+    if isinstance(part, datetime.date):
+        return part.isoformat()
+    if part is not None and not isinstance(part, str | int | float):
+        msg = f"{part!r} cannot be part of a label: give numbers, text or dates"
+        raise ArgumentError(msg)
+    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,7 @@ class Task:
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever breaks in one member must not stop the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever breaks in one must not stop the others
             found = failure(error)
         return Outcome(found.status, found.reason, found.data, time.perf_counter() - start)
 
@@ -159,6 +160,9 @@ def run_members(
     if per_task is not None and per_task < 1:
         msg = f"per_task={per_task}: give 1 or more members per task, or nothing to let their cost decide"
         raise ArgumentError(msg)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1):
+        msg = f"workers={workers!r}: give the number of threads or processes, at least 1, or nothing to use every core"
+        raise ArgumentError(msg)
     with ExitStack() as stack:
         backend = _backend(scheduler, workers, stack)
         stack.enter_context(resumable(resume))
@@ -199,6 +203,44 @@ def run_members(
             per_task = int(np.clip(TASK_SECONDS / max(min(seconds, default=TASK_SECONDS), 1e-6), 1, most))
         if waiting:
             work(waiting, per_task or 1)
+
+
+def check_call(function: Callable[..., Any], options: Mapping[str, Any], *, seeded: bool) -> None:
+    """Refuse a function that no member could be given to.
+
+    Parameters
+    ----------
+    function : callable
+        To be called as ``function(data, **options)``.
+    options : mapping
+        Its options.
+    seeded : bool
+        Whether it also gets ``rng``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none, or does not take these arguments.
+
+    Examples
+    --------
+    >>> check_call(lambda data, *, order: data, {"order": 2}, seeded=False)
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if not hasattr(function, "__call__"):  # noqa: B004 - a type checker takes what follows `callable` for unreachable
+        msg = f"a {name} cannot be called; give a function of the data, such as trajstats.fit_subaging"
+        raise ArgumentError(msg)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # written in C: it will tell
+    try:
+        signature.bind(None, **({"rng": None} if seeded else {}), **options)
+    except TypeError as error:
+        msg = (
+            f"{name} cannot be called with the data, {'rng, ' if seeded else ''}and options {sorted(options)}: {error}"
+        )
+        raise ArgumentError(msg) from error
 
 
 Finished = Callable[[int, "list[Outcome] | BaseException"], None]
