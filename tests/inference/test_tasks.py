@@ -150,3 +150,12 @@ def test_labels_are_numbers_text_or_dates():
     xr.testing.assert_identical(first, again)
     with pytest.raises(ArgumentError, match="part of a label"):
         ts.fit_batch(fit, {b"a": 0}, rng=0)
+
+
+@pytest.mark.parametrize("dims", [("a", "a"), ("status", "a"), ("a", "own")])
+def test_parts_of_labels_have_names_of_their_own(dims):
+    def fit(x, *, rng):
+        return xr.Dataset({"x": ("own", np.zeros(x))})
+
+    with pytest.raises(ArgumentError, match="dims|own"):
+        ts.fit_batch(fit, {(1, 2): 3}, rng=0, dims=dims, scheduler="synchronous")

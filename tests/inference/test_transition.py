@@ -185,8 +185,9 @@ def test_learning_times_interpolate_and_flag_runs_that_did_not_learn():
     assert several["learning_time"].dims == ("run", "loss")
     with pytest.raises(ArgumentError, match="unknown series"):
         ts.learning_times(sweep, loss=0.1, series="los")
-    with pytest.raises(ArgumentError, match="must be positive"):
-        ts.learning_times(sweep, loss=0.0)
+    for bad in (0.0, -0.1, np.nan, np.inf, "0.1", [], [0.1, None]):
+        with pytest.raises(ArgumentError, match="a positive number"):
+            ts.learning_times(sweep, loss=bad)
 
 
 @pytest.mark.parametrize(

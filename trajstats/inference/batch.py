@@ -22,6 +22,7 @@ from trajstats.inference.tasks import Member, Outcome, check_call, run_members
 
 Fit = Callable[..., FitResult]
 CASE = "case"
+_RESERVED = frozenset({"status", "reason", "converged", "value", "stderr", "interval", "coefficient", "level", "bound"})
 
 
 def fit_batch(
@@ -103,20 +104,21 @@ def fit_batch(
             "label to data, and dims as a sequence of names"
         )
         raise ArgumentError(msg)
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        msg = f"rng={rng!r}: the seed of a batch is a whole number that is not negative, from which each case draws"
+    if len(set(dims)) < len(dims) or not _RESERVED.isdisjoint(dims):
+        msg = f"dims={dims!r}: give each part of a label its own name, none of {sorted(_RESERVED)}"
         raise ArgumentError(msg)
     labels = [label if isinstance(label, tuple) else (label,) for label in cases]
     if not labels or any(len(label) != len(dims) for label in labels):
         msg = f"labels must have {len(dims)} parts ({', '.join(dims)}); got {labels[:2]}"
         raise ArgumentError(msg)
-    members = [
-        Member(label, data, stream_seed(int(rng), label)) for label, data in zip(labels, cases.values(), strict=True)
-    ]
+    members = [Member(label, data, stream_seed(rng, label)) for label, data in zip(labels, cases.values(), strict=True)]
     outcomes = run_batch(
         fit, options, members, scheduler=scheduler, workers=workers, per_task=per_task, store=store, progress=progress
     )
     result = collect(outcomes, CASE)
+    if clash := [name for name in dims if name in result.variables or name in set(result.dims) - {CASE}]:
+        msg = f"the results have a {clash[0]!r} of their own; call this part of the labels something else in dims"
+        raise ArgumentError(msg)
     if "converged" in result:
         result["converged"] = result["converged"].fillna(False).astype(bool)
     else:
@@ -138,9 +140,17 @@ def stream_seed(rng: int, label: Iterable[Hashable]) -> list[int]:
     -------
     list of int
         Entropy for `numpy.random.default_rng`.
+
+    Raises
+    ------
+    ArgumentError
+        If the seed is not a whole number, or a part of the label is neither number, text nor date.
     """
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        msg = f"rng={rng!r}: the seed of a batch is a whole number that is not negative, from which each case draws"
+        raise ArgumentError(msg)
     digest = hashlib.sha256(json.dumps([_plain(part) for part in label]).encode()).digest()
-    return [rng, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()]
+    return [int(rng), *np.frombuffer(digest[:16], dtype=np.uint32).tolist()]
 
 
 def run_batch(

@@ -54,12 +54,13 @@ def learning_times(
     Raises
     ------
     ArgumentError
-        If a width or the series is missing, or a loss is not positive.
+        If a width or the series is missing, or a loss is no positive number.
     """
-    targets = np.atleast_1d(np.asarray(loss, dtype=float))
-    if (targets <= 0).any():
-        msg = f"loss={targets.tolist()}: a loss to reach must be positive"
+    given = np.atleast_1d(np.asarray(loss))
+    if given.dtype.kind not in "iuf" or not given.size or not (np.isfinite(given) & (given > 0)).all():
+        msg = f"loss={loss!r}: a loss to reach is a positive number, several are a sequence of such"
         raise ArgumentError(msg)
+    targets = given.astype(float)
     nodes = _nodes(sweep)
     rows: list[dict[str, Any]] = []
     for name, run in nodes.items():

@@ -237,9 +237,8 @@ def check_call(function: Callable[..., Any], options: Mapping[str, Any], *, seed
     try:
         signature.bind(None, **({"rng": None} if seeded else {}), **options)
     except TypeError as error:
-        msg = (
-            f"{name} cannot be called with the data, {'rng, ' if seeded else ''}and options {sorted(options)}: {error}"
-        )
+        given = ["the data", *(["rng"] if seeded else []), *map(str, options)]
+        msg = f"{name} cannot be called with {', '.join(given)}: {error}"
         raise ArgumentError(msg) from error
 
 
