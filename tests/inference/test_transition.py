@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.stats import norm
 
 import trajstats as ts
 from trajstats.data.schema import trajectory_dataset
@@ -275,3 +276,24 @@ def test_left_out_widths_prefer_the_true_exponent_and_arviz_agrees():
         ts.compare_fits({"all": fits["1"], "some": other})
     with pytest.raises(ArgumentError, match="two or more"):
         ts.compare_fits({"1": fits["1"]})
+
+
+def test_a_run_left_out_scores_as_a_refit_without_it():
+    from arviz_stats.base import array_stats
+
+    options = {"rng": 0, "nu": 1.0, "max_steps": 2000, "groups": "run"}
+    t = scattered(nu=1.0)
+    fit = ts.fit_divergence(times(t), **options)
+    assert fit.log_likelihood["learning_time"].dims == ("chain", "draw", "run")
+    pointwise, pareto, _ = array_stats.loo(np.moveaxis(fit.log_likelihood["learning_time"].values, -1, 0))
+    refit = ts.fit_divergence(times(t[1:], WIDTH[1:]), **options)
+    c = {name: refit.posterior[name].values.ravel() for name in ("w_c", "A", "sigma", "delta")}
+    room = WIDTH[0] - c["w_c"]
+    density = norm.pdf(np.log(t[0]), np.log(c["A"] / room), np.hypot(c["sigma"], c["delta"] / room))
+    assert pareto[0] < 0.7
+    assert pointwise[0] == pytest.approx(np.log(density.mean()), abs=0.05)
+    several = xr.concat([times(t), times(2 * t)], xr.DataArray([0.1, 0.2], dims="loss", name="loss"))
+    with pytest.raises(ArgumentError, match="one loss and one depth"):
+        ts.fit_divergence(several, **options)
+    with pytest.raises(ArgumentError, match="unknown groups 'seed'"):
+        ts.fit_divergence(times(t), rng=0, groups="seed")

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, PAIR, WAITING_TIME
-from trajstats.errors import ArgumentError, FitError, TooFewReplicasError, unknown
+from trajstats.data.schema import LAG, PAIR, REPLICA, WAITING_TIME
+from trajstats.errors import ArgumentError, TooFewReplicasError, unknown
+from trajstats.inference.aging_errors import with_errors
 from trajstats.inference.aging_posteriors import Sampled, sample_free, sample_parametric
+from trajstats.inference.aging_scores import GROUPS, curve_evidence, left_out_replicas, left_out_waiting_times
 from trajstats.inference.alternatives import (
     WRONG_CURVE_RATIO,
     default_curves,
@@ -20,14 +22,13 @@ from trajstats.inference.alternatives import (
     model_table,
     parametric_log_msd,
 )
-from trajstats.inference.checks import LOCALITY_LIMIT, overlap_gap, residual_check, smoother, structured, window_scan
+from trajstats.inference.checks import overlap_gap, residual_check, structured, window_scan
+from trajstats.inference.comparison import optional_package
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
-from trajstats.inference.points import Points, clock_differences, layer_blocks, two_time_points
+from trajstats.inference.points import Points, clock_differences, two_time_points
 from trajstats.inference.priors import Priors, merged_priors
-from trajstats.inference.replicas import population_draws, population_table
-from trajstats.inference.resampling import linear_error
 from trajstats.inference.results import FitResult
 from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
 from trajstats.inference.threshold import threshold_scan
@@ -36,7 +37,6 @@ from trajstats.threads import one_thread
 PRIOR = {"mu": (-0.5, 2.0), "log_smoothing": LOG_SMOOTHING}
 LIKELIHOODS = ("wick", "iid", "replicas", "blocks")
 ESTIMATORS = ("free", "free_simple", "threshold", *MASTER_CURVES)
-MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
 _NOISE_DRAWS = 60
 
 
@@ -54,6 +54,8 @@ def fit_subaging(
     prior: Priors | None = None,
     sampler: str = "emcee",
     max_steps: int = 20_000,
+    groups: str | None = None,
+    evidence: bool = False,
     progress: bool = False,
 ) -> FitResult:
     r"""Fit the exponent of aging, :math:`t^*\propto t_w^\mu`.
@@ -92,6 +94,13 @@ def fit_subaging(
         ``"emcee"``, or ``"grid"``: exact independent draws from a grid (free estimators; a tenth of the time).
     max_steps : int
         Longest chain of the sampler.
+    groups : str, optional
+        Keep, for `compare_fits`, the log density of each ``"waiting_time"`` given the others (exact under the Wick
+        covariance, which ties them), or of each ``"replica"`` given the others (all share one curve and one mu).
+        Needs ``likelihood="wick"`` or ``"iid"``; a second or two.
+    evidence : bool
+        Add ``tables["evidence"]``: the evidence of every master curve beside that of the free one, by nested sampling
+        (the extra ``evidence``; a minute).
     progress : bool
         Show a progress bar.
 
@@ -99,8 +108,8 @@ def fit_subaging(
     -------
     FitResult
         Posterior ``mu``, ``N_eff``, ``log_smoothing``, ``curve``. Tables: ``estimators``, ``models``, ``window_scan``,
-        ``threshold_scan``, ``predictive_check``, and ``seeds`` for several replicas. `flags` say what the error rests
-        on.
+        ``threshold_scan``, ``predictive_check``, ``seeds`` for several replicas, and ``evidence`` where asked. `flags`
+        say what the error rests on.
 
     Notes
     -----
@@ -127,10 +136,14 @@ def fit_subaging(
     """
     name, curve_chosen = _check_options(estimator, likelihood)
     check_sampling(sampler, max_steps, ("emcee", "grid"))
-    check_switches(stationary=stationary, progress=progress)
+    check_switches(stationary=stationary, evidence=evidence, progress=progress)
     rng = generator(rng)
+    if evidence:
+        optional_package("dynesty", "the evidence", "evidence")
     bounds = merged_priors(PRIOR, prior)
     points = two_time_points(delta, over=over)
+    if groups is not None:
+        _check_groups(groups, name, likelihood, points)
     differences = clock_differences(delta, points, clocks)
     log_msd = np.log(points.msd.mean(axis=0))
     pilot = pilot_fit(log_msd, points, bounds, likelihood="iid" if likelihood == "iid" else "wick")
@@ -144,9 +157,19 @@ def fit_subaging(
         sampled = sample_free(pilot, bounds, rng, sampler=sampler, max_steps=max_steps, progress=progress)
     tables, noise = _tables(pilot, points, bounds, differences, rng, curve_chosen, name)
     flags, status = [*points.flags], "ok"
+    scores = xr.Dataset()
+    if groups == WAITING_TIME:
+        scores = left_out_waiting_times(pilot.curve, sampled.posterior, curve_chosen)
+    elif groups == REPLICA:
+        rows = np.log(points.msd)
+        scores = left_out_replicas(pilot.curve, sampled.posterior, curve_chosen, rows, points.replica, rng)
+    if evidence:
+        base = pilot if pilot.curve.form == "clock" else pilot.with_form("clock", bounds)
+        own = default_curves() | ({name: curve_chosen} if curve_chosen is not None else {})
+        tables["evidence"] = curve_evidence(base.curve, base.grid, bounds, own, rng)
     if name == "threshold":
         sampled = _from_threshold(sampled, tables["threshold_scan"], points, pilot, noise, rng)
-    sampled = _errors(sampled, delta, points, pilot, bounds, likelihood, rng, tables, flags, name)
+    sampled = with_errors(sampled, delta, points, pilot, bounds, likelihood, rng, tables, flags, name)
     status = _judge(sampled, pilot, tables, bounds, flags, name)
     fit = FitResult(
         "fit_subaging",
@@ -171,6 +194,7 @@ def fit_subaging(
             "sampler": sampler,
             "mu_simple": float(tables["estimators"]["mu"].sel(estimator="free_simple")),
         },
+        scores,
     )
     predicted = predict(fit, curve=curve_chosen)
     mean = predicted.copy(data=np.log(predicted.values)).mean(("chain", "draw"))
@@ -186,6 +210,20 @@ def _check_options(estimator: str | MasterCurve, likelihood: str) -> tuple[str, 
     if estimator not in ESTIMATORS:
         raise ArgumentError(unknown("estimator", estimator, ESTIMATORS, do="Or give a MasterCurve of your own."))
     return estimator, MASTER_CURVES.get(estimator)
+
+
+def _check_groups(groups: str, name: str, likelihood: str, points: Points) -> None:
+    if groups not in GROUPS:
+        raise ArgumentError(unknown("groups", groups, GROUPS))
+    if likelihood not in ("wick", "iid") or name == "threshold":
+        msg = (
+            f"groups={groups!r} with estimator={name!r}, likelihood={likelihood!r}: an error from scatter or from a "
+            "threshold has no likelihood to score groups by; use a curve with likelihood='wick'"
+        )
+        raise ArgumentError(msg)
+    if groups == REPLICA and points.msd.shape[0] < 2:
+        msg = "groups='replica' with one replica: nothing is left to foretell it from; use groups='waiting_time'"
+        raise TooFewReplicasError(msg)
 
 
 def _tables(
@@ -234,65 +272,6 @@ def _from_threshold(
     shape = sampled.posterior["mu"].shape
     mu = value + error * rng.standard_t(max(int(scan["reached"][k]) - 2, 1), size=shape)
     return sampled.with_mu(mu)
-
-
-def _errors(
-    sampled: Sampled,
-    delta: xr.DataArray,
-    points: Points,
-    pilot: Pilot,
-    bounds: Priors,
-    likelihood: str,
-    rng: np.random.Generator,
-    tables: dict[str, xr.Dataset],
-    flags: list[str],
-    name: str,
-) -> Sampled:
-    # give mu the error the likelihood asks for, and say what it rests on
-    n_replicas = points.msd.shape[0]
-    shape = sampled.posterior["mu"].shape
-    mu, smooth = pilot.grid.mode
-    _, influence = smoother(pilot.curve, mu, smooth)
-    centre = float(sampled.posterior["mu"].median())
-    if likelihood == "iid":
-        flags.append("points taken as independent (iid): the interval is several times too narrow")
-        return sampled
-    blocks = layer_blocks(delta, points)
-    if blocks is not None and blocks.shape[0] >= MIN_BLOCKS:
-        spread = linear_error(influence, blocks, blocks.mean(axis=0))
-        locality = pilot.grid.spread[0] / max(spread, 1e-300)
-        tables["locality"] = xr.Dataset({"ratio": locality, "stderr_blocks": spread, "n_blocks": blocks.shape[0]})
-    if likelihood == "blocks":
-        if "locality" not in tables or float(tables["locality"]["ratio"]) > LOCALITY_LIMIT:
-            found = float(tables["locality"]["ratio"]) if "locality" in tables else None
-            msg = (
-                f"the scatter over blocks is not an error bar here: locality ratio {found} (at most {LOCALITY_LIMIT}, "
-                f"with at least {MIN_BLOCKS} layers, is asked for). Blocks of one run share its "
-                "motion; use likelihood='wick'."
-            )
-            raise FitError(msg)
-        flags.append("error from the scatter over layers: valid only while their motion is independent")
-        n_blocks = int(tables["locality"]["n_blocks"])
-        return sampled.with_mu(centre + spread * rng.standard_t(n_blocks - 1, size=shape))
-    if likelihood == "replicas":
-        if n_replicas < MIN_REPLICAS:
-            msg = f"{n_replicas} replicas: their scatter needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
-            raise TooFewReplicasError(msg)
-        spread = linear_error(influence, points.msd, points.msd.mean(axis=0))
-        flags.append(f"error from the scatter of {n_replicas} replicas (sandwich, Student t)")
-        return sampled.with_mu(centre + spread * rng.standard_t(n_replicas - 1, size=shape))
-    if n_replicas == 1:
-        flags.append("one run: Wick covariance, conditional on the clock of this run")
-        return sampled
-    if name not in ("free", "free_simple"):
-        flags.append(f"Wick covariance of the mean over {n_replicas} replicas, which are taken to share one mu")
-        return sampled
-    sandwich = linear_error(influence, points.msd, points.msd.mean(axis=0))
-    tables["seeds"] = population_table(points, pilot, bounds, sandwich)
-    flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
-    if n_replicas < ASKED_REPLICAS:
-        flags.append(f"{n_replicas} replicas: {ASKED_REPLICAS} are asked for, 8 are comfortable")
-    return sampled.with_mu(population_draws(tables["seeds"], shape, rng))
 
 
 def _judge(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
-from trajstats.inference.alternatives import fit_parametric, parametric_log_msd
+from trajstats.inference.alternatives import fit_parametric, parametric_limits, parametric_log_msd
 from trajstats.inference.models import MasterCurve
 from trajstats.inference.pilot import Pilot
 from trajstats.inference.sampling import diagnostics_dataset, sample_posterior
@@ -162,13 +162,7 @@ def sample_parametric(
     data = pilot.curve
     best = fit_parametric(data, curve, pilot.grid.mean, bounds, stationary=stationary)
     names = list(best.values)
-    wide = 30.0 + np.ptp(data.log_msd)
-    limits = {
-        "mu": bounds["mu"],
-        "level": (best.values["level"] - wide, best.values["level"] + wide),
-        "offset": (data.log_msd.min() - wide, float(data.log_msd.min())),
-        **{k: (low, high) for k, (_, low, high) in curve.start.items()},
-    }
+    limits = parametric_limits(data, curve, best, bounds)
     low, high = np.array([limits[n] for n in names]).T
     n = data.log_msd.size
 

@@ -121,6 +121,34 @@ def fit_parametric(
     return ParametricFit(curve, {k: float(v) for k, v in found.params.valuesdict().items()}, covariance, misfit)
 
 
+def parametric_limits(data: FreeCurve, curve: MasterCurve, best: ParametricFit, bounds: Bounds) -> Bounds:
+    """Bounds of the uniform priors of a parametric curve.
+
+    Parameters
+    ----------
+    data : FreeCurve
+        Data.
+    curve : MasterCurve
+        Which; its own coefficients have its own bounds.
+    best : ParametricFit
+        Its maximum, about which the level may lie 30 and the range of ln MSD to either side.
+    bounds : mapping
+        Prior of ``mu``.
+
+    Returns
+    -------
+    dict name -> (lower, upper)
+    """
+    wide = 30.0 + float(np.ptp(data.log_msd))
+    lowest = float(data.log_msd.min())
+    return {
+        "mu": bounds["mu"],
+        "level": (best.values["level"] - wide, best.values["level"] + wide),
+        "offset": (lowest - wide, lowest),
+        **{name: (low, high) for name, (_, low, high) in curve.start.items()},
+    }
+
+
 def estimator_table(
     data: FreeCurve, grids: Mapping[str, GridPosterior], bounds: Bounds, curves: Mapping[str, MasterCurve]
 ) -> xr.Dataset:

@@ -15,6 +15,7 @@ from trajstats.inference.results import FitResult
 
 PARETO_LIMIT = 0.7
 _CONSTANT = 1e-9
+_GIVEN = ("msd", "learning_time")
 
 
 def information_criteria(log_likelihood: float, n_coefficients: int, n_data: int) -> dict[str, float]:
@@ -91,9 +92,12 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
 def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     r"""Compare fits of the same data by their scores on groups left out (PSIS-LOO).
 
-    :math:`\sum_g\ln p(y_g|y_{-g})` by Pareto-smoothed importance sampling over the groups that are independent given
-    the coefficients. `fit_divergence` keeps the log likelihood of each width. The points of one run's MSD, or of one
-    training curve, share their noise: leaving one out is no test, and their fits keep none.
+    :math:`\sum_g\ln p(y_g|y_{-g})` by Pareto-smoothed importance sampling. `fit_divergence` keeps the log likelihood of
+    each width, or with ``groups="run"`` of each run (one seed at a width): they are independent given the coefficients.
+    The points of one run's MSD share their noise, so that a group depends on the others even then: with
+    ``groups="waiting_time"`` or ``"replica"`` `fit_subaging` keeps its density given the others,
+    :math:`p(y_g|y_{-g},\theta)`, which is the valid form. A training curve is one series with drifting noise:
+    `fit_decay` keeps none.
 
     Parameters
     ----------
@@ -110,7 +114,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     Raises
     ------
     ArgumentError
-        If a fit keeps no log likelihood of groups, or groups differ.
+        If a fit keeps no log likelihood of groups, or groups or data differ.
 
     Notes
     -----
@@ -118,7 +122,8 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
 
     References
     ----------
-    Vehtari, Gelman, Gabry 2017, arXiv:1507.04544; Vehtari et al. 2024, arXiv:1507.02646.
+    Vehtari, Gelman, Gabry 2017, arXiv:1507.04544; Vehtari et al. 2024, arXiv:1507.02646; Bürkner, Gabry, Vehtari 2021,
+    arXiv:1810.10559.
 
     Examples
     --------
@@ -138,8 +143,8 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     for name, fit in fits.items():
         if not fit.log_likelihood.data_vars:
             msg = (
-                f"{name!r} ({fit.kind}) keeps no log likelihood of independent groups: the points of one run share "
-                "their noise. Compare models in its tables['models'] instead."
+                f"{name!r} ({fit.kind}) keeps no log likelihood of groups: the points of one run share their noise. "
+                "Give fit_subaging(..., groups='waiting_time'), or compare the models in its tables['models']."
             )
             raise ArgumentError(msg)
         table = fit.log_likelihood.to_dataarray().isel(variable=0)
@@ -147,10 +152,15 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
         pointwise, pareto, effective = _left_out(array_stats, np.moveaxis(table.values, -1, 0))
         scores[name] = xr.DataArray(pointwise, dims=groups, coords={groups: table[groups].values})
         rows[name] = (float(np.sum(effective)), float(np.max(pareto)))
-    first = next(iter(scores.values()))
+    first, data = next(iter(scores.values())), next(iter(fits.values())).data
     for name, score in scores.items():
         if score.sizes != first.sizes or not all(np.array_equal(score[d], first[d]) for d in first.dims):
             msg = f"{name!r} was fitted to other groups than {next(iter(scores))!r}: compare fits of the same data"
+            raise ArgumentError(msg)
+        if not all(
+            np.array_equal(fits[name].data[d], data[d]) for d in data.data_vars if d in ("msd", "learning_time")
+        ):
+            msg = f"{name!r} was fitted to other values than {next(iter(scores))!r}: compare fits of the same data"
             raise ArgumentError(msg)
     order = sorted(scores, key=lambda name: -float(scores[name].sum()))
     best = scores[order[0]]

@@ -278,6 +278,25 @@ class FreeCurve:
         strength = np.exp(log_smoothing) / width**3
         return np.linalg.solve(gram + strength[:, None, None] * self.penalty, right[..., None])[..., 0]
 
+    def best_misfit(self, mu: np.ndarray, log_smoothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Penalised whitened sum of squares of the best curve, and what integrating over curves takes.
+
+        Parameters
+        ----------
+        mu, log_smoothing : array, (w,)
+            Points.
+
+        Returns
+        -------
+        tuple of ndarray, (w,)
+            :math:`\min_c|y-Bc|^2_{R^{-1}}+\lambda|Dc|^2` and :math:`\ln|B^TR^{-1}B+\lambda D^TD|`.
+        """
+        gram, right, width = self.normal_equations(mu)
+        matrix = gram + (np.exp(log_smoothing) / width**3)[:, None, None] * self.penalty
+        explained = (right * np.linalg.solve(matrix, right[..., None])[..., 0]).sum(axis=-1)
+        square = self.white_data @ self.white_data
+        return np.maximum(square - explained, ROUNDING * square), np.linalg.slogdet(matrix)[1]
+
     def draw(
         self, mu: np.ndarray, log_smoothing: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError
+from trajstats.errors import ArgumentError, unknown
 from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
 from trajstats.inference.divergence import (
     NAMES,
@@ -29,6 +29,7 @@ from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import Draws
 from trajstats.threads import one_thread
 
+GROUPS = ("width", "run")
 _EDGE = 0.02
 _FIXED = "a fixed exponent is a positive number; leave it out to have it fitted"
 # where a coefficient means something
@@ -45,6 +46,7 @@ def fit_divergence(
     stuck: bool = False,
     budget: float | None = None,
     prior: Priors | None = None,
+    groups: str = "width",
     evidence: bool = False,
     sampler: str = "batched",
     max_steps: int = 20_000,
@@ -74,6 +76,9 @@ def fit_divergence(
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction`` (with
         several depths ``nu_spread`` too); defaults in `default_priors`.
+    groups : str
+        What `compare_fits` leaves out: a ``"width"`` with all its seeds (can the others foretell it?), or a ``"run"``,
+        one seed at a width (where a width has several, the others at it are kept). One loss, one depth.
     evidence : bool
         Add the evidence of nu = 1 and of nu free to ``tables["models"]`` by nested sampling (the extra ``evidence``;
         one loss, one depth; some ten seconds).
@@ -122,13 +127,18 @@ def fit_divergence(
         raise ArgumentError(msg)
     check_sampling(sampler, max_steps)
     check_switches(stuck=stuck, evidence=evidence, progress=progress)
+    if groups not in GROUPS:
+        raise ArgumentError(unknown("groups", groups, GROUPS))
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "evidence")
     table = learning_table(times, budget)
     deep = "depth" in table.coords and np.unique(table["depth"].values).size > 1
-    if evidence and (deep or "loss" in table.dims):
-        msg = "evidence=True is for one loss and one depth: select them, .sel(loss=...) or the runs of one depth"
+    if (evidence or groups != GROUPS[0]) and (deep or "loss" in table.dims):
+        msg = (
+            f"evidence={evidence}, groups={groups!r} are for one loss and one depth: select them, .sel(loss=...) or "
+            "the runs of one depth"
+        )
         raise ArgumentError(msg)
     if deep:
         from trajstats.inference.joint_divergence import fit_depths
@@ -165,7 +175,7 @@ def fit_divergence(
         max_steps=max_steps,
         progress=progress,
     )
-    fit = _result(table, data, draws, priors, names, nu)
+    fit = _result(table, data, draws, priors, names, nu, groups)
     if evidence:
         table = fit.tables["models"].assign(_evidence(data, priors, names, nu, rng))
         fit = replace(fit, tables={**fit.tables, "models": table})
@@ -238,7 +248,13 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
 
 
 def _result(
-    table: xr.Dataset, data: LearningTimes, draws: Draws, priors: Priors, names: Sequence[str], nu: float | None
+    table: xr.Dataset,
+    data: LearningTimes,
+    draws: Draws,
+    priors: Priors,
+    names: Sequence[str],
+    nu: float | None,
+    groups: str,
 ) -> FitResult:
     columns = iter(np.moveaxis(draws.values, -1, 0))
     values = {
@@ -274,19 +290,21 @@ def _result(
         tuple(flags),
         status,
         {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
-        _width_log_likelihood(data, np.stack([values[n] for n in names], axis=-1)),
+        _group_log_likelihood(data, np.stack([values[n] for n in names], axis=-1), groups),
     )
 
 
-def _width_log_likelihood(data: LearningTimes, theta: np.ndarray) -> xr.Dataset:
-    # widths are what a prediction is asked for: leaving one out asks the others for it
-    widths, index = np.unique(data.width, return_inverse=True)
+def _group_log_likelihood(data: LearningTimes, theta: np.ndarray, groups: str) -> xr.Dataset:
+    # given the coefficients runs are independent, whatever their width
     with np.errstate(all="ignore"):
-        runs = np.stack([run_log_likelihood(chain, data) for chain in theta])
-    values = runs @ np.eye(widths.size)[index]
+        values = np.stack([run_log_likelihood(chain, data) for chain in theta])
+    labels: np.ndarray = np.arange(data.width.size)
+    if groups == "width":
+        labels, index = np.unique(data.width, return_inverse=True)
+        values = values @ np.eye(labels.size)[index]
     return xr.Dataset(
-        {"learning_time": (("chain", "draw", "width"), values)},
-        coords={"chain": np.arange(len(theta)), "draw": np.arange(theta.shape[1]), "width": widths},
+        {"learning_time": (("chain", "draw", groups), values)},
+        coords={"chain": np.arange(len(theta)), "draw": np.arange(theta.shape[1]), groups: labels},
     )
 
 

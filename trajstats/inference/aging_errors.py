@@ -1,0 +1,111 @@
+"""What the error of mu rests on: Wick's covariance, seeds, replicas, or blocks where motion is local."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from trajstats.errors import FitError, TooFewReplicasError
+from trajstats.inference.aging_posteriors import Sampled
+from trajstats.inference.checks import LOCALITY_LIMIT, smoother
+from trajstats.inference.pilot import Pilot
+from trajstats.inference.points import Points, layer_blocks
+from trajstats.inference.priors import Priors
+from trajstats.inference.replicas import population_draws, population_table
+from trajstats.inference.resampling import linear_error
+
+MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
+
+
+def with_errors(
+    sampled: Sampled,
+    delta: xr.DataArray,
+    points: Points,
+    pilot: Pilot,
+    bounds: Priors,
+    likelihood: str,
+    rng: np.random.Generator,
+    tables: dict[str, xr.Dataset],
+    flags: list[str],
+    name: str,
+) -> Sampled:
+    """Give mu the error the likelihood asks for, and say what it rests on.
+
+    Parameters
+    ----------
+    sampled : Sampled
+        Draws under the Wick (or unit) covariance.
+    delta : xarray.DataArray
+        What the fit was given.
+    points : Points
+        What it chose.
+    pilot : Pilot
+        Its pilot fit.
+    bounds : mapping
+        Priors.
+    likelihood : str
+        ``"wick"``, ``"iid"``, ``"replicas"`` or ``"blocks"``.
+    rng : numpy.random.Generator
+        Randomness.
+    tables : dict
+        ``locality`` and ``seeds`` are added.
+    flags : list of str
+        What the error rests on is added.
+    name : str
+        Estimator.
+
+    Returns
+    -------
+    Sampled
+
+    Raises
+    ------
+    FitError
+        If blocks are asked for that are not local.
+    TooFewReplicasError
+        If their scatter is asked of too few replicas.
+    """
+    n_replicas = points.msd.shape[0]
+    shape = sampled.posterior["mu"].shape
+    mu, smooth = pilot.grid.mode
+    _, influence = smoother(pilot.curve, mu, smooth)
+    centre = float(sampled.posterior["mu"].median())
+    if likelihood == "iid":
+        flags.append("points taken as independent (iid): the interval is several times too narrow")
+        return sampled
+    blocks = layer_blocks(delta, points)
+    if blocks is not None and blocks.shape[0] >= MIN_BLOCKS:
+        spread = linear_error(influence, blocks, blocks.mean(axis=0))
+        locality = pilot.grid.spread[0] / max(spread, 1e-300)
+        tables["locality"] = xr.Dataset({"ratio": locality, "stderr_blocks": spread, "n_blocks": blocks.shape[0]})
+    if likelihood == "blocks":
+        if "locality" not in tables or float(tables["locality"]["ratio"]) > LOCALITY_LIMIT:
+            found = float(tables["locality"]["ratio"]) if "locality" in tables else None
+            msg = (
+                f"the scatter over blocks is not an error bar here: locality ratio {found} (at most {LOCALITY_LIMIT}, "
+                f"with at least {MIN_BLOCKS} layers, is asked for). Blocks of one run share its "
+                "motion; use likelihood='wick'."
+            )
+            raise FitError(msg)
+        flags.append("error from the scatter over layers: valid only while their motion is independent")
+        n_blocks = int(tables["locality"]["n_blocks"])
+        return sampled.with_mu(centre + spread * rng.standard_t(n_blocks - 1, size=shape))
+    if likelihood == "replicas":
+        if n_replicas < MIN_REPLICAS:
+            msg = f"{n_replicas} replicas: their scatter needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
+            raise TooFewReplicasError(msg)
+        spread = linear_error(influence, points.msd, points.msd.mean(axis=0))
+        flags.append(f"error from the scatter of {n_replicas} replicas (sandwich, Student t)")
+        return sampled.with_mu(centre + spread * rng.standard_t(n_replicas - 1, size=shape))
+    if n_replicas == 1:
+        flags.append("one run: Wick covariance, conditional on the clock of this run")
+        return sampled
+    if name not in ("free", "free_simple"):
+        flags.append(f"Wick covariance of the mean over {n_replicas} replicas, which are taken to share one mu")
+        return sampled
+    sandwich = linear_error(influence, points.msd, points.msd.mean(axis=0))
+    tables["seeds"] = population_table(points, pilot, bounds, sandwich)
+    flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
+    if n_replicas < ASKED_REPLICAS:
+        flags.append(f"{n_replicas} replicas: {ASKED_REPLICAS} are asked for, 8 are comfortable")
+    return sampled.with_mu(population_draws(tables["seeds"], shape, rng))
