@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +17,6 @@ import xarray as xr
 
 import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
-from trajstats.errors import ClusterError
 from trajstats.estimators.cluster_blocks import host
 from trajstats.estimators.sums import UNIT
 

@@ -181,8 +181,8 @@ def plan_blocks(
         msg = (
             f"this needs about {plan.memory_bytes / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed:\n"
             f"{plan}\nSelect fewer checkpoints, take listed pairs (two_time) in place of all pairs, fewer groups "
-            "(per='kind' or 'all'), fewer observables, a smaller block_bytes, or raise memory_limit (on a cluster: that "
-            "of the workers)."
+            "(per='kind' or 'all'), fewer observables, a smaller block_bytes, or raise memory_limit (on a cluster: "
+            "that of the workers)."
         )
         raise ArgumentError(msg)
     return plan
