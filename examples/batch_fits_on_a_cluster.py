@@ -61,7 +61,7 @@ def aging(run, *, rng, waiting):
     """Fit the exponent of aging of one run: what happens to every member of the sweep."""
     pairs = ts.time_pairs(run, waiting_time=waiting, lags_per_decade=6)
     delta = ts.msd(run, pairs.isel(pair=pairs["lag"].values >= 10))
-    return ts.fit_subaging(delta, rng=rng, sampler="grid")
+    return ts.fit_subaging(delta, rng=rng)
 
 
 def plot(result, path: Path) -> None:

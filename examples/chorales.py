@@ -219,9 +219,7 @@ def aging(setting: Setting, runs: dict) -> tuple[list[dict], dict]:
             from_time = np.unique(delta["waiting_time"])[-3]
             is_late = (delta["lag"] >= 0.1 * delta["waiting_time"]) & (delta["waiting_time"] >= from_time)
             late = delta.isel(pair=np.flatnonzero(is_late.values))
-            fits = {
-                name: ts.fit_subaging(part, rng=0, sampler="grid") for name, part in (("all", delta), ("late", late))
-            }
+            fits = {name: ts.fit_subaging(part, rng=0) for name, part in (("all", delta), ("late", late))}
             found[depth, side] = (delta, fits)
             rows.append(
                 {

@@ -68,7 +68,7 @@ def main() -> None:
     pairs = ts.time_pairs(run, waiting_time=waiting, lags_per_decade=8)
     print(ts.two_time_plan(run, pairs), end="\n\n")
     delta = ts.msd(run, pairs).compute()
-    fit = ts.fit_subaging(delta, rng=0, sampler="grid")
+    fit = ts.fit_subaging(delta, rng=0)
 
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained")
     ts.plot_msd(delta, ax=panels[0])

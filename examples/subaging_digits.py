@@ -82,8 +82,8 @@ def measure(run, *, quick: bool) -> dict:
         "run": run,
         "delta": delta,
         "late": late,
-        "all_lags": ts.fit_subaging(delta, rng=0, sampler="grid"),
-        "fit": ts.fit_subaging(late, rng=0, sampler="grid"),
+        "all_lags": ts.fit_subaging(delta, rng=0),
+        "fit": ts.fit_subaging(late, rng=0),
         "dense": dense,
         "echo": ts.epoch_echo(dense, epoch=EPOCH),
     }

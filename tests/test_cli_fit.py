@@ -54,13 +54,22 @@ def test_json_and_status(decaying, tmp_path):
 def test_subaging_chooses_waiting_times(tmp_path):
     steps = np.unique(np.rint(np.geomspace(1, 10_000, 60)).astype(int))
     append_from(tmp_path / "run.zarr", ts.brownian(steps, layers={"w": (2_000,)}, rng=0))
-    done = run("subaging", tmp_path / "run.zarr", "--out", tmp_path / "mu.fit", "--workers", 1, "--max-steps", 200)
+    done = run("subaging", tmp_path / "run.zarr", "--out", tmp_path / "mu.fit", "--workers", 1)
     assert done.exit_code in {0, 3}, done.output
     assert "mu = " in done.output
     data = ts.FitResult.load(tmp_path / "mu.fit").data
     waiting = np.unique(data["waiting_time"].values)
     assert 8 <= waiting.size <= 12
     assert waiting.max() <= 3_000
+
+
+def test_subaging_by_a_parametric_curve(tmp_path):
+    steps = np.unique(np.rint(np.geomspace(1, 10_000, 60)).astype(int))
+    append_from(tmp_path / "run.zarr", ts.brownian(steps, layers={"w": (2_000,)}, rng=0))
+    options = ("--estimator", "power_law", "--max-steps", 100, "--workers", 1, "--out", tmp_path / "mu.fit")
+    done = run("subaging", tmp_path / "run.zarr", *options)
+    assert done.exit_code == 3, done.output  # too short a chain
+    assert ts.FitResult.load(tmp_path / "mu.fit").attrs["estimator"] == "power_law"
 
 
 def test_divergence_over_the_runs_of_a_sweep(tmp_path):

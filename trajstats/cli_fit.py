@@ -25,7 +25,13 @@ def _fit(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         json_option,
         scheduler_options,
-        click.option("--max-steps", type=int, default=20_000, show_default=True, help="Length of a chain at most."),
+        click.option(
+            "--max-steps",
+            type=int,
+            default=20_000,
+            show_default=True,
+            help="Length of a chain at most, if there is one.",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draws."),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder that will hold the fit."),
         click.argument("paths", nargs=-1, required=True),
@@ -47,6 +53,7 @@ def fit_command() -> None:
 @click.option("--lags-per-decade", type=click.IntRange(min=1), default=8, show_default=True, help="Of each.")
 @click.option("--clock", default="step", show_default=True, help="Clock of the times.")
 @click.option("--layer", default="total", show_default=True, help="One layer, or all together.")
+@click.option("--estimator", default="free", show_default=True, help="Whose posterior is kept, such as power_law.")
 @_fit
 def subaging_command(
     paths: tuple[str, ...],
@@ -54,6 +61,7 @@ def subaging_command(
     lags_per_decade: int,
     clock: str,
     layer: str,
+    estimator: str,
     out: Path,
     seed: int,
     max_steps: int,
@@ -75,7 +83,8 @@ def subaging_command(
     run = open_trajectory(list(paths))
     times = list(waiting) or _waiting_times(clock_values(run, clock))
     pairs = time_pairs(run, waiting_time=times, lags_per_decade=lags_per_decade, clock=clock)
-    fit = fit_subaging(msd(run, pairs, clock=clock), rng=seed, over=layer, max_steps=max_steps, progress=not as_json)
+    delta = msd(run, pairs, clock=clock)
+    fit = fit_subaging(delta, rng=seed, estimator=estimator, over=layer, max_steps=max_steps, progress=not as_json)
     _finish(fit, out, as_json)
 
 

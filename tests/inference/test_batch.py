@@ -11,7 +11,7 @@ from trajstats.errors import ArgumentError
 from trajstats.inference.batch import stream_seed
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 4), np.geomspace(10, 1e4, 5), indexing="ij"))
-OPTIONS = {"sampler": "grid", "scheduler": "threads", "workers": 2}
+OPTIONS = {"scheduler": "threads", "workers": 2}
 
 
 def good(seed):
@@ -76,8 +76,8 @@ def test_a_batch_resumes(tmp_path):
         return ts.fit_subaging(data, rng=rng, **options)
 
     cases = {k: good(k) for k in range(3)}
-    first = ts.fit_batch(counted, {0: cases[0]}, rng=0, store=tmp_path, sampler="grid", scheduler="synchronous")
-    second = ts.fit_batch(counted, cases, rng=0, store=tmp_path, sampler="grid", scheduler="synchronous")
+    first = ts.fit_batch(counted, {0: cases[0]}, rng=0, store=tmp_path, scheduler="synchronous")
+    second = ts.fit_batch(counted, cases, rng=0, store=tmp_path, scheduler="synchronous")
     assert len(calls) == 3
     np.testing.assert_array_equal(first["value"][0], second["value"][0])
 

@@ -17,7 +17,7 @@ def fit():
     wait, lag = (a.ravel() for a in np.meshgrid([100.0, 1e3, 1e4], np.geomspace(10, 1e4, 6)))
     coords = {"waiting_time": ("pair", wait), "lag": ("pair", lag)}
     delta = xr.DataArray((wait + lag) ** 0.5 - wait**0.5, dims="pair", coords=coords)
-    return ts.fit_subaging(delta, rng=0, sampler="grid")
+    return ts.fit_subaging(delta, rng=0)
 
 
 class Balanced(HTMLParser):
@@ -70,7 +70,7 @@ def test_in_a_notebook(tmp_path):
         "%matplotlib inline\nimport numpy as np, trajstats as ts\n"
         "run = ts.scaled_brownian(ts.aging_schedule([10, 100], ts.log_schedule(1, 200, 8)), rng=0, exponent=0.5)\nrun",
         "delta = ts.msd(run, ts.time_pairs(run, waiting_time=[10, 100]))\n"
-        "fit = ts.fit_subaging(delta, rng=0, max_steps=200, progress=True)\nfit",
+        "fit = ts.fit_subaging(delta, rng=0, estimator='power_law', max_steps=200, progress=True)\nfit",
         "ts.plot_collapse(delta, fit);",
         "ts.analyze(run, 'report.html')",
     ]

@@ -18,7 +18,7 @@ def fit():
     noise = np.exp(0.02 * np.random.default_rng(0).standard_normal(WAIT.size))
     msd = -np.expm1(-(np.sqrt(WAIT + LAG) - np.sqrt(WAIT)) / 20) * noise
     delta = xr.DataArray(msd, dims="pair", coords={"waiting_time": ("pair", WAIT), "lag": ("pair", LAG)})
-    return fit_subaging(delta, rng=0, sampler="grid")
+    return fit_subaging(delta, rng=0)
 
 
 def test_summary_is_quantiles_of_the_draws(fit):

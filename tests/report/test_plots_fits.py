@@ -19,7 +19,7 @@ def aging():
     noise = np.exp(0.02 * np.random.default_rng(0).standard_normal(WAIT.size))
     msd = -np.expm1(-(np.sqrt(WAIT + LAG) - np.sqrt(WAIT)) / 20) * noise
     delta = xr.DataArray(msd, dims="pair", coords={"waiting_time": ("pair", WAIT), "lag": ("pair", LAG)})
-    return ts.fit_subaging(delta, rng=0, sampler="grid")
+    return ts.fit_subaging(delta, rng=0)
 
 
 def divergence(kind=None, labels=(None,)):

@@ -215,7 +215,7 @@ def _measure(name: str, one: Any, noise: xr.DataArray | None, rng: np.random.Gen
         notes.append("mu and the scaled collapse are those of the motion beyond the plateau")
     aging = delta.isel({PAIR: np.flatnonzero(keep)[beyond_plateau]})
     try:
-        fit = fit_subaging(aging, rng=rng, sampler="grid")
+        fit = fit_subaging(aging, rng=rng)
         summary = fit.summary(levels=[level]).sel(coefficient="mu")
         mu, interval = summary["value"].item(), summary["interval"].values.ravel()
         notes += list(fit.flags)

@@ -187,7 +187,7 @@ def measure(
     own: dict[str, FitResult] = {}
     if fit is not None and delta.sizes[LAYER] > 1:
         for name in largest_layers(delta, layer_fits):
-            one = _fit(window, seed, refused, f"layer {name}", over=name, sampler="grid")
+            one = _fit(window, seed, refused, f"layer {name}", over=name)
             if one is not None:
                 own[name] = one
     return Measured(

@@ -246,9 +246,7 @@ def layer_section(runs: Runs) -> Section:
             text.append(f"{_prefix(found)}µ is fitted to the {LAYER_FITS} largest layers.")
         if n > LAYER_ROWS:
             text.append(f"{_prefix(found)}The {LAYER_ROWS} largest of {n:,} layers are listed.")
-        code += [
-            f'ts.fit_subaging(window{s}, rng={found.seed}, over={name!r}, sampler="grid")' for name in found.layer_fits
-        ]
+        code += [f"ts.fit_subaging(window{s}, rng={found.seed}, over={name!r})" for name in found.layer_fits]
         tables.append(_layer_table(found))
         refusals = {word for part, word in found.refused.items() if part.startswith("layer ")}
         text += [f"{_prefix(found)}Fit of a layer refused: {word}" for word in sorted(refusals)]
