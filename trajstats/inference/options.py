@@ -150,12 +150,12 @@ def real_values(array: xr.DataArray, name: str) -> np.ndarray:
     ArgumentError
         If it holds text, dates, complex numbers or objects.
     """
-    other = array.dtype.kind in "bcmMSUT"
-    try:
-        values = None if other else np.asarray(array.values)
-        if values is not None and not (values.dtype.kind == "O" and any(isinstance(v, str) for v in values.flat)):
-            return values.astype(np.float64)
-    except (TypeError, ValueError):
-        pass
+    if array.dtype.kind not in "bcmMSUT":
+        values = np.asarray(array.values)  # lazy ones may fail with a reason of their own
+        try:
+            if values.dtype.kind != "O" or not any(isinstance(v, str) for v in values.flat):
+                return values.astype(np.float64)
+        except (TypeError, ValueError):
+            pass
     msg = f"{name} has dtype {array.dtype}: real numbers are needed; convert it with .astype(float)"
     raise ArgumentError(msg)
