@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from trainers.tasks import Task
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, optional_package, unknown
 
 PER_QUARTER = 4
 LOWEST, HIGHEST = 36, 81  # MIDI numbers of C2 and A5
@@ -57,7 +57,9 @@ def bach_chorales(
     Raises
     ------
     ArgumentError
-        If an argument is out of range, or music21 is not installed.
+        If an argument is out of range.
+    UnsupportedError
+        If music21 is not installed.
 
     Examples
     --------
@@ -155,25 +157,21 @@ def chorale_rolls(cache: str | Path | None = None) -> dict[str, np.ndarray]:
 
     Raises
     ------
-    ArgumentError
+    UnsupportedError
         If music21 is not installed.
     SchemaError
         If the array file is damaged.
-    """
-    try:
-        from music21 import VERSION_STR, corpus
-    except ImportError as error:
-        msg = "the chorales need music21; run: pip install 'trajstats[demo]'"
-        raise ArgumentError(msg) from error
-    path = cache_folder(cache) / f"bach-chorales-v{FORMAT}-music21-{VERSION_STR}.npz"
+    """  # noqa: DOC502 (raised by what it calls)
+    music21 = optional_package("music21", "the corpus of chorales", "trajstats[demo]")
+    path = cache_folder(cache) / f"bach-chorales-v{FORMAT}-music21-{music21.VERSION_STR}.npz"
     if path.exists():
         return _read(path)
     rolls: dict[str, np.ndarray] = {}
     seen: set[bytes] = set()
-    listed = list(corpus.chorales.Iterator(returnType="filename"))
+    listed = list(music21.corpus.chorales.Iterator(returnType="filename"))
     for name in tqdm(listed, desc="reading chorales (once)", unit="chorale"):
         # From the source: music21 would otherwise unpickle what lies in the shared folder for temporary files.
-        score = corpus.parse(str(name), forceSource=True)
+        score = music21.corpus.parse(str(name), forceSource=True)
         if len(score.parts) == N_VOICES:
             roll = piano_roll(score)
             # The same notes twice could end in training and in validation.

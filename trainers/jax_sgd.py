@@ -15,9 +15,16 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from trainers.jax_adapter import flat_order, unravel
-from trainers.recording import Recorder, batch_order, check_same_settings, steps_per_epoch
+from trainers.recording import (
+    Recorder,
+    batch_order,
+    check_finite_weights,
+    check_same_settings,
+    sgd_settings,
+    steps_per_epoch,
+)
 from trajstats.data.store import open_trajectory
-from trajstats.errors import ArgumentError, NonFiniteError
+from trajstats.errors import ArgumentError
 
 EPOCHS_PER_CALL = 32
 
@@ -106,7 +113,15 @@ def train_jax(
     if warm_up < 0 or project_every < 1:
         msg = f"warm_up={warm_up}, project_every={project_every}: give at least 0 and 1 step"
         raise ArgumentError(msg)
-    per_epoch = steps_per_epoch(len(data[0]), batch_size)
+    optimiser = sgd_settings(
+        len(data[0]),
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        l2=l2,
+        order=order,
+        framework=f"jax {jax.__version__}",
+    )
+    per_epoch = optimiser["steps_per_epoch"]
     names, leaves, *_ = flat_order(params[0])
     layers = {name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
     rate = functools.partial(_rate, learning_rate, warm_up)
@@ -114,13 +129,7 @@ def train_jax(
     advance, measure = _compile(apply_fn, params[0], loss_fn, data, rate, batch_size, l2, constrain, metrics or {})
     settings = {
         "optimiser": {
-            "kind": "sgd",
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "l2": l2,
-            "order": order,
-            "steps_per_epoch": per_epoch,
-            "framework": f"jax {jax.__version__}",
+            **optimiser,
             **({"warm_up": warm_up} if warm_up else {}),
             **({"projection": {"by": project.__name__, "every": project_every}} if project else {}),
         },
@@ -256,12 +265,8 @@ def _record(
 ) -> None:
     series = {name: np.asarray(values, dtype=np.float64) for name, values in measured.items()}
     for k, recorder in enumerate(recorders):
-        if not (np.isfinite(weights[k]).all() and np.isfinite(series["loss"][k])):
-            msg = (
-                f"the weights are not finite at step {step} (replica {k}); lower the learning rate. "
-                f"Steps up to {max(recorder.committed, default=None)} are in the store."
-            )
-            raise NonFiniteError(msg)
+        finite = np.isfinite(weights[k]).all() and np.isfinite(series["loss"][k])
+        check_finite_weights(bool(finite), recorder, step, k)
     for k, recorder in enumerate(recorders):
         if recorder.due(step):
             values = {name: float(value[k]) for name, value in series.items()}

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from trajstats.data.recovery import to_numpy
 from trajstats.data.store import TrajectoryWriter, open_trajectory
-from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, StoreNotFoundError, unknown
 
 
 def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -41,7 +42,7 @@ def flatten(arrays: Mapping[str, Any], dtype: Any = None) -> np.ndarray:
     Parameters
     ----------
     arrays : mapping name -> array
-        Anything `numpy.asarray` reads.
+        Of NumPy, torch or JAX; torch's bfloat16 becomes the equal float32.
     dtype : dtype, optional
         Type of the result; the arrays' common type if not given.
 
@@ -54,7 +55,7 @@ def flatten(arrays: Mapping[str, Any], dtype: Any = None) -> np.ndarray:
     >>> flatten({"w": np.arange(4.0).reshape(2, 2), "b": np.array([9.0])}).tolist()
     [0.0, 1.0, 2.0, 3.0, 9.0]
     """
-    parts = [np.asarray(array).reshape(-1) for array in arrays.values()]
+    parts = [to_numpy(array).reshape(-1) for array in arrays.values()]
     flat = np.concatenate(parts) if parts else np.zeros(0)
     return flat if dtype is None else flat.astype(dtype, copy=False)
 
@@ -177,18 +178,13 @@ class Recorder:
         step : int
             The optimiser step.
         weights : mapping name -> array, or ndarray (n_parameters,)
-            The weights now; torch tensors are detached and copied to the CPU.
+            The weights now, of any framework; torch tensors are detached and copied to the CPU, and bfloat16 is stored
+            as the equal float32.
         **series : float
             Scalars such as ``loss``, and clocks (``epoch``, ``proper_time``).
         """
-        if isinstance(weights, Mapping):
-            weights = {name: _to_numpy(array) for name, array in weights.items()}
         self._writer.append(step, weights, **series)
         self._done.add(step)
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
 
 
 ORDERS = ("shuffled", "cyclic", "replacement")
@@ -259,6 +255,75 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
         msg = f"batch_size={batch_size}: it must be between 1 and the number of examples, {n_examples}"
         raise ArgumentError(msg)
     return n_examples // batch_size
+
+
+def sgd_settings(
+    n_examples: int, *, learning_rate: float, batch_size: int, l2: float, order: str, framework: str
+) -> dict[str, Any]:
+    """Gather the settings of plain SGD as a store keeps them under ``optimiser``.
+
+    Parameters
+    ----------
+    n_examples, batch_size : int
+        Sizes of the data set and of a batch.
+    learning_rate, l2 : float
+        Rate, and factor of the sum of squared weights.
+    order : str
+        See `batch_order`.
+    framework : str
+        Name and version.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ArgumentError
+        If the batch does not fit the data.
+
+    Examples
+    --------
+    >>> sgd_settings(100, learning_rate=0.1, batch_size=10, l2=0.0, order="cyclic", framework="")["steps_per_epoch"]
+    10
+    """  # noqa: DOC502 (raised by what it calls)
+    return {
+        "kind": "sgd",
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "l2": l2,
+        "order": order,
+        "steps_per_epoch": steps_per_epoch(n_examples, batch_size),
+        "framework": framework,
+    }
+
+
+def check_finite_weights(finite: bool, recorder: Recorder, step: int, replica: int | None = None) -> None:
+    """Stop a training that has overflowed, before its weights are recorded.
+
+    Parameters
+    ----------
+    finite : bool
+        Whether weights and loss are finite.
+    recorder : Recorder
+        What is in its store stays.
+    step : int
+        Where.
+    replica : int, optional
+        Which of several.
+
+    Raises
+    ------
+    NonFiniteError
+        If they are not.
+    """
+    if not finite:
+        whose = "" if replica is None else f" (replica {replica})"
+        msg = (
+            f"the weights are not finite at step {step}{whose}; lower the learning rate. "
+            f"Steps up to {max(recorder.committed, default=None)} are in the store."
+        )
+        raise NonFiniteError(msg)
 
 
 def check_same_settings(path: str | Path, names: Sequence[str], optimiser: Mapping[str, Any]) -> None:

@@ -10,9 +10,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from trainers.recording import Recorder, batch_order, check_same_settings, layer_shapes, steps_per_epoch, unflatten
+from trainers.recording import (
+    Recorder,
+    batch_order,
+    check_finite_weights,
+    check_same_settings,
+    layer_shapes,
+    sgd_settings,
+    unflatten,
+)
 from trajstats.data.store import open_trajectory
-from trajstats.errors import NonFiniteError
 
 EVALUATED_AT_ONCE = 1_000
 
@@ -79,17 +86,16 @@ def train_torch(
         If a store to resume was written with other settings.
     """
     n = len(data[0])
-    per_epoch = steps_per_epoch(n, batch_size)
+    optimiser = sgd_settings(
+        n,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        l2=l2,
+        order=order,
+        framework=f"torch {torch.__version__}",
+    )
+    per_epoch = optimiser["steps_per_epoch"]
     named = dict(module.named_parameters())
-    optimiser = {
-        "kind": "sgd",
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "l2": l2,
-        "order": order,
-        "steps_per_epoch": per_epoch,
-        "framework": f"torch {torch.__version__}",
-    }
     check_same_settings(path, list(named), optimiser)
     inputs, targets = (torch.as_tensor(array) for array in data)
     targets = targets if targets.is_floating_point() else targets.long()
@@ -104,7 +110,8 @@ def train_torch(
         for step in tqdm(range(start, last + 1), desc=progress, unit="step", disable=progress is None, mininterval=0.5):
             if recorder.due(step):
                 series = _measure(module, watched, inputs, targets)
-                _check_finite(named, series, step, recorder.committed)
+                finite = np.isfinite(series["loss"]) and all(bool(torch.isfinite(p).all()) for p in named.values())
+                check_finite_weights(bool(finite), recorder, step)
                 recorder.record(step, named, epoch=step / per_epoch, proper_time=learning_rate * step, **series)
             if step == last:
                 break
@@ -140,14 +147,3 @@ def _measure(
         for name, function in watched.items():
             totals[name] += float(function(outputs, targets[part])) * len(outputs)
     return {name: total / len(inputs) for name, total in totals.items()}
-
-
-def _check_finite(
-    named: Mapping[str, torch.nn.Parameter], series: Mapping[str, float], step: int, committed: Sequence[int]
-) -> None:
-    if not (np.isfinite(series["loss"]) and all(bool(torch.isfinite(p).all()) for p in named.values())):
-        msg = (
-            f"the weights are not finite at step {step}; lower the learning rate. "
-            f"Steps up to {max(committed, default=None)} are in the store."
-        )
-        raise NonFiniteError(msg)

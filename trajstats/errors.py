@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class TrajstatsError(Exception):
@@ -81,6 +83,39 @@ def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = ""
     hint = f"; did you mean {near[0]!r}?" if near else ""
     tail = f"{'' if near else '.'} {do}" if do else ""
     return f"unknown {kind} {given!r}; allowed: {shown}{hint}{tail}"
+
+
+def optional_package(module: str, what: str, pip: str) -> Any:
+    """Import a package that only one thing needs.
+
+    Parameters
+    ----------
+    module : str
+        What to import.
+    what : str
+        Who needs it.
+    pip : str
+        What to install, such as ``"trajstats[evidence]"``.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    UnsupportedError
+        If it is not installed; the message holds the pip line.
+
+    Examples
+    --------
+    >>> optional_package("json", "this line", "trajstats[all]").dumps([1])
+    '[1]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        msg = f"{what} needs {module.split('.')[0]}, which is not installed: pip install '{pip}'"
+        raise UnsupportedError(msg) from error
 
 
 @contextmanager

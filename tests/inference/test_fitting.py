@@ -7,12 +7,11 @@ import pytest
 import xarray as xr
 from scipy.stats import chi2
 
-from trajstats.errors import ArgumentError, FitError, TooFewReplicasError, UnsupportedError
+from trajstats.errors import ArgumentError, FitError, TooFewReplicasError, UnsupportedError, optional_package
 from trajstats.inference.comparison import (
     compare_fits,
     information_criteria,
     log_evidence,
-    optional_package,
     savage_dickey,
 )
 from trajstats.inference.fitting import best_maximum, maximise
@@ -147,7 +146,7 @@ def test_evidence_of_a_gaussian_in_a_box_is_exact():
 
 def test_packages_that_are_not_installed_are_named():
     with pytest.raises(UnsupportedError, match=r"pip install 'trajstats\[evidence\]'"):
-        optional_package("no_such_package", "the evidence", "evidence")
+        optional_package("no_such_package", "the evidence", "trajstats[evidence]")
 
 
 def test_the_highest_of_two_maxima_is_found():

@@ -90,6 +90,20 @@ def test_results_are_labelled_and_drawn():
     assert figure.axes[0].get_xlabel()
 
 
+def test_a_late_exponent_that_lags_cannot_tell_says_so():
+    # two lags in the last half decade of each waiting time, then three at one waiting time alone
+    wait, lag = (a.ravel() for a in np.meshgrid([10.0, 100.0, 1000.0], [1.0, 10.0, 300.0, 500.0, 900.0], indexing="ij"))
+    for dense, words in ((np.inf, "no late exponent"), (1000.0, "its error is not known")):
+        keep = (lag != 500) | (wait == dense)
+        delta = xr.DataArray(
+            lag[keep] ** 0.7, dims="pair", coords={"waiting_time": ("pair", wait[keep]), "lag": ("pair", lag[keep])}
+        )
+        found = ts.compare_aging(delta, cold()).sel(system="run")
+        assert words in str(found.note.item())
+        assert np.isnan(found.late_exponent_stderr.item())
+        assert np.isnan(found.late_exponent.item()) == (dense == np.inf)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ArgumentError, match="a trajectory, a two-time MSD or a solved glass"):
         ts.compare_aging(3, cold())

@@ -10,6 +10,10 @@ from scipy.stats import norm
 import trajstats as ts
 from trajstats.data.schema import trajectory_dataset
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
+from trajstats.inference.divergence import NAMES, log_posterior
+from trajstats.inference.ensemble import sample_ensembles
+from trajstats.inference.learning import learning_arrays, learning_table
+from trajstats.inference.transition import checked_priors, maximum
 
 WIDTH = np.repeat([5.0, 6, 8, 10, 14, 20, 30, 50], 5)
 
@@ -128,6 +132,46 @@ def test_a_depth_with_few_runs_borrows_the_exponent_of_the_others():
     assert abs(float(alike["w_c"].sel(depth=3.0)) - 2) < 3 * float(alike["w_c_stderr"].sel(depth=3.0))
     with pytest.raises(ArgumentError, match="below the upper"):
         ts.fit_divergence(learned, rng=0, prior={"nu_spread": (1.0, 0.5)})
+
+
+@pytest.mark.slow
+def test_depths_from_their_own_chains_are_those_of_one_chain_over_all():
+    few = np.repeat([5.0, 6, 8, 10, 14, 20, 30, 50], 3)
+    parts = [(few, 1.0, 4.0, 1.0), (few, 2.0, 4.4, 1.3), (few[::2], 3.0, 3.5, 0.9)]
+    t = np.concatenate([scattered(w_c, nu, int(d), w, 0.15) for w, d, w_c, nu in parts])
+    depth = np.concatenate([np.full(w.size, d) for w, d, _, _ in parts])
+    learned = times(t, np.concatenate([w for w, *_ in parts]), depth=("run", depth))
+    fit = ts.fit_divergence(learned, rng=0)
+    table = learning_table(learned, None)
+    data = [learning_arrays(table.isel(run=np.flatnonzero(depth == d)).drop_vars("depth")) for d in (1, 2, 3)]
+    priors = [checked_priors(one, None) for one in data]
+    low, high = priors[0]["nu"]
+
+    def log_prob(theta):
+        mean, spread = theta[:, :2].T
+        total = np.where((mean > low) & (mean < high) & (spread > 0) & (spread < 1), 0.0, -np.inf)
+        with np.errstate(all="ignore"):
+            for k, (one, edges) in enumerate(zip(data, priors, strict=True)):
+                own = theta[:, 2 + 5 * k : 7 + 5 * k]
+                room = np.log(norm.cdf(high, mean, spread) - norm.cdf(low, mean, spread))
+                total = total + log_posterior(own, one, edges) + norm.logpdf(own[:, 1], mean, spread) - room
+        return np.where(np.isfinite(total), total, -np.inf)
+
+    tops = [maximum(one, edges, NAMES) for one, edges in zip(data, priors, strict=True)]
+    start = np.concatenate([[1.1, 0.3], *(top.vector for top in tops)])
+    width = np.concatenate([[0.1, 0.05], *(0.3 * np.sqrt(np.diag(top.covariance)) for top in tops)])
+    names = ["nu", "nu_spread", *(f"{name}[{k}]" for k in range(3) for name in NAMES)]
+    joint = sample_ensembles(log_prob, start, np.diag(width**2), names=names, rng=1, walkers=40, max_steps=5000)
+    assert float(joint.diagnostics["r_hat"].max()) < 1.02
+    draws = dict(zip(names, np.moveaxis(joint.values, -1, 0), strict=True))
+    pairs = {name: fit.posterior[name].values for name in ("nu", "nu_spread")}
+    pairs |= {f"w_c[{k}]": fit.posterior["w_c"].values[..., k] for k in range(3)}
+    pairs |= {f"nu[{k}]": fit.posterior["nu_depth"].values[..., k] for k in range(3)}
+    for name, own in pairs.items():
+        one = draws[name]
+        # some 1500 independent draws on either side: 4 Monte-Carlo errors of the difference
+        assert own.mean() == pytest.approx(one.mean(), abs=4 * one.std() * np.sqrt(2 / 1500)), name
+        assert own.std() == pytest.approx(one.std(), rel=4 * np.sqrt(1 / 1500)), name
 
 
 def test_several_losses_of_several_depths():

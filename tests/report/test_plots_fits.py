@@ -61,7 +61,10 @@ def test_the_collapse_has_data_band_and_residuals(aging):
     residual = np.concatenate([line.get_ydata() for line in below.lines if line.get_marker() == "o"])
     np.testing.assert_allclose(np.sort(residual), np.sort(aging.data["residual"]))
     assert ax.collections
-    assert f"{float(aging.summary()['value'][0]):.3f}" in ax.get_title()
+    # the interval the result states, not a standard deviation
+    row = aging.summary().sel(coefficient="mu", level=0.95)
+    low, high = row["interval"].values
+    assert f"{float(row['value']):.3f} [{low:.3f}, {high:.3f}]" in ax.get_title()
 
 
 def test_estimators_and_scans_show_every_entry_with_its_error(aging):

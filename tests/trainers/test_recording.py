@@ -39,6 +39,20 @@ def test_recorder_takes_torch_and_resumes(tmp_path):
     np.testing.assert_array_equal(run.weights.values[0, 2], flatten({k: v.detach() for k, v in weights.items()}))
 
 
+def test_recorder_takes_bfloat16_of_torch_exactly(tmp_path):
+    module = torch.nn.Linear(5, 4).to(torch.bfloat16)
+    weights = dict(module.named_parameters())
+    path = tmp_path / "run.zarr"
+    with Recorder(path, layer_shapes(weights), schedule=[0]) as recorder:
+        recorder.record(0, weights, loss=1.0)
+    run = ts.open_trajectory(str(path))
+    exact = np.concatenate([p.detach().float().numpy().ravel() for p in weights.values()])
+    np.testing.assert_array_equal(run.weights.values[0, 0], exact)
+    np.testing.assert_array_equal(flatten(weights), exact)
+    # the store knows how coarse the source was
+    assert run.source_dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("schedule", [[], [-1, 3], [2, 2]])
 def test_recorder_refuses_bad_schedules(tmp_path, schedule):
     with pytest.raises(ts.ArgumentError, match="schedule"):

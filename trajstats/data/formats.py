@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -188,33 +187,6 @@ def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return tensors
         tensors = {name[len(head) + 1 :]: tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def need(module: str, pip: str) -> Any:
-    """Import a library that only one format uses.
-
-    Parameters
-    ----------
-    module : str
-        Its import name.
-    pip : str
-        What to install.
-
-    Returns
-    -------
-    module
-        The library.
-
-    Raises
-    ------
-    UnsupportedError
-        If it is not installed; the message holds the pip line.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        msg = f"reading this format needs {module}, which is not installed: pip install '{pip}'"
-        raise UnsupportedError(msg) from error
 
 
 def decode(raw: bytes, dtype: str) -> np.ndarray:

@@ -20,14 +20,13 @@ from trajstats.data.formats import (
     Tensor,
     check_shape,
     check_size,
-    need,
     open_checkpoint,
 )
 from trajstats.data.formats_flat import MAX_JSON, open_zip
 from trajstats.data.guard import check_links, check_zarr
 from trajstats.data.naming import natural_key
 from trajstats.data.place import Place
-from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, UnsupportedError, optional_package, unknown
 
 HDF5_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 MAX_CHUNK = 2**28
@@ -89,7 +88,7 @@ def read_hdf5(path: Path) -> Checkpoint:
 
 
 def _read_hdf5(source: Any, where: str, size: int) -> Checkpoint:
-    h5py = need("h5py", "trajstats[hdf5]")
+    h5py = optional_package("h5py", "reading HDF5", "trajstats[hdf5]")
     found = Checkpoint(where, {})
     with h5py.File(source, "r") as file:
         todo: list[tuple[str, Any]] = [("", file)]
@@ -118,7 +117,7 @@ def _read_hdf5(source: Any, where: str, size: int) -> Checkpoint:
 
 
 def _take_dataset(found: Checkpoint, source: Any, where: str, name: str, node: Any, size: int) -> None:
-    h5py = need("h5py", "trajstats[hdf5]")
+    h5py = optional_package("h5py", "reading HDF5", "trajstats[hdf5]")
     label = f"{where}: {name!r:.80}"
     if node.external or node.is_virtual:
         msg = f"{label} keeps its data in other files; it is not read"
@@ -178,7 +177,7 @@ def read_keras(path: Path) -> Checkpoint:
 
 
 def _from_archive(path: Path, name: str, tensor: Tensor) -> Tensor:
-    h5py = need("h5py", "trajstats[hdf5]")
+    h5py = optional_package("h5py", "reading HDF5", "trajstats[hdf5]")
 
     def read_rows(start: int, stop: int) -> np.ndarray:
         with (
@@ -250,7 +249,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _read_orbax(path: Path) -> Checkpoint:
-    tensorstore = need("tensorstore", "trajstats[orbax]")
+    tensorstore = optional_package("tensorstore", "reading an orbax checkpoint", "trajstats[orbax]")
     file = path / "_METADATA"
     if not file.is_file() or file.stat().st_size > MAX_JSON:
         msg = f"{path} has no readable _METADATA; it was not finished, or written by an orbax older than 0.5"
@@ -330,7 +329,7 @@ def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoi
             hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
         if hdf5:
             read_hdf5(path)  # for its checks
-            need("h5netcdf", "h5netcdf")
+            optional_package("h5netcdf", "reading netCDF 4", "h5netcdf")
         data = xr.open_dataset(path, engine="h5netcdf" if hdf5 else "scipy")
     if along not in data.dims:
         raise ArgumentError(unknown("dimension", along, data.dims))

@@ -11,7 +11,7 @@ from typing import Any
 
 import dask
 
-from trajstats.errors import ArgumentError, ClusterError, UnsupportedError
+from trajstats.errors import ArgumentError, ClusterError, optional_package
 
 CONNECT_SECONDS = 5
 # Of a machine without a stated limit, and of a worker, whose process dask pauses at 0.8 and kills at 0.95 of its limit.
@@ -112,24 +112,20 @@ def client_for(scheduler: Any) -> tuple[Any, bool]:
         If no scheduler answers, or there is no client.
     UnsupportedError
         If distributed is not installed.
-    """
+    """  # noqa: DOC502 (raised by what it calls)
     if scheduler is None:
         return client_in_force(), False
-    try:
-        from distributed import Client, get_client
-    except ImportError as error:
-        msg = f"scheduler={scheduler!r} needs distributed; run: pip install 'trajstats[distributed]'"
-        raise UnsupportedError(msg) from error
+    distributed = optional_package("distributed", f"scheduler={scheduler!r}", "trajstats[distributed]")
     if scheduler == "distributed":
         try:
-            return get_client(), False
+            return distributed.get_client(), False
         except ValueError as error:
             msg = (
                 "scheduler='distributed' needs a client: make one with distributed.Client(address), or give the address"
             )
             raise ClusterError(msg) from error
     try:
-        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False), True
+        return distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False), True
     except (OSError, ValueError, TypeError) as error:
         msg = (
             f"no dask scheduler answers at {scheduler!r} within {CONNECT_SECONDS} s. Start one with 'dask scheduler' "

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import LAG, PAIR, REPLICA, WAITING_TIME
-from trajstats.errors import ArgumentError, TooFewReplicasError, unknown
+from trajstats.errors import ArgumentError, TooFewReplicasError, optional_package, unknown
 from trajstats.inference.aging_errors import with_errors
 from trajstats.inference.aging_posteriors import Sampled, sample_free, sample_parametric
 from trajstats.inference.aging_scores import GROUPS, curve_evidence, left_out_replicas, left_out_waiting_times
@@ -23,7 +23,6 @@ from trajstats.inference.alternatives import (
     parametric_log_msd,
 )
 from trajstats.inference.checks import overlap_gap, residual_check, structured, window_scan
-from trajstats.inference.comparison import optional_package
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
@@ -141,7 +140,7 @@ def fit_subaging(
     check_switches(stationary=stationary, evidence=evidence, progress=progress)
     rng = generator(rng)
     if evidence:
-        optional_package("dynesty", "the evidence", "evidence")
+        optional_package("dynesty", "the evidence", "trajstats[evidence]")
     bounds = merged_priors(PRIOR, prior)
     points = two_time_points(delta, over=over)
     if groups is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, UnsupportedError
+from trajstats.errors import ArgumentError, optional_package
 from trajstats.inference.priors import Priors
 from trajstats.inference.results import FitResult
 
@@ -138,7 +137,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     if len(fits) < 2:
         msg = f"{len(fits)} fits: give two or more to compare"
         raise ArgumentError(msg)
-    array_stats = optional_package("arviz_stats.base", "compare_fits", "arviz").array_stats
+    array_stats = optional_package("arviz_stats.base", "compare_fits", "trajstats[arviz]").array_stats
     scores, rows = {}, {}
     for name, fit in fits.items():
         if not fit.log_likelihood.data_vars:
@@ -229,7 +228,7 @@ def log_evidence(
     >>> bool(abs(value - np.log(0.1 * np.sqrt(2 * np.pi) / 10)) < 4 * error)
     True
     """
-    dynesty = optional_package("dynesty", "the evidence", "evidence")
+    dynesty = optional_package("dynesty", "the evidence", "trajstats[evidence]")
     low, high = np.array(list(prior.values())).T
 
     def one(theta: np.ndarray) -> float:
@@ -248,31 +247,3 @@ def log_evidence(
     )
     sampler.run_nested(print_progress=False)
     return float(sampler.results.logz[-1]), float(sampler.results.logzerr[-1])
-
-
-def optional_package(module: str, what: str, extra: str) -> Any:
-    """Import a package of an extra.
-
-    Parameters
-    ----------
-    module : str
-        What to import.
-    what : str
-        Who needs it.
-    extra : str
-        The extra that installs it.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    UnsupportedError
-        If it is not installed; the message holds the pip line.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        msg = f"{what} needs {module.split('.')[0]}, which is not installed: pip install 'trajstats[{extra}]'"
-        raise UnsupportedError(msg) from error

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
-from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
+from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.options import check_count, check_sampling, check_switches, generator, real_values
@@ -126,7 +126,7 @@ def fit_decay(
     check_count("bins_per_decade", bins_per_decade)
     rng = generator(rng)
     if evidence:
-        optional_package("dynesty", "the evidence", "evidence")
+        optional_package("dynesty", "the evidence", "trajstats[evidence]")
     time, values = _checked(loss, clock)
     chosen = _window(time, values) if window is None else _checked_window(window)
     used = (time >= chosen[0]) & (time <= chosen[1])

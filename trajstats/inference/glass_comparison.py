@@ -107,7 +107,8 @@ def compare_aging(
     xarray.Dataset
         Dims system, variable, bound. ``exponent``, ``exponent_interval`` (of the motion beyond the plateau where there
         is one); ``plateau`` (bool), ``plateau_level`` (MSD there) and ``plateau_exponent`` (smallest local exponent);
-        ``late_exponent``, ``late_exponent_stderr``, ``diffusion``; ``collapse`` (system, variable) with
+        ``late_exponent``, ``late_exponent_stderr``, ``diffusion`` (NaN, with the reason in ``note``, where too few lags
+        tell them); ``collapse`` (system, variable) with
         ``collapse_stderr``: root mean square spread of :math:`\ln\Delta` between waiting times at equal abscissa; 0 is
         perfect; ``finite_size_time`` :math:`N^{2/3}`, ``last_time`` and ``finite_size_flag``; ``note`` (text) says what
         to beware of. The curves drawn by `plot_glass_comparison` are ``curve_waiting_time``, ``curve_lag``,
@@ -222,7 +223,8 @@ def _measure(name: str, one: Any, noise: xr.DataArray | None, rng: np.random.Gen
     except FitError as error:
         mu, interval = np.nan, np.full(2, np.nan)
         notes.append(f"no exponent: {error}")
-    late, late_error, diffusion = _late(waiting, lag, values)
+    late, late_error, diffusion, missing = _late(waiting, lag, values)
+    notes += missing
     collapse, collapse_error = _collapses(waiting, lag, values, mu, noise, beyond_plateau)
     last, size_time = float((waiting + lag).max()), freedom ** (2 / 3)
     beyond = bool(last > size_time)
@@ -281,8 +283,8 @@ def _plateau(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray) -> tuple[
     return flat, height if flat else np.nan, float(slopes[k])
 
 
-def _late(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    # Last half decade of lags of the latest waiting times.
+def _late(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray) -> tuple[float, float, float, list[str]]:
+    # Last half decade of lags of the latest waiting times; and what is lacking, in words.
     slopes, constants = [], []
     for level in np.unique(waiting)[-4:]:
         mine = waiting == level
@@ -291,10 +293,12 @@ def _late(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray) -> tuple[flo
             slopes.append(np.polyfit(np.log(lag[late]), np.log(values[late]), 1)[0])
             constants.append(float(np.mean(values[late] / (2 * lag[late]))))
     if not slopes:
-        return np.nan, np.nan, np.nan
+        why = "no late exponent: none of the four latest waiting times has 3 lags in its last half decade"
+        return np.nan, np.nan, np.nan, [why]
     n = len(slopes)
     error = float(np.std(slopes, ddof=1) / np.sqrt(n) * student.ppf(0.84, n - 1)) if n > 1 else np.nan
-    return float(np.mean(slopes)), error, constants[-1]
+    alone = ["one waiting time tells the late exponent: its error is not known"] if n == 1 else []
+    return float(np.mean(slopes)), error, constants[-1], alone
 
 
 def _collapses(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, unknown
-from trajstats.inference.comparison import information_criteria, log_evidence, optional_package, savage_dickey
+from trajstats.errors import ArgumentError, optional_package, unknown
+from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
 from trajstats.inference.divergence import (
     NAMES,
     STUCK,
@@ -131,7 +131,7 @@ def fit_divergence(
         raise ArgumentError(unknown("groups", groups, GROUPS))
     rng = generator(rng)
     if evidence:
-        optional_package("dynesty", "the evidence", "evidence")
+        optional_package("dynesty", "the evidence", "trajstats[evidence]")
     table = learning_table(times, budget)
     deep = "depth" in table.coords and np.unique(table["depth"].values).size > 1
     if (evidence or groups != GROUPS[0]) and (deep or "loss" in table.dims):

@@ -48,12 +48,12 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     Returns
     -------
     matplotlib.axes.Axes
-        Main panel; the residuals are the last Axes of its figure.
+        Main panel; the residuals are the last Axes of its figure. The title has the median of mu and its 95 % interval.
     """
     ax = axes(ax, size=(5.6, 4.6))
     data, pivot, form = fit.data, float(fit.attrs["pivot"]), str(fit.attrs["form"])
     row = fit.summary().sel(coefficient="mu")
-    mu, stderr = float(row["value"]), float(row["stderr"])
+    mu = float(row["value"])
     centre = float(fit.posterior["mu_pooled"].median()) if "mu_pooled" in fit.posterior else mu
     wait, lag = data[WAITING_TIME].values, data[LAG].values
     u = np.exp(scaled_time(wait / pivot, lag / pivot, centre, form=form))
@@ -83,11 +83,15 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
     below.set_xlabel(rf"scaling variable $u={variable}$,  $t_p$ = {pivot:.4g}")
     below.set_ylabel(r"$\delta\ln\Delta$")
     ax.set(xscale="log", yscale="log", ylabel=r"MSD $\Delta$ (squared weight)")
-    ax.set_title(
-        rf"$\mu$ = {mu:.3f} $\pm$ {stderr:.3f}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10
-    )
+    ax.set_title(rf"$\mu$ = {_stated(row)}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10)
     ax.legend(fontsize=6.5, ncol=2, frameon=False)
     return ax
+
+
+def _stated(row: xr.Dataset) -> str:
+    # median and interval as the result states them: few seeds or a prior make the interval wider or skewed, +- hides it
+    low, high = row["interval"].sel(level=0.95).values
+    return f"{float(row['value']):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _smooth(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -271,15 +275,11 @@ def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
         edges = summary["interval"].sel(coefficient=name, level=0.95).values
         colour = CATEGORIES[k % len(CATEGORIES)] if len(rows) > 1 else CATEGORIES[2]
         ax.axvspan(*edges, color=colour, alpha=0.2, lw=0, label="$w_c$, 95 %" if k == 0 else None)
-    values, errors = summary["value"], summary["stderr"]
     ax.set(xlabel="width $w$ (units)", ylim=(0, None), xlim=(0, widest * 1.02))
     ax.set_ylabel(f"1 / learning time (1 / {clock_label('T', str(fit.attrs['clock']))[3:-1]})")
-    found = ", ".join(
-        rf"{_width_word(n)} = {float(values.sel(coefficient=n)):.3g} $\pm$ {float(errors.sel(coefficient=n)):.2g}"
-        for n in rows
-    )
+    found = ", ".join(f"{_width_word(name)} = {_stated(summary.sel(coefficient=name))}" for name in rows)
     ax.set_title(
-        rf"{found}, $\nu$ = {float(values.sel(coefficient='nu')):.2f}"
+        rf"{found}, $\nu$ = {float(summary['value'].sel(coefficient='nu')):.2f}"
         + ("" if fit.status == "ok" else f"  ({fit.status})"),
         fontsize=9,
     )
@@ -333,7 +333,7 @@ def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
         f", P(floor > 0) = {float(fit.tables['floor']['probability_positive']):.2f}" if "floor" in fit.tables else ""
     )
     beta = fit.summary().sel(coefficient="beta")
-    ax.set_title(rf"$\beta$ = {float(beta['value']):.3f} $\pm$ {float(beta['stderr']):.3f}{chance}", fontsize=10)
+    ax.set_title(rf"$\beta$ = {_stated(beta)}{chance}", fontsize=10)
     ax.set(xscale="log", yscale="log", ylabel="loss $L$", ylim=(0.7 * data["loss"].values.min(), None))
     below.set(xlabel=clock_label("time $t$", str(fit.attrs["clock"])), ylabel=r"$\delta\ln L$")
     ax.legend(fontsize=7, frameon=False)
