@@ -11,6 +11,7 @@ import xarray as xr
 from dask.base import get_scheduler
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
+from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import (
     Checkpoint,
@@ -24,6 +25,8 @@ from trajstats.estimators.spectral_tasks import (
 from trajstats.estimators.worker_blocks import network_threads, warn_if_oversubscribed
 from trajstats.network import Network
 from trajstats.threads import on_one_thread
+
+ANEW = "Nothing is kept; the same call again starts anew."
 
 
 def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkpoint]]:
@@ -142,15 +145,12 @@ def run_pairs(
     """
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
-    return _compute(
-        [
-            [
-                dask.delayed(on_one_thread)(pairs_task, shared, _flat(trajectory, where), plan, where, ends)
-                for where in line
-            ]
-            for line in cells
-        ]
-    )
+    tasks = [
+        [dask.delayed(on_one_thread)(pairs_task, shared, _flat(trajectory, where), plan, where, ends) for where in line]
+        for line in cells
+    ]
+    with explained(ANEW):
+        return _compute(tasks)
 
 
 def run_checkpoints(
@@ -178,15 +178,12 @@ def run_checkpoints(
     """
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
-    return _compute(
-        [
-            [
-                dask.delayed(on_one_thread)(function, shared, _flat(trajectory, where), where, *arguments)
-                for where in line
-            ]
-            for line in cells
-        ]
-    )
+    tasks = [
+        [dask.delayed(on_one_thread)(function, shared, _flat(trajectory, where), where, *arguments) for where in line]
+        for line in cells
+    ]
+    with explained(ANEW):
+        return _compute(tasks)
 
 
 def _flat(trajectory: xr.Dataset, where: Checkpoint) -> Any:
