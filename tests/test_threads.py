@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -165,7 +166,7 @@ def test_workers_of_a_cluster():
 
 
 def test_a_setting_that_oversubscribes_is_told(monkeypatch):
-    monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda: {"here": (4, 4)})
+    monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda *_: {"here": (4, 4)})
     warn_if_oversubscribed(1)
     with pytest.warns(RuntimeWarning, match="4 dask workers x 2 threads exceed the 4 cores of here"):
         warn_if_oversubscribed(2)
@@ -176,3 +177,32 @@ def test_a_setting_that_oversubscribes_is_told(monkeypatch):
 def test_more_workers_than_cores_are_told():
     with pytest.warns(RuntimeWarning, match="10000 dask workers x 1 threads"), computing(workers=10_000):
         pass
+
+
+def mean(data, **_):
+    return xr.Dataset({"mean": data.mean()})
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_more_workers_than_cores_are_told_by_a_batch(scheduler, monkeypatch):
+    def here(_, tasks, finished):
+        for k, task in enumerate(tasks):
+            finished(k, task.run())
+
+    monkeypatch.setattr("trajstats.inference.tasks._Local.run", here)
+    with pytest.warns(RuntimeWarning, match="10000 dask workers x 1 threads") as caught:
+        ts.map_sweep(mean, {"a": ts.brownian([0, 1], rng=0)}, scheduler=scheduler, workers=10_000)
+    assert caught[0].filename == __file__
+
+
+def test_a_cluster_of_too_many_workers_is_told_by_a_batch():
+    distributed = pytest.importorskip("distributed")
+    run = xr.DataArray([1.0], dims="step")
+    many = 10 * (os.cpu_count() or 1)
+    settings = {"n_workers": 1, "threads_per_worker": many, "processes": False, "dashboard_address": ":0"}
+    with (
+        distributed.LocalCluster(**settings) as cluster,
+        distributed.Client(cluster),
+        pytest.warns(RuntimeWarning, match=f"{many} dask workers x 1 threads exceed"),
+    ):
+        ts.fit_batch(mean, {"a": run}, rng=0)

@@ -138,6 +138,7 @@ def test_runs_of_the_same_labels_are_both_named():
         ts.map_sweep(displacement, sweep_of(), scheduler="procesess")
 
 
+@pytest.mark.filterwarnings("ignore:3 dask workers:RuntimeWarning")
 def test_numbers_do_not_depend_on_scheduler_workers_order_or_tasks():
     sweep = sweep_of()
     dims = ("width", "depth", "seed")

@@ -56,6 +56,7 @@ def test_cheap_members_share_tasks_and_dear_ones_do_not(seconds, shared, monkeyp
     assert max(sizes) == (38 // tasks.TASKS_PER_WORKER if shared else 1)
 
 
+@pytest.mark.filterwarnings("ignore:3 dask workers:RuntimeWarning")
 def test_the_number_of_members_per_task_changes_nothing():
     want = [float(o.data["x"]) for o in together(11)]
     assert want == [float(k + np.random.default_rng([0, k]).standard_normal()) for k in range(11)]

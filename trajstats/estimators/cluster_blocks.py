@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
+from dask.system import CPU_COUNT
 
 from trajstats.errors import ArgumentError, ClusterError, optional_package
 
@@ -69,7 +70,7 @@ def local_threads() -> int:
     """
     if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
         return 1
-    return int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
 
 def client_in_force() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from typing import Any
 
 import dask
 from dask.base import get_scheduler
@@ -30,7 +31,9 @@ def network_threads(network: Network) -> int | None:
     return None if found is None else int(found)
 
 
-def warn_if_oversubscribed(each: int | None = 1, *, stacklevel: int = 4) -> None:
+def warn_if_oversubscribed(
+    each: int | None = 1, *, client: Any = None, workers: int | None = None, stacklevel: int = 4
+) -> None:
     """Warn when the threads of the tasks that run at once exceed the cores of a machine.
 
     Every task holds BLAS, OpenMP and torch at one thread (`trajstats.threads`), unless its network asks for more.
@@ -39,24 +42,30 @@ def warn_if_oversubscribed(each: int | None = 1, *, stacklevel: int = 4) -> None
     ----------
     each : int or None
         Threads of one task; None means all cores.
+    client : distributed.Client, optional
+        Of the cluster that will do the tasks.
+    workers : int, optional
+        Tasks that run at once in this machine. If neither is given: what dask is set to.
     stacklevel : int
         Whose line the warning names.
     """
-    for host, (workers, cores) in _workers().items():
-        threads = (cores if each is None else each) * workers
+    for host, (at_once, cores) in _workers(client, workers).items():
+        threads = (cores if each is None else each) * at_once
         if threads > cores:
             advice = "Give fewer workers." if each == 1 else "Give fewer workers, or network.threads = 1."
             msg = (
-                f"{workers} dask workers x {threads // workers} threads exceed the {cores} cores of {host}: "
+                f"{at_once} dask workers x {threads // at_once} threads exceed the {cores} cores of {host}: "
                 f"4 to 18 times slower than one thread per core. {advice}"
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=stacklevel)
 
 
-def _workers() -> dict[str, tuple[int, int]]:
+def _workers(client: Any, workers: int | None) -> dict[str, tuple[int, int]]:
     # Host -> (tasks that run at once, cores).
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    client = client_in_force()
+    if workers is not None:
+        return {"this machine": (workers, here)}
+    client = client_in_force() if client is None else client
     if client is not None:
         cores = client.run(os.cpu_count)
         tasks: Counter[str] = Counter()

@@ -16,6 +16,7 @@ import xarray as xr
 
 from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.estimators.cluster_blocks import client_for, explained, in_process, local_threads, lost
+from trajstats.estimators.worker_blocks import warn_if_oversubscribed
 from trajstats.heap import memory_kept
 from trajstats.inference.results import FitResult
 from trajstats.threads import one_thread
@@ -25,6 +26,8 @@ FAILED = "failed"
 TASK_SECONDS = 0.5
 # Tasks that each worker gets at least, so that all finish at about the same time.
 TASKS_PER_WORKER = 4
+# From a warning here up to who called `fit_batch` or `map_sweep`.
+STACK = 6
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ def run_members(
         raise ArgumentError(msg)
     with ExitStack() as stack:
         backend = _backend(scheduler, workers, stack)
+        backend.warn_if_oversubscribed()
         stack.enter_context(resumable(resume))
         stack.enter_context(explained(resume))
 
@@ -287,6 +291,10 @@ class _Local:
         elif scheduler == "threads":
             self._settings["num_workers"] = self.workers
 
+    def warn_if_oversubscribed(self) -> None:
+        """Warn when more tasks run at once than there are cores."""
+        warn_if_oversubscribed(workers=self.workers, stacklevel=STACK)
+
     def run(self, tasks: Sequence[Task], finished: Finished) -> None:
         """Do tasks; `finished` gets number and outcomes of each."""
         from dask.callbacks import Callback
@@ -308,6 +316,10 @@ class _Cluster:
     def __init__(self, client: Any) -> None:
         self._client = client
         self.workers = max(1, sum(client.nthreads().values()))
+
+    def warn_if_oversubscribed(self) -> None:
+        """Warn when more tasks run at once than there are cores."""
+        warn_if_oversubscribed(client=self._client, stacklevel=STACK)
 
     def run(self, tasks: Sequence[Task], finished: Finished) -> None:
         """Do tasks; `finished` gets number and outcomes of each, or the error of a task that killed its workers."""
