@@ -40,19 +40,23 @@ with Callback(posttask=lambda *_: print("ready", flush=True)):
     ts.cached_pairs(run, sys.argv[1])
 """
 
-FIT = """
-import trajstats.inference.decay as decay
+# The command line, told of the moment at which one function of one module is called.
+COMMAND = """
+import importlib
 from trajstats.cli import run
 
-fit = decay.fit_decay
+module, name = importlib.import_module("{module}"), "{name}"
+function = getattr(module, name)
 
 def told(*args, **options):
     print("ready", flush=True)
-    return fit(*args, **options)
+    return function(*args, **options)
 
-decay.fit_decay = told
+setattr(module, name, told)
 run()
 """
+FIT = COMMAND.format(module="trajstats.inference.decay", name="fit_decay")
+ANALYZE = COMMAND.format(module="trajstats.report.analysis", name="analyze")
 
 SPECTRA = """
 import sys, time
@@ -189,20 +193,6 @@ def test_the_command_fit(tmp_path):
     assert said == "Interrupted.\nGive the same command again to start anew.\n"
     assert not out.exists()
 
-
-ANALYZE = """
-import trajstats.report.analysis as analysis
-from trajstats.cli import run
-
-analyze = analysis.analyze
-
-def told(*args, **options):
-    print("ready", flush=True)
-    return analyze(*args, **options)
-
-analysis.analyze = told
-run()
-"""
 
 BATCH = """
 import sys, time

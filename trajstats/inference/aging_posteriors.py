@@ -11,7 +11,7 @@ import xarray as xr
 from trajstats.inference.alternatives import fit_parametric, parametric_limits, parametric_log_msd
 from trajstats.inference.models import MasterCurve
 from trajstats.inference.pilot import Pilot
-from trajstats.inference.sampling import diagnostics_dataset, sample_posterior
+from trajstats.inference.sampling import diagnostics_dataset, draws_dataset, sample_posterior
 
 CHAINS, DRAWS_KEPT = 4, 500
 
@@ -110,14 +110,13 @@ def sample_free(
     flat = kept.reshape(-1, 2)
     coefficients, n_eff = pilot.curve.draw(flat[:, 0], flat[:, 1], rng)
     shape = kept.shape[:2]
-    posterior = xr.Dataset(
+    posterior = draws_dataset(
         {
-            "mu": (("chain", "draw"), kept[..., 0]),
-            "log_smoothing": (("chain", "draw"), kept[..., 1]),
-            "N_eff": (("chain", "draw"), n_eff.reshape(shape)),
+            "mu": kept[..., 0],
+            "log_smoothing": kept[..., 1],
+            "N_eff": n_eff.reshape(shape),
             "curve": (("chain", "draw", "spline"), coefficients.reshape(*shape, -1)),
-        },
-        coords={"chain": np.arange(shape[0]), "draw": np.arange(shape[1])},
+        }
     )
     return Sampled(posterior, diagnostics)
 
@@ -186,8 +185,5 @@ def sample_parametric(
     kept = _thin(draws.values)
     squares = np.array([misfit(v) for v in kept.reshape(-1, len(names))]).reshape(kept.shape[:2])
     n_eff = 2 * rng.chisquare(n, size=squares.shape) / squares
-    posterior = xr.Dataset(
-        {**{k: (("chain", "draw"), kept[..., i]) for i, k in enumerate(names)}, "N_eff": (("chain", "draw"), n_eff)},
-        coords={"chain": np.arange(kept.shape[0]), "draw": np.arange(kept.shape[1])},
-    )
+    posterior = draws_dataset({**{name: kept[..., k] for k, name in enumerate(names)}, "N_eff": n_eff})
     return Sampled(posterior, draws.diagnostics)

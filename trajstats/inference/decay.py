@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from trajstats.inference.relaxation import (
     log_posterior,
 )
 from trajstats.inference.results import FitResult
-from trajstats.inference.sampling import Draws
+from trajstats.inference.sampling import draws_dataset
 from trajstats.threads import one_thread
 
 _MIN_POINTS = 10
@@ -127,19 +128,19 @@ def fit_decay(
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
-    time, values = _checked(loss, clock)
-    chosen = _window(time, values) if window is None else _checked_window(window)
+    time, losses = _checked(loss, clock)
+    chosen = _window(time, losses) if window is None else _checked_window(window)
     used = (time >= chosen[0]) & (time <= chosen[1])
-    if (values[used] <= 0).any():
-        msg = f"{int((values[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
+    if (losses[used] <= 0).any():
+        msg = f"{int((losses[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
         raise FitError(msg)
-    if values[used].size and not (values[used].min() > _SMALLEST and values[used].max() < 1 / _SMALLEST):
+    if losses[used].size and not (losses[used].min() > _SMALLEST and losses[used].max() < 1 / _SMALLEST):
         msg = (
-            f"losses between {values[used].min():g} and {values[used].max():g} overflow when they are squared: give "
+            f"losses between {losses[used].min():g} and {losses[used].max():g} overflow when they are squared: give "
             "the loss in another unit"
         )
         raise FitError(msg)
-    data = log_bins(time[used], values[used], bins_per_decade)
+    data = log_bins(time[used], losses[used], bins_per_decade)
     _check_size(data, chosen)
     priors = merged_priors(default_priors(data, curve), prior, SUPPORT)
     if priors["L_inf"][0] >= data.loss.max():
@@ -149,24 +150,18 @@ def fit_decay(
     if not floor:
         priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
     best = maximum(data, curve, priors)
-
-    free = slice(0 if floor else 1, None)
-
-    def log_prob(theta: np.ndarray) -> np.ndarray:
-        whole = theta if floor else np.column_stack([np.zeros(len(theta)), theta])
-        return log_posterior(whole, data, curve, priors)
-
-    draws = draw_posterior(
-        log_prob,
-        best.vector[free],
-        best.covariance[free, free],
-        names=NAMES[free],
+    values, diagnostics = draw_posterior(
+        lambda theta: log_posterior(theta, data, curve, priors),
+        best.vector,
+        best.covariance,
+        names=NAMES,
+        fixed={} if floor else {"L_inf": 0.0},
         rng=rng,
         sampler=sampler,
         max_steps=max_steps,
         progress=progress,
     )
-    fit = _result(data, draws, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
+    fit = _result(data, values, diagnostics, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
     if evidence:
         models = fit.tables["models"].assign(_evidence(data, prior, rng))
         fit = replace(fit, tables={**fit.tables, "models": models})
@@ -286,7 +281,8 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
 
 def _result(
     data: Binned,
-    draws: Draws,
+    values: Mapping[str, np.ndarray],
+    diagnostics: xr.Dataset,
     curve: str,
     priors: Priors,
     floor: bool,
@@ -294,10 +290,9 @@ def _result(
     clock: str,
     source: str,
 ) -> FitResult:
-    values = dict(zip(NAMES[0 if floor else 1 :], np.moveaxis(draws.values, -1, 0), strict=True))
     amplitude = np.exp(values["log_middle"] + (values["beta"] * np.log(data.pivot) if curve == "power_law" else 0.0))
     columns = {
-        "L_inf": values["L_inf"] if floor else np.zeros_like(values["beta"]),
+        "L_inf": values["L_inf"],
         "A": amplitude,
         "beta": values["beta"],
         "noise": np.exp(values["log_noise"]),
@@ -305,10 +300,7 @@ def _result(
         "drift_range": np.exp(values["log_range"]),
         "noise_power": values["power"],
     }
-    posterior = xr.Dataset(
-        {name: (("chain", "draw"), column) for name, column in columns.items()},
-        coords={"chain": np.arange(draws.values.shape[0]), "draw": np.arange(draws.values.shape[1])},
-    )
+    posterior = draws_dataset(columns)
     mean = np.median(columns["L_inf"]) + np.exp(np.median(values["log_middle"])) * decay_shape(
         data.time, data.pivot, np.array([np.median(values["beta"])]), curve
     )
@@ -335,10 +327,10 @@ def _result(
         "fit_decay",
         posterior,
         observed,
-        draws.diagnostics,
+        diagnostics,
         tables,
         tuple(flags),
-        "ok" if bool(draws.diagnostics["converged"]) else "not converged",
+        "ok" if bool(diagnostics["converged"]) else "not converged",
         {
             "curve": curve,
             "pivot": data.pivot,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 
 from trajstats.inference.options import check_sampling
 from trajstats.inference.sampling import (
@@ -187,21 +188,24 @@ def draw_posterior(
     /,
     *,
     names: Sequence[str],
+    fixed: Mapping[str, float | None],
     rng: int | np.random.Generator | None,
     sampler: str,
     max_steps: int,
     progress: bool,
-) -> Draws:
+) -> tuple[dict[str, np.ndarray], xr.Dataset]:
     """Sample by name: the one place where a fit's ``sampler=`` is read.
 
     Parameters
     ----------
     log_prob : callable (w, coefficient) -> (w,)
-        Log posterior density.
+        Log posterior density of all coefficients.
     start, covariance : ndarray
         Maximum and spread.
     names : sequence of str
         Coefficients.
+    fixed : mapping name -> float or None
+        Coefficients that stay where they are told; None is free like one that is not listed.
     rng : int or numpy.random.Generator
         Seed.
     sampler : str
@@ -213,7 +217,10 @@ def draw_posterior(
 
     Returns
     -------
-    Draws
+    draws : dict name -> ndarray, (chain, draw)
+        Of all coefficients, fixed ones too.
+    diagnostics : xarray.Dataset
+        As in `FitResult`; of the free ones.
 
     Raises
     ------
@@ -221,6 +228,20 @@ def draw_posterior(
         If the sampler is not known, or `max_steps` is no number of steps.
     """  # noqa: DOC502 (raised by what it calls)
     check_sampling(sampler, max_steps)
+    held = np.array([np.nan if (value := fixed.get(name)) is None else float(value) for name in names])
+    free = np.isnan(held)
+
+    def of_free(theta: np.ndarray) -> np.ndarray:
+        whole = np.tile(held, (len(theta), 1))
+        whole[:, free] = theta
+        return log_prob(whole)
+
+    around = (of_free, start[free], covariance[np.ix_(free, free)])
+    known = [name for name, on in zip(names, free, strict=True) if on]
     if sampler == "batched":
-        return sample_ensembles(log_prob, start, covariance, names=names, rng=rng, max_steps=max_steps)
-    return sample_posterior(log_prob, start, covariance, names=names, rng=rng, max_steps=max_steps, progress=progress)
+        draws = sample_ensembles(*around, names=known, rng=rng, max_steps=max_steps)
+    else:
+        draws = sample_posterior(*around, names=known, rng=rng, max_steps=max_steps, progress=progress)
+    whole = np.broadcast_to(held, (*draws.values.shape[:2], held.size)).copy()
+    whole[..., free] = draws.values
+    return dict(zip(names, np.moveaxis(whole, -1, 0), strict=True)), draws.diagnostics

@@ -15,6 +15,7 @@ from trajstats.inference.learning import learning_arrays
 from trajstats.inference.population import hierarchical_draws
 from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
+from trajstats.inference.sampling import draws_dataset
 from trajstats.inference.transition import checked_priors, fit_divergence, maximum, one_sided
 
 NU_SPREAD = (0.0, 1.0)
@@ -111,38 +112,35 @@ def fit_losses(
         + ([0.05] if stuck else [])
     )
     spread = np.array([0.02 * w_start, 0.1 * b, 0.05, 0.1, 0.2] + [0.05] * levels.size + ([0.02] if stuck else []))
-    if nu is not None:
-        start[2], spread[2] = nu, 3e-7
-    draws = draw_posterior(
+    values, diagnostics = draw_posterior(
         log_prob,
         start,
         np.diag(spread**2),
         names=names,
+        fixed={"nu": nu},
         rng=rng,
         sampler=sampler,
         max_steps=max_steps,
         progress=progress,
     )
-    values = dict(zip(names, np.moveaxis(draws.values, -1, 0), strict=True))
-    dims = ("chain", "draw")
     each = values["w_c"][..., None] - values["slope"][..., None] * levels
     room = np.array([one.middle for one in data]) - each
     log_middle = np.stack([values[f"log_middle_{k}"] for k in range(levels.size)], axis=-1)
-    posterior = xr.Dataset(
+    posterior = draws_dataset(
         {
-            "w_c": (dims, values["w_c"]),
-            "slope": (dims, values["slope"]),
-            "nu": (dims, values["nu"]),
-            "A": ((*dims, "loss"), np.exp(log_middle + values["nu"][..., None] * np.log(room))),
-            "sigma": (dims, np.exp(values["log_sigma"])),
-            "delta": (dims, np.exp(values["log_delta"])),
-            **({STUCK: (dims, values[STUCK])} if stuck else {}),
+            "w_c": values["w_c"],
+            "slope": values["slope"],
+            "nu": values["nu"],
+            "A": (("chain", "draw", "loss"), np.exp(log_middle + values["nu"][..., None] * np.log(room))),
+            "sigma": np.exp(values["log_sigma"]),
+            "delta": np.exp(values["log_delta"]),
+            **({STUCK: values[STUCK]} if stuck else {}),
         },
-        coords={"chain": np.arange(len(each)), "draw": np.arange(each.shape[1]), "loss": levels},
+        loss=levels,
     )
     bounds, identified = one_sided(posterior["w_c"].values, (0.0, float(tops.max())))
     flags = [f"w_c extrapolated to loss 0 from {levels.size} losses; the same runs stand behind all, counted once"]
-    status = "ok" if bool(draws.diagnostics["converged"]) else "not converged"
+    status = "ok" if bool(diagnostics["converged"]) else "not converged"
     if not identified:
         status = "not identified"
         flags.append(f"w_c runs into its prior at 0: only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)")
@@ -154,7 +152,7 @@ def fit_losses(
         "fit_divergence",
         posterior,
         _observed(table),
-        draws.diagnostics,
+        diagnostics,
         {"losses": per_loss, "bounds": bounds},
         tuple(flags),
         status,
@@ -224,17 +222,17 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
         limits = tuple(next(iter(fits.values())).attrs["priors"]["nu"])
         joint = hierarchical_draws(alone["nu"], limits, spread, rng)
         rows = joint.rows
-        columns = {"nu": (dims[:2], joint.mean), "nu_spread": (dims[:2], joint.spread)}
+        columns = {"nu": joint.mean, "nu_spread": joint.spread}
         ess = joint.ess
     else:
         rows = np.arange(alone["nu"][..., 0].size).reshape(alone["nu"].shape[:2])[..., None].repeat(len(fits), -1)
-        columns = {"nu": (dims[:2], alone["nu"][..., 0])}
+        columns = {"nu": alone["nu"][..., 0]}
         ess = np.full(len(fits), float(rows[..., 0].size))
     pooled = {
         name: np.take_along_axis(values.reshape(-1, len(fits)), rows.reshape(-1, len(fits)), axis=0).reshape(rows.shape)
         for name, values in alone.items()
     }
-    posterior = xr.Dataset(
+    posterior = draws_dataset(
         {
             **columns,
             "w_c": (dims, pooled["w_c"]),
@@ -242,7 +240,7 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
             "nu_depth": (dims, pooled["nu"]),
             **({"slope": (dims, pooled["slope"])} if "slope" in pooled else {}),
         },
-        coords={"chain": np.arange(len(rows)), "draw": np.arange(rows.shape[1]), **coords},
+        **coords,
     )
     worst = max(fits.values(), key=lambda fit: float(fit.diagnostics["r_hat"].max()))
     depths = xr.Dataset(

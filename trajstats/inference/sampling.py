@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,31 @@ def _collect(runs: Sequence[_Ensemble], names: Sequence[str], taus: Sequence[np.
         steps=length,
     )
     return Draws(values, diagnostics)
+
+
+def draws_dataset(columns: Mapping[str, Any], **coords: Any) -> xr.Dataset:
+    """Label draws.
+
+    Parameters
+    ----------
+    columns : mapping name -> ndarray (chain, draw), or (dims, ndarray)
+        Draws of each coefficient.
+    **coords
+        Coordinates of other dims than `chain` and `draw`.
+
+    Returns
+    -------
+    xarray.Dataset
+        The posterior of a `FitResult`.
+
+    Examples
+    --------
+    >>> dict(draws_dataset({"mu": np.zeros((2, 3))}).sizes)
+    {'chain': 2, 'draw': 3}
+    """
+    named = {k: v if isinstance(v, tuple | xr.DataArray) else (("chain", "draw"), v) for k, v in columns.items()}
+    labelled = xr.Dataset(named, coords=coords)
+    return labelled.assign_coords(chain=np.arange(labelled.sizes["chain"]), draw=np.arange(labelled.sizes["draw"]))
 
 
 def diagnostics_dataset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from trajstats.inference.learning import learning_arrays, learning_table
 from trajstats.inference.options import check_sampling, check_switches, generator, positive_number
 from trajstats.inference.priors import Priors, inside, merged_priors
 from trajstats.inference.results import FitResult
-from trajstats.inference.sampling import Draws
+from trajstats.inference.sampling import draws_dataset
 from trajstats.threads import one_thread
 
 GROUPS = ("width", "run")
@@ -158,24 +158,18 @@ def fit_divergence(
         priors["nu"] = (nu - 1e-6, nu + 1e-6)
     names = [*NAMES, *([STUCK] if stuck else [])]
     best = maximum(data, priors, names)
-    free = np.array([name != "nu" or nu is None for name in names])
-
-    def log_prob(theta: np.ndarray) -> np.ndarray:
-        whole = np.full((len(theta), len(names)), 0.0 if nu is None else float(nu))
-        whole[:, free] = theta
-        return log_posterior(whole, data, priors)
-
-    draws = draw_posterior(
-        log_prob,
-        best.vector[free],
-        best.covariance[np.ix_(free, free)],
-        names=[name for name, on in zip(names, free, strict=True) if on],
+    values, diagnostics = draw_posterior(
+        lambda theta: log_posterior(theta, data, priors),
+        best.vector,
+        best.covariance,
+        names=names,
+        fixed={"nu": nu},
         rng=rng,
         sampler=sampler,
         max_steps=max_steps,
         progress=progress,
     )
-    fit = _result(table, data, draws, priors, names, nu, groups)
+    fit = _result(table, data, values, diagnostics, priors, nu, groups)
     if evidence:
         table = fit.tables["models"].assign(_evidence(data, priors, names, nu, rng))
         fit = replace(fit, tables={**fit.tables, "models": table})
@@ -250,31 +244,26 @@ def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximu
 def _result(
     table: xr.Dataset,
     data: LearningTimes,
-    draws: Draws,
+    values: Mapping[str, np.ndarray],
+    diagnostics: xr.Dataset,
     priors: Priors,
-    names: Sequence[str],
     nu: float | None,
     groups: str,
 ) -> FitResult:
-    columns = iter(np.moveaxis(draws.values, -1, 0))
-    values = {
-        n: next(columns) if n != "nu" or nu is None else np.full(draws.values.shape[:2], float(nu)) for n in names
-    }
-    dims = ("chain", "draw")
-    posterior = xr.Dataset(
+    names = list(values)
+    posterior = draws_dataset(
         {
-            "w_c": (dims, values["w_c"]),
-            "nu": (dims, values["nu"]),
-            "A": (dims, np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"]))),
-            "sigma": (dims, np.exp(values["log_sigma"])),
-            "delta": (dims, np.exp(values["log_delta"])),
-            **({STUCK: (dims, values[STUCK])} if STUCK in values else {}),
-        },
-        coords={"chain": np.arange(draws.values.shape[0]), "draw": np.arange(draws.values.shape[1])},
+            "w_c": values["w_c"],
+            "nu": values["nu"],
+            "A": np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"])),
+            "sigma": np.exp(values["log_sigma"]),
+            "delta": np.exp(values["log_delta"]),
+            **({STUCK: values[STUCK]} if STUCK in values else {}),
+        }
     )
     bounds, identified = one_sided(posterior["w_c"].values, priors["w_c"])
     flags = [f"{int((~data.learned).sum())} of {data.learned.size} runs did not learn: right-censored"]
-    status = "ok" if bool(draws.diagnostics["converged"]) else "not converged"
+    status = "ok" if bool(diagnostics["converged"]) else "not converged"
     if not identified:
         status = "not identified"
         flags.append(
@@ -285,7 +274,7 @@ def _result(
         "fit_divergence",
         posterior,
         table[["learning_time", "learned"]].reset_coords(drop=False).set_coords("width"),
-        draws.diagnostics,
+        diagnostics,
         {"bounds": bounds, "models": _models(data, priors, names, posterior, nu)},
         tuple(flags),
         status,
