@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Read when JAX and matplotlib start: one thread (examples share a machine), and no screen.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+os.environ.setdefault("PJRT_NPROC", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from trajstats.report.html import interval_text, provenance

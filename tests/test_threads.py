@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import dask
@@ -128,6 +131,48 @@ def test_real_torch_is_held_and_given_back():
 def test_torch_is_not_imported():
     code = "import sys, trajstats.threads as t; t.on_one_thread(int); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+XLA = """
+import pickle, sys
+from pathlib import Path
+
+network = pickle.load(sys.stdin.buffer)  # as a worker does
+import jax
+import jax.numpy as jnp
+
+def ticks():  # CPU time of each thread
+    stats = {task.name: (task / "stat").read_text() for task in Path("/proc/self/task").iterdir()}
+    return {name: sum(map(int, stat.rpartition(")")[2].split()[11:13])) for name, stat in stats.items()}
+
+square = jax.jit(lambda x: x @ x)
+matrix = jnp.ones((1500, 1500))
+square(matrix).block_until_ready()
+before = ticks()
+for _ in range(6):
+    square(matrix).block_until_ready()
+spent = sorted(count - before.get(name, 0) for name, count in ticks().items())
+print(spent[-1] / sum(spent))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="CPU time of threads is read from /proc")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="XLA has one thread here anyway")
+def test_a_network_of_jax_starts_xla_with_one_thread_in_a_worker():
+    pytest.importorskip("jax")
+    from trainers.jax_adapter import JaxNetwork
+
+    arrays = {"w": np.ones((2, 1), dtype=np.float32)}
+    data = np.ones((3, 2), dtype=np.float32), np.ones((3, 1), dtype=np.float32)
+    network = pickle.dumps(JaxNetwork(operator.itemgetter("w"), arrays, operator.sub, data))
+
+    def share_of_the_busiest(**variables):
+        environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"} | variables
+        done = subprocess.run([sys.executable, "-c", XLA], input=network, capture_output=True, env=environment)
+        return float(done.stdout)
+
+    assert share_of_the_busiest() > 0.95
+    assert share_of_the_busiest(PJRT_NPROC="2") < 0.9  # else this measures nothing
 
 
 class Pools:

@@ -29,7 +29,6 @@ STEPS = ts.aging_schedule(WAITING_TIMES, LAGS)
 # which the displacement is the batch noise of the moment.
 FIT_FROM = {"waiting_time": 1_000, "lag": 100}
 SPECTRUM_STEPS = (100, 3_162, 100_000)
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def train_all(nets: Sequence[Net], runs: Path, schedule: Sequence[int] | np.ndar
 
 
 def _start_worker(lock: Any) -> None:
-    os.environ.setdefault("XLA_FLAGS", ONE_THREAD)
+    os.environ.setdefault("PJRT_NPROC", "1")
     tqdm.set_lock(lock)
 
 

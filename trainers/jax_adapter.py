@@ -18,7 +18,9 @@ from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
 
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# How many threads XLA starts on a CPU; read once, when JAX first computes. (In JAX 0.10 its flag
+# xla_cpu_multi_thread_eigen changes nothing.)
+THREADS_VARIABLE = "PJRT_NPROC"
 
 
 class JaxNetwork(FrameworkNetwork):
@@ -100,19 +102,9 @@ class JaxNetwork(FrameworkNetwork):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Unpickled, so in a worker process: one thread per task is what the workers are for. XLA reads its flags once,
-        # when it first compiles, so that the environment is as it was again before anything else sees it.
-        before = os.environ.get("XLA_FLAGS")
-        if "xla_cpu_multi_thread_eigen" not in (before or ""):
-            os.environ["XLA_FLAGS"] = f"{before or ''} {ONE_THREAD}".strip()
-            try:
-                jax.jit(jnp.negative)(0.0)
-            finally:
-                os.environ.pop("XLA_FLAGS")
-                if before is not None:
-                    os.environ["XLA_FLAGS"] = before
-        self.__dict__.update(state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The call comes before the state, whose arrays may be JAX's own, is unpickled.
+        return _arrived, (type(self),), self.__getstate__()
 
     @property
     def n_outputs(self) -> int:
@@ -365,3 +357,15 @@ def accuracy(outputs: Any, targets: Any) -> Any:
     scalar array
     """
     return jnp.mean(jnp.argmax(outputs, axis=1) == targets)
+
+
+def _arrived(kind: type[JaxNetwork]) -> JaxNetwork:
+    # Unpickled, so in a worker process: one thread per task is what the workers are for. The environment is as it was
+    # again before anything else sees it.
+    if THREADS_VARIABLE not in os.environ:
+        os.environ[THREADS_VARIABLE] = "1"
+        try:
+            jax.devices()
+        finally:
+            del os.environ[THREADS_VARIABLE]
+    return kind.__new__(kind)
