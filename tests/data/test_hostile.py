@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
 import trajstats as ts
 from trajstats.data.formats import open_checkpoint
@@ -395,6 +400,67 @@ def test_blosc_chunk_that_claims_gigabytes(stranger):
     file.write_bytes(bytes(raw) + struct.pack("<I", google_crc32c.value(bytes(raw))))
     with pytest.raises(ts.UnsafeInputError, match="claims to unpack"):
         ts.open_trajectory(stranger)
+
+
+BOMB = 2**27  # bytes, of zeros
+
+
+def bombs():
+    packed = {"gzip": gzip.compress(bytes(BOMB), 9), "zstd": bytes(numcodecs.Zstd(9).encode(np.zeros(BOMB, np.uint8)))}
+    # Two members, each of them small enough, and a frame that does not say its size.
+    packed["gzip in parts"] = gzip.compress(bytes(2**16), 9) * 64
+    packed["gzip of nothing"] = gzip.compress(b"", 9) * 10_000
+    packed["zstd in parts"] = bytes(numcodecs.Zstd(9).encode(bytes(64))) + packed["zstd"]
+    packed["zstd of no size"] = b"\x28\xb5\x2f\xfd\x00\x58" + (struct.pack("<I", 2**17 << 3 | 2)[:3] + b"\0") * 1024
+    return packed | {"blosc": bytes(numcodecs.Blosc("zstd", 9).encode(np.zeros(BOMB, np.uint8)))}
+
+
+def replace_chunk(path, bomb, content, sharded):
+    """Make the weights of a plain trajectory a single chunk of this content."""
+    codec = {"gzip": zarr.codecs.GzipCodec(), "zstd": zarr.codecs.ZstdCodec(), "blosc": zarr.codecs.BloscCodec()}
+    shards = {"shards": (1, 4, 4)} if sharded else {}
+    w = zarr.create_array(
+        path / "weights", shape=(1, 4, 4), chunks=(1, 4, 4), dtype="f4", compressors=[codec[bomb.split()[0]]],
+        dimension_names=("replica", "step", "parameter"), overwrite=True, **shards,
+    )  # fmt: skip
+    w[...] = 1.0
+    file = path / "weights" / "c" / "0" / "0" / "0"
+    if sharded:
+        index = struct.pack("<QQ", 0, len(content))
+        content += index + struct.pack("<I", google_crc32c.value(index))
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("bomb", "content"), bombs().items(), ids=bombs())
+def test_tiles_that_unpack_to_more_than_they_should(tmp_path, bomb, content, sharded):
+    assert len(content) < BOMB / 500
+    plain, path = tmp_path / "plain.zarr", tmp_path / "run.zarr"
+    ts.trajectory_dataset(np.ones((4, 4), np.float32), step=range(4)).to_zarr(plain, consolidated=False)
+    with ts.TrajectoryWriter(path, {"w": (4,)}) as writer:
+        for step in range(4):
+            writer.append(step, np.ones(4))
+    forget_checksums(path)
+    for store in (plain, path):
+        replace_chunk(store, bomb, content, sharded)
+        run = ts.open_trajectory(store)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ts.UnsafeInputError, match="unpack"):
+                run.weights.compute(scheduler="synchronous")
+            assert tracemalloc.get_traced_memory()[1] < BOMB / 8
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compressor", ["gzip", "zstd", "blosc"])
+@pytest.mark.parametrize("size", [1, 300, 70_000])
+def test_honest_tiles_of_every_compressor_are_read(tmp_path, compressor, size):
+    codec = {"gzip": zarr.codecs.GzipCodec(), "zstd": zarr.codecs.ZstdCodec(), "blosc": zarr.codecs.BloscCodec()}
+    run = ts.trajectory_dataset(np.random.default_rng(0).standard_normal((3, size)), step=range(3))
+    encoding = {"weights": {"compressors": [codec[compressor]]}, "layer": {"compressors": [codec[compressor]]}}
+    run.to_zarr(tmp_path / "run.zarr", consolidated=False, encoding=encoding)
+    xr.testing.assert_equal(ts.open_trajectory(tmp_path / "run.zarr").weights, run.weights)
 
 
 def test_link_out_of_a_store(stranger, tmp_path):

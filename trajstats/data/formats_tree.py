@@ -26,6 +26,7 @@ from trajstats.data.formats_flat import MAX_JSON, open_zip
 from trajstats.data.guard import check_links, check_zarr
 from trajstats.data.naming import natural_key
 from trajstats.data.place import Place
+from trajstats.data.unpacking import bounded_codecs
 from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, UnsupportedError, optional_package, unknown
 
 HDF5_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
@@ -323,7 +324,8 @@ def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoi
         raise ArgumentError(msg)
     if path.is_dir():
         check_zarr(Place(path), lazy=_array_names(path))
-        data = xr.open_zarr(path, consolidated=False, chunks=None)
+        with bounded_codecs():
+            data = xr.open_zarr(path, consolidated=False, chunks=None)
     else:
         with path.open("rb") as stream:
             hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"

@@ -28,6 +28,7 @@ from trajstats.data.schema import (
     as_attrs,
     layer_coords,
 )
+from trajstats.data.unpacking import bounded
 from trajstats.errors import ArgumentError, StoreError
 
 STORE_FORMAT = 1
@@ -332,4 +333,4 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
     if not isinstance(found, zarr.Array):
         msg = f"{group.store}: {name!r:.80} is a group where an array is expected; this is no trajectory store"
         raise StoreError(msg)
-    return found
+    return bounded(found)

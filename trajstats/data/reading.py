@@ -14,7 +14,7 @@ from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import COMMITTED
 from trajstats.data.place import Place
 from trajstats.data.tiles import Tiles
-from trajstats.errors import StoreError
+from trajstats.errors import StoreError, UnsafeInputError
 
 
 class StoredRows:
@@ -91,6 +91,9 @@ class StoredRows:
         tiles = self._open()
         try:
             out[...] = np.asarray(tiles.array(bounds[1][1])[tuple(slice(a, b) for a, b in bounds)])
+        except UnsafeInputError as error:
+            msg = f"{tiles.place}: a tile of {tiles.variable} {bounds[-1]}: {error}"
+            raise UnsafeInputError(msg) from error
         except (ValueError, RuntimeError, OSError) as error:
             msg = (
                 f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot "

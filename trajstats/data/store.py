@@ -32,8 +32,9 @@ from trajstats.data.schema import (
     check_trajectory,
 )
 from trajstats.data.tiles import Tiles, dims_of, layer_names
+from trajstats.data.unpacking import bounded_codecs
 from trajstats.data.writer import TrajectoryWriter
-from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, unknown
+from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, UnsafeInputError, unknown
 
 __all__ = ["StoredRows", "TrajectoryWriter", "follow", "open_trajectory"]
 
@@ -201,7 +202,8 @@ def _checked(
 
 def _plain(place: Place) -> xr.Dataset:
     # A trajectory that was saved with Dataset.to_zarr: as xarray reads it, with its small arrays in memory.
-    trajectory = xr.open_zarr(place.path(), consolidated=False, chunks={})
+    with bounded_codecs():
+        trajectory = xr.open_zarr(place.path(), consolidated=False, chunks={})
     names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
     trajectory = trajectory.set_coords(names)
     small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH)}
@@ -250,6 +252,9 @@ def _dataset(
             continue
         try:
             values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
+        except UnsafeInputError as error:
+            msg = f"{tiles.place}: the array {name!r:.80}: {error}"
+            raise UnsafeInputError(msg) from error
         except (ValueError, RuntimeError, OSError) as error:
             msg = f"{tiles.place}: the array {name!r:.80} is damaged ({error}); restore it from a copy"
             raise StoreError(msg) from error

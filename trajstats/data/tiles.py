@@ -31,6 +31,7 @@ from trajstats.data.layout import (
 )
 from trajstats.data.place import Place
 from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
+from trajstats.data.unpacking import bounded
 from trajstats.errors import StoreError
 
 CONSOLIDATED = "consolidated_metadata"
@@ -106,7 +107,7 @@ class Tiles:
             return array
         # Tiles beyond the shape in the metadata are written first; the shape follows with the commit.
         metadata = array.metadata.to_dict() | {"shape": (1, rows, *array.shape[2:])}
-        return zarr.Array(zarr.AsyncArray.from_dict(array.store_path, metadata))
+        return bounded(zarr.Array(zarr.AsyncArray.from_dict(array.store_path, metadata)))
 
     def _whole(self, array: zarr.Array) -> zarr.Array:
         # A chunk that holds only the fill value is written all the same: a chunk that is not there is a lost one.
