@@ -50,8 +50,8 @@ class FitResult:
     attrs : mapping
         How the fit was made: arguments, likelihood, priors, source.
     log_likelihood : xarray.Dataset
-        Log likelihood of each group of data at each draw, dims (chain, draw, group); empty where the data have no
-        groups that are independent given the coefficients.
+        Log density of each group of data at each draw, dims (chain, draw, group): given the coefficients, and where
+        groups share their noise given the other groups too. Empty where the fit keeps no groups.
 
     Examples
     --------
