@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainers.networks import VECTORS_PER_CALL, FrameworkCurvature
+from trainers.networks import ARRAYS_PER_VECTOR, FrameworkCurvature
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
 
@@ -42,7 +42,8 @@ class JaxCurvature(FrameworkCurvature):
             if self._exact:
                 self._linearise = network._jit(("linearise", kind), _linearised(network, kind))
                 self._apply_to = network._jit(("apply", kind), lambda maps, rows: jax.vmap(_chain(maps))(rows))
-                if self._fit(self._bytes_per_example()):
+                each = self._bytes_per_example()
+                if self._fit(each, ARRAYS_PER_VECTOR * each):
                     self._held = [(share, self._linearise(self._w, x, y)) for share, x, y in self._parts()]
 
     def _bytes_per_example(self) -> int:
@@ -57,8 +58,8 @@ class JaxCurvature(FrameworkCurvature):
         rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)
         with self._network._precision(), remedy():
             done = []
-            for start in range(0, len(rows), VECTORS_PER_CALL):
-                chunk = jnp.asarray(rows[start : start + VECTORS_PER_CALL])
+            for start in range(0, len(rows), self._width):
+                chunk = jnp.asarray(rows[start : start + self._width])
                 done.append(np.asarray(sum(self._terms(chunk)) + self._shift * chunk))
             return np.concatenate(done).T
 

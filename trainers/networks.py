@@ -198,14 +198,21 @@ class FrameworkCurvature(LinearOperator):
         self._shift = 2 * network.l2 if kind != "fisher" else 0.0
         self._exact = network.products == "exact"
         self._examples = network.batch_size
+        # Vectors of one call.
+        self._width = VECTORS_PER_CALL
         # Linearised once for all examples where their saved arrays fit.
-        self._held: list[tuple[float, Any]] | None = None
+        self._held: list[Any] | None = None
 
-    def _fit(self, each: int) -> bool:
-        # `each` bytes are saved per example. Says whether all examples fit at once, and how many do beside the vectors.
-        memory = self._network.memory
-        self._examples = max(1, memory // (each * ARRAYS_PER_VECTOR * (VECTORS_PER_CALL + 1)))
-        return bool(self._network.n_examples * each <= memory)
+    def _fit(self, held: int, passing: int) -> bool:
+        # `held` bytes are kept per example and `passing` needed per example and vector of a call. Says whether all
+        # examples fit at once with a vector or more; otherwise how many examples do.
+        memory, n = self._network.memory, self._network.n_examples
+        self._width = min((memory - n * held) // (n * passing), VECTORS_PER_CALL)
+        if self._width >= 1:
+            return True
+        self._examples = max(1, memory // (held + passing * VECTORS_PER_CALL))
+        self._width = max(1, min((memory - self._examples * held) // (self._examples * passing), VECTORS_PER_CALL))
+        return False
 
     def _parts(self) -> Iterator[tuple[float, Any, Any]]:
         return self._network._batches(at_most=self._examples)

@@ -110,8 +110,13 @@ class TorchNetwork(FrameworkNetwork):
         self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
         self.threads = threads
         self._free = self._mask(module)
+        # Products that were traced, by kind and shapes.
+        self._traced: dict[Any, Any] = {}
         self._targets = _targets(self._targets)
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_traced": {}}
 
     def _mask(self, module: torch.nn.Module) -> torch.Tensor | None:
         # 1 where a parameter is trained, 0 where it is frozen; None where all are trained.

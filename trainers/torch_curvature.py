@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.func import grad, jvp, linearize, vjp, vmap
 
-from trainers.networks import VECTORS_PER_CALL, FrameworkCurvature
+from trainers.networks import ARRAYS_PER_VECTOR, FrameworkCurvature
+from trainers.torch_trace import UNTRACEABLE, Program, Traced
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
 from trajstats.threads import torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trainers.torch_adapter import TorchNetwork
 
+# Tracing patches Python's own functions: one thread at a time.
+TRACING = threading.Lock()
 Product = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
 
 
 class TorchCurvature(FrameworkCurvature):
-    """Curvature at one weight vector, linearised once if the activations of all examples fit in ``network.memory``.
+    """Curvature at one weight vector, with the activations of all examples kept if they fit in ``network.memory``.
 
-    Otherwise each call goes through the examples in parts that fit, with the activations computed again, once per call
-    for all its vectors.
+    The product is then a traced list of operations, the same at all weights: only its constants are computed for each
+    checkpoint. Otherwise, and for networks that cannot be traced, each call goes through the examples in parts that
+    fit, with the activations computed again, once per call for all its vectors.
 
     Parameters
     ----------
@@ -43,22 +47,13 @@ class TorchCurvature(FrameworkCurvature):
 
     def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
         super().__init__(network, kind)
+        # Programs that no thread is running; each keeps its constants and its memory.
+        self._idle: list[Programs] = []
         with torch_threads(network.threads), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
-            fits = self._fit(bytes_per_example(network, self._w))
-            if self._exact and fits:
-                self._held = [(share, self._product(linearized, x, y)) for share, x, y in self._parts()]
-                if not self._trusted():
-                    self._held = None
-
-    def _trusted(self) -> bool:
-        def plain(rows: torch.Tensor) -> torch.Tensor:
-            kept, self._held = self._held, None
-            found = self._apply(rows)
-            self._held = kept
-            return found
-
-        return repeats(self._apply, plain, self._w)
+            each = bytes_per_example(network, self._w)
+            if self._exact and self._fit(each, ARRAYS_PER_VECTOR * each):
+                self._held = list(self._parts())
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
@@ -66,40 +61,97 @@ class TorchCurvature(FrameworkCurvature):
         with torch_threads(self._network.threads), torch.enable_grad(), remedy():
             if free is not None:
                 rows = rows * free
-            parts = [self._apply(chunk) for chunk in torch.split(rows, VECTORS_PER_CALL)]
+            # Chunks of one size, so that one program serves them all: the last one is filled up with zeros.
+            calls = -(-len(rows) // self._width)
+            size = -(-len(rows) // calls)
+            parts = [self._apply(chunk, size) for chunk in torch.split(rows, size)]
             done = parts[0] if len(parts) == 1 else torch.cat(parts)
             if free is not None:
                 done *= free
         return done.numpy().T
 
-    def _apply(self, chunk: torch.Tensor) -> torch.Tensor:
+    def _apply(self, chunk: torch.Tensor, size: int) -> torch.Tensor:
+        programs = self._claim(size) if self._held is not None else None
+        if programs is None:
+            return self._added(chunk, ((share, product(chunk)) for share, product in self._plain()))
+        try:
+            padded = chunk
+            if len(chunk) < size:
+                padded = torch.cat([chunk, chunk.new_zeros(size - len(chunk), chunk.shape[1])])
+            terms = ((share, program(padded)[: len(chunk)]) for share, program in programs.parts)
+            return self._added(chunk, terms)
+        finally:
+            self._idle.append(programs)
+
+    def _added(self, chunk: torch.Tensor, terms: Iterator[tuple[float, torch.Tensor]]) -> torch.Tensor:
         # Summed in place: every further array of the result's size costs a few per cent of a product.
-        total = self._shift * chunk
-        for share, product in self._terms():
-            total.add_(product(chunk), alpha=share)
+        share, term = next(terms)
+        total = share * term
+        for share, term in terms:
+            total.add_(term, alpha=share)
+        if self._shift:
+            total.add_(chunk, alpha=self._shift)
         return total
 
-    def _terms(self) -> Iterator[tuple[float, Product]]:
-        # The share of each part of the examples, and its product with the rows of a matrix.
-        if self._held is not None:
-            for share, product in self._held:
-                yield share, vmap(product)
-        elif self._exact:
-            for share, x, y in self._parts():
-                yield share, vmap(self._product(_forward, x, y))
-        else:
-            for share, x, y in self._parts():
-                yield share, _one_by_one(self._product(_differenced, x, y))
+    def _claim(self, size: int) -> Programs | None:
+        # An idle program for so many rows, or a new one; those for other numbers of rows make room for it.
+        while self._idle:
+            try:
+                found = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if found.size == size:
+                return found
+        parts = []
+        for share, x, y in self._held or []:
+            traced = self._traced(x, y, size)
+            if traced is None:
+                self._held = None
+                return None
+            parts.append((share, traced.at(self._w, x, y)))
+        return Programs(size, parts)
 
-    def _product(self, derive: Run, x: torch.Tensor, y: torch.Tensor) -> Product:
-        network, w = self._network, self._w
+    def _traced(self, x: torch.Tensor, y: torch.Tensor, size: int) -> Traced | None:
+        # Traced once for all checkpoints; None where that fails.
+        kept = self._network._traced
+        key = (self._kind, size, tuple(x.shape), tuple(y.shape))
+        with TRACING:
+            if key not in kept:
+                kept[key] = self._trace(x, y, size)
+        return kept[key]
+
+    def _trace(self, x: torch.Tensor, y: torch.Tensor, size: int) -> Traced | None:
+        def product(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return vmap(self._product(_forward, w, x, y))(rows)
+
+        rows = torch.from_numpy(np.random.default_rng(0).standard_normal((size, len(self._w)))).to(self._w.dtype)
+        try:
+            traced = Traced(product, (self._w, x, y), rows)
+            program = traced.at(self._w, x, y)
+            # The second call shows whether the first has changed what it needs.
+            program(rows)
+            found = program(rows)[:2]
+        except UNTRACEABLE:
+            return None
+        known = product(self._w, x, y, rows[:2])
+        return traced if agree(found, known) else None
+
+    def _plain(self) -> Iterator[tuple[float, Product]]:
+        # The share of each part of the examples, and its product with the rows of a matrix.
+        for share, x, y in self._parts():
+            if self._exact:
+                yield share, vmap(self._product(_forward, self._w, x, y))
+            else:
+                yield share, _one_by_one(self._product(_differenced, self._w, x, y))
+
+    def _product(self, derive: Run, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Product:
+        network = self._network
         if self._kind == "hessian":
             return derive(lambda u: grad(network._data_loss)(u, x, y), w)[1]
         if self._kind == "gauss_newton":
             out, forward = derive(lambda u: network._outputs(u, x), w)
             # The loss as a function of the outputs is plain: its second derivative exists whatever the network's.
-            once = linearized if derive is linearized else _forward
-            curve = once(grad(lambda z: network.loss_fn(z, y)), out)[1]
+            curve = _forward(grad(lambda z: network.loss_fn(z, y)), out)[1]
             backward = vjp(lambda u: network._outputs(u, x), w)[1]
             return lambda v: backward(curve(forward(v)))[0]
 
@@ -110,6 +162,14 @@ class TorchCurvature(FrameworkCurvature):
         backward = vjp(losses, w)[1]
         scale = 1.0 / len(x) if network.reduction == "mean" else 1.0
         return lambda v: scale * backward(forward(v))[0]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Traced products of the parts of the examples, with their shares, for `size` rows."""
+
+    size: int
+    parts: list[tuple[float, Program]]
 
 
 def linearized(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
@@ -157,10 +217,25 @@ def repeats(product: Product, plain: Product, at: torch.Tensor) -> bool:
     known = plain(rows)
     try:
         product(rows)
-        off = torch.linalg.norm(product(rows) - known)
+        return agree(product(rows), known)
     except RuntimeError:  # not the network's fault: plain forward mode could do it
         return False
-    return bool(off <= torch.finfo(at.dtype).eps ** 0.5 * torch.linalg.norm(known))
+
+
+def agree(found: torch.Tensor, known: torch.Tensor) -> bool:
+    """Say whether two results are alike to half the digits.
+
+    Parameters
+    ----------
+    found, known : Tensor
+        Of one shape.
+
+    Returns
+    -------
+    bool
+    """
+    off = torch.linalg.norm(found - known)
+    return bool(off <= torch.finfo(known.dtype).eps ** 0.5 * torch.linalg.norm(known))
 
 
 def derivative(function: Callable[..., Any], at: torch.Tensor) -> Product:

@@ -117,7 +117,7 @@ def test_torch_and_jax_give_the_same_spectrum(kind):
 @pytest.mark.parametrize("make", [torch_network, jax_network])
 def test_a_small_budget_changes_the_parts_and_not_the_product(make, kind):
     m = module()
-    tight = make(memory=20_000).curvature(weights_of(m), kind)
+    tight = make(memory=3_000).curvature(weights_of(m), kind)
     assert tight._examples < 23
     ample = make().curvature(weights_of(m), kind)
     assert ample._held is not None

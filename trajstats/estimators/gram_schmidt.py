@@ -121,11 +121,13 @@ def _subtract(known: np.ndarray, start: int, q: np.ndarray, w: np.ndarray, slip:
 
 @numba.njit(**FAST)
 def _measure(known: np.ndarray, start: int, w: np.ndarray, found: np.ndarray) -> None:
+    # From the last row to the first: the rows that were subtracted last are the nearest in cache.
     j, n = len(known), len(w)
     stop = start + n
     zero = w.dtype.type(0)
-    i = 0
-    while i + 4 <= j:
+    i = j
+    while i >= 4:
+        i -= 4
         a, b = known[i, start:stop], known[i + 1, start:stop]
         c, d = known[i + 2, start:stop], known[i + 3, start:stop]
         t0, t1, t2, t3 = zero, zero, zero, zero
@@ -139,11 +141,10 @@ def _measure(known: np.ndarray, start: int, w: np.ndarray, found: np.ndarray) ->
         found[i + 1] += t1
         found[i + 2] += t2
         found[i + 3] += t3
-        i += 4
-    while i < j:
+    while i > 0:
+        i -= 1
         a = known[i, start:stop]
         t0 = zero
         for k in range(n):
             t0 += a[k] * w[k]
         found[i] += t0
-        i += 1

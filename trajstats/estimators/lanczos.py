@@ -106,7 +106,7 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
             if j:
                 _take(image, beta[row, j - 1 : j], basis[row, j - 1 : j])
         if within is not None:
-            images = _complement(images, within)
+            _take(images, images @ within.T, within)
         for i in np.flatnonzero(alive):
             run = (basis[i, : j + 1], alpha[i, : j + 1], beta[i, :j])
             left, beta[i, j] = _orthogonalise(images[i], *run, slips[i], within)
@@ -159,6 +159,10 @@ def _rest(square: float, along: np.ndarray) -> float:
 
 def _take(w: np.ndarray, share: np.ndarray, rows: np.ndarray) -> None:
     # w -= share @ rows in place, without an array for the product: those of a network's size cost their page faults.
+    if w.ndim == 2:
+        gemm = scipy.linalg.blas.sgemm if w.dtype == np.float32 else scipy.linalg.blas.dgemm
+        gemm(-1.0, rows.T, share.T, 1.0, w.T, overwrite_c=True)
+        return
     gemv = scipy.linalg.blas.sgemv if w.dtype == np.float32 else scipy.linalg.blas.dgemv
     gemv(-1.0, rows.T, share, 1.0, w, overwrite_y=True)
 

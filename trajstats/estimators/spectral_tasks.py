@@ -20,6 +20,7 @@ from trajstats.estimators.lanczos import (
     project_out,
     unit_probes,
 )
+from trajstats.heap import memory_kept
 from trajstats.network import CurvatureKind, Network
 
 DENSE_BATCH = 16
@@ -269,7 +270,8 @@ def operator(network: Network, weights: np.ndarray, plan: Plan) -> tuple[Apply, 
 @contextmanager
 def _task(where: Checkpoint) -> Iterator[None]:
     try:
-        yield
+        with memory_kept():
+            yield
     except NonFiniteError as error:
         msg = (
             f"{error} at replica {where.replica}, step {where.step}, though the loss is finite there. Leave this "
