@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import trajstats as ts
 
@@ -35,7 +36,8 @@ import sys
 from dask.callbacks import Callback
 import trajstats as ts
 
-run = ts.brownian(range(1, 161), layers={"w": (400_000,)}, rng=0)
+run = ts.brownian(range(1, 161), layers={"w": (200_000,)}, rng=0)
+run.attrs["uid"] = "interrupted"
 with Callback(posttask=lambda *_: print("ready", flush=True)):
     ts.cached_pairs(run, sys.argv[1])
 """
@@ -162,6 +164,21 @@ def test_pairs_that_are_kept(tmp_path):
     assert code == -signal.SIGINT, said
     assert f"{path} is not made. The same call again computes the missing pairs." in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_pairs_that_are_being_extended(tmp_path):
+    path = tmp_path / "pairs.zarr"
+    run = ts.brownian(range(1, 161), layers={"w": (200_000,)}, rng=0)
+    run.attrs["uid"] = "interrupted"
+    first = ts.cached_pairs(run.isel(step=slice(0, 8)), path).load()
+    process = start("-c", PAIRS, path)
+    assert process.stdout.readline() == "ready\n"
+    code, said = interrupt(process)
+    assert code == -signal.SIGINT, said
+    assert f"{path} is as it was. The same call again computes the missing pairs." in said
+    assert list(tmp_path.iterdir()) == [path]
+    xr.testing.assert_identical(ts.cached_pairs(run.isel(step=slice(0, 8)), path).load(), first)
+    np.testing.assert_array_equal(ts.cached_pairs(run, path)["msd"], ts.all_pairs(run)["msd"])
 
 
 def test_spectra_that_are_kept(tmp_path):

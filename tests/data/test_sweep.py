@@ -148,6 +148,8 @@ def test_a_sweep_behind_a_url():
     assert list(sweep.children) == ["w4.seed0", "w4.seed1"]
     assert list(ts.open_sweep("memory://sweep/w4/seed*.zarr").children) == ["seed0", "seed1"]
     assert float(sweep["w4.seed1"]["weights"][0, 0, 0]) == 1.0
+    with pytest.raises(StoreNotFoundError, match=r"open_sweep\(pattern\) opens the runs that match"):
+        ts.open_trajectory("memory://sweep/w4/seed*.zarr")
 
 
 @pytest.mark.parametrize("other", [[1, 2], {"a": 1}, {"a": xr.Dataset(coords={"step": [0]})}])

@@ -19,6 +19,7 @@ from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import COMMITTED, CREATING, FINISHED, FLOOR, INITIAL, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
 from trajstats.data.reading import StoredRows, missing_tiles
+from trajstats.data.redaction import without_credentials
 from trajstats.data.schema import (
     CLOCKS,
     LAYER,
@@ -53,7 +54,7 @@ def open_trajectory(
     Parameters
     ----------
     paths : path, URL, zarr store, repository; or a list of them; or a glob pattern
-        Where the runs are. Matches of a pattern are joined in natural order.
+        Where the runs are. Matches of a pattern are joined in natural order. Patterns of URLs: `open_sweep`.
     layers : sequence of str, optional
         Layers to keep; all if not given.
     damaged : str
@@ -102,6 +103,15 @@ def open_trajectory(
             msg = f"no store matches {str(paths)!r}; check the pattern and the folder it starts from"
             raise StoreNotFoundError(msg)
         paths = found
+    if isinstance(paths, str) and not local and glob.has_magic(paths):  # or an address with a query
+        try:
+            return _open_one(paths, layers, damaged, block_bytes)
+        except StoreNotFoundError:
+            msg = (
+                f"{without_credentials(paths)} is no trajectory store, and patterns of URLs are not expanded here: "
+                "open_sweep(pattern) opens the runs that match; open_trajectory([url, ...]) joins runs along replica"
+            )
+            raise StoreNotFoundError(msg) from None
     if isinstance(paths, list | tuple):
         if not paths:
             msg = "the list of stores is empty"
