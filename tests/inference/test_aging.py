@@ -179,6 +179,13 @@ def test_replicas_give_the_population_mean_of_seeds_that_differ():
         ts.fit_subaging(delta.isel(replica=[0, 1]), rng=0, likelihood="replicas")
 
 
+def test_seeds_too_noisy_for_a_curve_each_are_said_to_bias_their_mean():
+    for modes, noisy in ((4, True), (200, False)):
+        delta = two_time(np.stack([gaussian_run(0.6, modes, k) for k in range(8)]))
+        fit = ts.fit_subaging(delta, rng=0, sampler="grid")
+        assert any("fits their mean MSD without" in flag for flag in fit.flags) == noisy
+
+
 def test_blocks_are_refused_where_motion_is_global_and_given_where_it_is_local():
     rng = np.random.default_rng(0)
     shared = gaussian_run(0.6, 10, 2)

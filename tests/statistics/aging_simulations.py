@@ -8,10 +8,12 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
+from trajstats.inference.checks import smoother
 from trajstats.inference.models import clock, mittag_leffler
 from trajstats.inference.pilot import pilot_fit
 from trajstats.inference.points import two_time_points
 from trajstats.inference.replicas import population_mean
+from trajstats.inference.resampling import linear_error
 
 WAITING = np.geomspace(100, 10_000, 12)
 LAGS = np.geomspace(10, 100_000, 12)
@@ -22,6 +24,8 @@ CURVES = {
     "stretched": lambda u: -np.expm1(-(u**0.6)),
     "mittag_leffler": lambda u: 1 - mittag_leffler(u, 0.7),
     "logarithmic": lambda u: np.log1p(u),
+    "linear": lambda u: u,
+    "trap": lambda u: (-np.expm1(-u)) ** 0.4,
 }
 
 
@@ -77,8 +81,21 @@ SCENARIOS = {
     "Mittag-Leffler": {"modes": 50, "process": {"curve": "mittag_leffler"}},
     "logarithmic": {"modes": 50, "process": {"curve": "logarithmic"}},
 }
+# processes whose exponent is exact, as a run of 50 modes shows them
+EXACT = {
+    **{f"time-changed OU, mu = {mu:g}": (mu, {}) for mu in (0.3, 0.6, 0.8, 1.0)},
+    "Brownian": (0.0, {"curve": "linear"}),
+    "stationary OU": (0.0, {"relaxation": (3.0,)}),
+    "scaled Brownian, mu = 0.5": (0.5, {"curve": "linear"}),
+    "D falling as 1/t, mu = 1": (1.0, {"curve": "linear"}),
+    "arcsine law of traps, mu = 1": (1.0, {"curve": "trap"}),
+}
+SCENARIOS |= {name: {"modes": 50, "mu": mu, "process": how} for name, (mu, how) in EXACT.items()}
 REPEATED = ("independent weights", "K = 4 shared modes", "K = 20 shared modes", "modes with different relaxation times")
 SCENARIOS |= {f"8 replicas, {k}": SCENARIOS[k] | {"replicas": 8} for k in (*REPEATED, "drift added")}
+SCENARIOS |= {
+    f"8 replicas pooled, {k}": SCENARIOS[k] | {"replicas": 8, "pooled": True} for k in (*REPEATED, "drift added")
+}
 
 
 def rank(grid, truth):
@@ -102,22 +119,30 @@ def subaging_posterior(values, points, bounds=BOUNDS):
     return population_mean(np.array([g.mean for g in grids]), np.array([g.spread[0] for g in grids]))
 
 
+def pooled_posterior(points):
+    """Centre and scale of the Student t of ``likelihood="replicas"``."""
+    pilot = pilot_fit(np.log(points.msd.mean(axis=0)), points, BOUNDS, likelihood="wick")
+    _, influence = smoother(pilot.curve, *pilot.grid.mode)
+    return float(pilot.grid.quantile(np.array(0.5))), linear_error(influence, points.msd, points.msd.mean(axis=0))
+
+
 def subaging_simulation(name, seed):
     """Rank of the true mu in its posterior, its rank by independent points, and error of the estimate."""
     scenario = SCENARIOS[name]
-    source = process(MU, **scenario.get("process", {}))
+    mu = scenario.get("mu", MU)
+    source = process(mu, **scenario.get("process", {}))
     rng = np.random.default_rng([seed, list(SCENARIOS).index(name)])
     replicas = scenario.get("replicas", 1)
     values = source.msd(scenario["modes"], rng, replicas=replicas, drift=scenario.get("drift", 0.0))
     points = two_time_points(source.delta(values))
-    posterior = subaging_posterior(values, points)
+    posterior = pooled_posterior(points) if scenario.get("pooled") else subaging_posterior(values, points)
     if replicas == 1:
-        ours, estimate = rank(posterior, MU), float(posterior.quantile(np.array(0.5)))
+        ours, estimate = rank(posterior, mu), float(posterior.quantile(np.array(0.5)))
     else:
-        estimate, scale, _ = posterior
-        ours = float(student.cdf((MU - estimate) / scale, replicas - 1))
-    naive = rank(pilot_fit(np.log(values.mean(axis=0)), points, BOUNDS, likelihood="iid").grid, MU)
-    return ours, naive, estimate - MU
+        estimate, scale, *_ = posterior
+        ours = float(student.cdf((mu - estimate) / scale, replicas - 1))
+    naive = rank(pilot_fit(np.log(values.mean(axis=0)), points, BOUNDS, likelihood="iid").grid, mu)
+    return ours, naive, estimate - mu
 
 
 def subaging_rank(seed):
@@ -125,6 +150,6 @@ def subaging_rank(seed):
     rng = np.random.default_rng([seed, 1000])
     bounds = {**BOUNDS, "mu": (0.2, 1.0)}
     mu = rng.uniform(*bounds["mu"])
-    source = Process(mu=mu, curve=list(CURVES)[seed % len(CURVES)])
+    source = Process(mu=mu, curve=list(CURVES)[seed % 4])
     values = source.msd(50, rng)
     return rank(subaging_posterior(values, two_time_points(source.delta(values)), bounds), mu)

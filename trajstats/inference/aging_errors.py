@@ -15,6 +15,8 @@ from trajstats.inference.replicas import population_draws, population_table
 from trajstats.inference.resampling import linear_error
 
 MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
+# from this error of one seed on, the bias that seeds share is not small beside the error of their mean
+NOISY_SEED = 0.1
 
 
 def with_errors(
@@ -108,4 +110,11 @@ def with_errors(
     flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
     if n_replicas < ASKED_REPLICAS:
         flags.append(f"{n_replicas} replicas: {ASKED_REPLICAS} are asked for, 8 are comfortable")
+    own = float(tables["seeds"]["stderr"].median())
+    if own > NOISY_SEED:
+        flags.append(
+            f"a seed by itself tells mu to {own:.2f} only: noisy curves are smoothed towards a power law, which biases "
+            "mu upwards in all seeds alike. If seeds share one mu, likelihood='replicas' fits their mean MSD without "
+            "that bias"
+        )
     return sampled.with_mu(population_draws(tables["seeds"], shape, rng))
