@@ -19,7 +19,9 @@ DTYPES = ("float32", "float64")
 # Vectors of one batched product: enough to fill the matrix products; more would push the tangents out of cache.
 VECTORS_PER_CALL = 16
 # Arrays of the size of what is saved for a gradient that one vector needs on its way forward and back.
-ARRAYS_PER_VECTOR = 2
+ARRAYS_PER_VECTOR = 3
+# Arrays of the weights' size that one vector needs: itself, its copies, its product.
+VECTORS_PER_VECTOR = 4
 
 
 class FrameworkNetwork(ABC):
@@ -207,11 +209,13 @@ class FrameworkCurvature(LinearOperator):
         # `held` bytes are kept per example and `passing` needed per example and vector of a call. Says whether all
         # examples fit at once with a vector or more; otherwise how many examples do.
         memory, n = self._network.memory, self._network.n_examples
-        self._width = min((memory - n * held) // (n * passing), VECTORS_PER_CALL)
+        vector = VECTORS_PER_VECTOR * self._network.n_parameters * self.dtype.itemsize
+        self._width = min((memory - n * held) // (n * passing + vector), VECTORS_PER_CALL)
         if self._width >= 1:
             return True
-        self._examples = max(1, memory // (held + passing * VECTORS_PER_CALL))
-        self._width = max(1, min((memory - self._examples * held) // (self._examples * passing), VECTORS_PER_CALL))
+        # Where the weights are many and the budget is small, fewer vectors, so that half is left for the examples.
+        self._width = max(1, min(memory // (2 * vector), VECTORS_PER_CALL))
+        self._examples = max(1, (memory - self._width * vector) // (held + passing * self._width))
         return False
 
     def _parts(self) -> Iterator[tuple[float, Any, Any]]:

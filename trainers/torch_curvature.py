@@ -22,6 +22,8 @@ from trajstats.threads import torch_threads
 if TYPE_CHECKING:
     from trainers.torch_adapter import TorchNetwork
 
+# Arrays of the size of what is saved for a gradient that are kept for a product, or pass while it is traced.
+ARRAYS_HELD = 8
 # Tracing patches Python's own functions: one thread at a time.
 TRACING = threading.Lock()
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -52,7 +54,8 @@ class TorchCurvature(FrameworkCurvature):
         with torch_threads(network.threads), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
             each = bytes_per_example(network, self._w)
-            if self._exact and self._fit(each, ARRAYS_PER_VECTOR * each):
+            fits = self._fit(ARRAYS_HELD * each, ARRAYS_PER_VECTOR * each)
+            if self._exact and fits:
                 self._held = list(self._parts())
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
