@@ -141,7 +141,7 @@ def _bounded(codec: Any) -> Any:
 def _limit(spec: ArraySpec) -> int:
     kind: Any = spec.dtype  # a dtype of numpy in older versions of zarr
     native = kind.to_native_dtype() if hasattr(kind, "to_native_dtype") else kind
-    if native.kind in "OT":
+    if native.kind in {"O", "T"}:
         return MAX_TEXT
     size = math.prod(spec.shape) * int(native.itemsize)
     return size + size // 64 + _SLACK
