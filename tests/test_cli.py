@@ -210,7 +210,7 @@ class TestComputing:
     def test_workers(self, monkeypatch):
         import dask
 
-        monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda: {})  # whatever cores there are
+        monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda *_: {})  # whatever cores there are
         with cli_options.computing(workers=2):
             assert dask.config.get("scheduler") == "threads"
             assert dask.config.get("num_workers") == 2

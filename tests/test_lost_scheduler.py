@@ -170,6 +170,16 @@ def test_spectra(client, tmp_path):
         np.testing.assert_array_equal(resumed[name], whole[name])
 
 
+def test_a_call_to_the_scheduler_itself(client):
+    """Not of a task: which machines its workers are on is asked before the first one."""
+    network = SoftmaxLinear(np.ones((6, 2)), np.arange(6) % 3, n_outputs=3)
+    trajectory = ts.trajectory_dataset(np.ones((1, 1, network.n_parameters)), step=[0])
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}), client.as_current():
+        client.kill_scheduler()
+        with pytest.raises(ClusterError, match="scheduler was lost"):
+            ts.hessian_spectrum(network, trajectory, rng=0)
+
+
 PAIRS = {"block_bytes": 128 * 4 * UNIT}
 
 

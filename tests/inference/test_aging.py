@@ -173,8 +173,16 @@ def test_replicas_give_the_population_mean_of_seeds_that_differ():
     assert half == pytest.approx(seeds.std(ddof=1) / np.sqrt(6) * 1.1, rel=0.25)
     assert fit.tables["seeds"].sizes["replica"] == 6
     np.testing.assert_allclose(fit.tables["seeds"]["mu"], seeds, atol=0.06)
-    sandwich = ts.fit_subaging(delta, rng=0, likelihood="replicas", sampler="grid")
-    assert any("sandwich" in flag for flag in sandwich.flags)
+    pooled = ts.fit_subaging(delta, rng=0, likelihood="replicas", sampler="grid")
+    assert any("left out one at a time" in flag for flag in pooled.flags)
+    left = [
+        float(ts.fit_subaging(delta.isel(replica=np.arange(6) != r).mean("replica"), rng=0).posterior["mu"].mean())
+        for r in range(6)
+    ]
+    row = pooled.summary().sel(coefficient="mu", level=0.95)
+    upper, lower = (float(row["interval"].sel(bound=end)) for end in ("upper", "lower"))
+    # Student's 97.5 % quantile with 5 degrees of freedom
+    assert upper - lower == pytest.approx(2 * 2.571 * np.sqrt(5 / 6 * 6 * np.var(left)), rel=0.1)
     with pytest.raises(TooFewReplicasError, match="at least 3"):
         ts.fit_subaging(delta.isel(replica=[0, 1]), rng=0, likelihood="replicas")
 

@@ -8,12 +8,10 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
-from trajstats.inference.checks import smoother
 from trajstats.inference.models import clock, mittag_leffler
 from trajstats.inference.pilot import pilot_fit
 from trajstats.inference.points import two_time_points
-from trajstats.inference.replicas import population_mean
-from trajstats.inference.resampling import linear_error
+from trajstats.inference.replicas import left_out_error, population_mean
 
 WAITING = np.geomspace(100, 10_000, 12)
 LAGS = np.geomspace(10, 100_000, 12)
@@ -122,8 +120,7 @@ def subaging_posterior(values, points, bounds=BOUNDS):
 def pooled_posterior(points):
     """Centre and scale of the Student t of ``likelihood="replicas"``."""
     pilot = pilot_fit(np.log(points.msd.mean(axis=0)), points, BOUNDS, likelihood="wick")
-    _, influence = smoother(pilot.curve, *pilot.grid.mode)
-    return float(pilot.grid.quantile(np.array(0.5))), linear_error(influence, points.msd, points.msd.mean(axis=0))
+    return float(pilot.grid.quantile(np.array(0.5))), left_out_error(points, "clock", BOUNDS)
 
 
 def subaging_simulation(name, seed):

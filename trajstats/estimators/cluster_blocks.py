@@ -183,6 +183,8 @@ def lost(error: BaseException) -> bool:
     -------
     bool
     """
+    if isinstance(error, OSError) and "trying to connect" in str(error):  # what a call to the scheduler itself raises
+        return True
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
     return any(module in {"distributed", "concurrent", "asyncio"} and name in _LOST for module, name in kinds)
 

@@ -77,9 +77,9 @@ def fit_subaging(
         ``"logarithmic"``, or a curve of your own. All are listed in ``tables["estimators"]`` whatever is chosen here.
     likelihood : str
         ``"wick"``: one run by its Wick covariance; several replicas each by theirs, then a normal population over
-        seeds, whose mean is ``mu``. ``"replicas"``: pooled estimate, error from the scatter of replicas (sandwich,
-        Student t). ``"blocks"``: error from the scatter over layers, allowed only where motion is local. ``"iid"``:
-        independent points, to see how much too narrow.
+        seeds, whose mean is ``mu``. ``"replicas"``: pooled estimate, error from leaving out one replica at a time
+        (jackknife, Student t). ``"blocks"``: error from the scatter over layers, allowed only where motion is local.
+        ``"iid"``: independent points, to see how much too narrow.
     over : str
         ``"total"``: layers combined with weights ``n_parameters``; or the name of one layer.
     stationary : bool

@@ -11,7 +11,7 @@ from trajstats.inference.checks import LOCALITY_LIMIT, smoother
 from trajstats.inference.pilot import Pilot
 from trajstats.inference.points import Points, layer_blocks
 from trajstats.inference.priors import Priors
-from trajstats.inference.replicas import population_draws, population_table
+from trajstats.inference.replicas import left_out_error, population_draws, population_table
 from trajstats.inference.resampling import linear_error
 
 MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
@@ -96,8 +96,8 @@ def with_errors(
         if n_replicas < MIN_REPLICAS:
             msg = f"{n_replicas} replicas: their scatter needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
             raise TooFewReplicasError(msg)
-        spread = linear_error(influence, points.msd, points.msd.mean(axis=0))
-        flags.append(f"error from the scatter of {n_replicas} replicas (sandwich, Student t)")
+        spread = left_out_error(points, pilot.curve.form, bounds)
+        flags.append(f"error from the scatter of {n_replicas} replicas, left out one at a time (Student t)")
         return sampled.with_mu(centre + spread * rng.standard_t(n_replicas - 1, size=shape))
     if n_replicas == 1:
         flags.append("one run: Wick covariance, conditional on the clock of this run")

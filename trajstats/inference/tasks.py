@@ -168,9 +168,9 @@ def run_members(
         raise ArgumentError(msg)
     with ExitStack() as stack:
         backend = _backend(scheduler, workers, stack)
-        backend.warn_if_oversubscribed()
         stack.enter_context(resumable(resume))
         stack.enter_context(explained(resume))
+        backend.warn_if_oversubscribed()
 
         def work(which: Sequence[int], size: int) -> None:
             groups = [list(which[k : k + size]) for k in range(0, len(which), size)]
