@@ -111,7 +111,7 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     options = {"method": "lanczos", "order": 8, "probes": 10, "rng": 0}
     with dask.config.set(scheduler="synchronous"):
         here = ts.hessian_spectrum(network, trajectory, **options)
-    # Undisturbed on the same workers: the last bits of BLAS may differ in a process that has done other work before.
+    # Undisturbed on the same workers.
     want = ts.hessian_spectrum(network, trajectory, **options)
     np.testing.assert_allclose(want["alpha"], here["alpha"], rtol=1e-12)
     with Killer(client, 14) as killer:

@@ -160,7 +160,7 @@ def test_spectra(client, tmp_path):
         ts.hessian_spectrum(network, trajectory, store=store, **options)
     kept = times(tasks())
     network.pause = 0.0
-    # In a process as new as the lost worker's: the last bits of BLAS may differ where other work was done before.
+    # In a process of its own, as the lost one was.
     with dask.config.set(scheduler="processes", num_workers=1):
         resumed = ts.hessian_spectrum(network, trajectory, store=store, **options)
         assert 4 <= len(kept) < len(tasks())

@@ -7,6 +7,9 @@ import numpy as np
 
 # Weights per block: with 80 vectors in float32 a block stays in the second-level cache until it is used again.
 BLOCK = 4096
+# Inlined, so that one piece of machine code holds a whole sum: functions that are called would be put together in one
+# way by the process that compiles them and in another by those that load them, with other last bits.
+INLINED = {"inline": "always"}
 FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
@@ -94,7 +97,7 @@ def correct_and_measure(
     return square
 
 
-@numba.njit(**FAST)
+@numba.njit(**INLINED, **FAST)
 def _subtract(known: np.ndarray, start: int, q: np.ndarray, w: np.ndarray, slip: np.ndarray, share: np.ndarray) -> None:
     # Four rows at a time: q and w are then loaded and stored a quarter as often. Coefficients are named, so that the
     # compiler knows that storing into q and w does not change them.
@@ -119,7 +122,7 @@ def _subtract(known: np.ndarray, start: int, q: np.ndarray, w: np.ndarray, slip:
         i += 1
 
 
-@numba.njit(**FAST)
+@numba.njit(**INLINED, **FAST)
 def _measure(known: np.ndarray, start: int, w: np.ndarray, found: np.ndarray) -> None:
     # From the last row to the first: the rows that were subtracted last are the nearest in cache.
     j, n = len(known), len(w)
