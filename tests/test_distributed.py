@@ -193,7 +193,13 @@ def test_blocks_follow_the_memory_of_the_workers(client, run):
 def small_client():
     """Two workers of little more than the library itself takes."""
     settings = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": SMALL, "dashboard_address": ":0"}
-    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+    # Dask looks at the memory of a worker ten times a second; a block comes every 20 ms, and 100 MB matter here.
+    often = {"distributed.worker.memory.monitor-interval": "10ms"}
+    with (
+        dask.config.set(often),
+        distributed.LocalCluster(**settings) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
 
 
