@@ -17,6 +17,7 @@ import xarray as xr
 
 import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
+from tests.reference.small_fits import decay, fit
 from trajstats.estimators.cluster_blocks import host
 from trajstats.estimators.sums import UNIT
 
@@ -27,7 +28,8 @@ MEMORY = 900 * 2**20
 SMALL = 400 * 2**20
 # Other processes cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-cloudpickle.register_pickle_by_value(sys.modules[SoftmaxLinear.__module__])
+for shared in (SoftmaxLinear, fit):
+    cloudpickle.register_pickle_by_value(sys.modules[shared.__module__])
 
 
 @pytest.fixture(scope="module")
@@ -120,20 +122,6 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     for name in ("nodes", "weights", "residual", "alpha", "beta"):
         np.testing.assert_array_equal(got[name], want[name])
     wait_for_workers(client)
-
-
-def decay(seed):
-    step = np.unique(np.geomspace(1, 1e4, 60).astype(int))
-    noise = np.exp(0.02 * np.random.default_rng(seed).standard_normal(step.size))
-    return xr.DataArray((0.1 + step**-0.7) * noise, dims="step", coords={"step": step})
-
-
-def fit(data, *, rng):
-    """A fit in the smallest: the draws of one coefficient, long enough to be killed in between."""
-    time.sleep(0.05)
-    draws = float(data.mean()) + 0.1 * rng.standard_normal((2, 50))
-    judged = xr.Dataset({"converged": True, "reason": ""})
-    return ts.FitResult("fit", xr.Dataset({"mu": (("chain", "draw"), draws)}), xr.Dataset(), judged)
 
 
 def test_a_batch_survives_a_killed_worker_to_the_bit(client, tmp_path):

@@ -18,6 +18,7 @@ import xarray as xr
 
 import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
+from tests.reference.small_fits import decay, fit
 from trajstats.errors import ClusterError
 from trajstats.estimators.sums import UNIT
 
@@ -25,7 +26,8 @@ distributed = pytest.importorskip("distributed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 # Other processes cannot import test modules.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-cloudpickle.register_pickle_by_value(sys.modules[SoftmaxLinear.__module__])
+for shared in (SoftmaxLinear, fit):
+    cloudpickle.register_pickle_by_value(sys.modules[shared.__module__])
 SECONDS = 60
 
 
@@ -94,20 +96,6 @@ class Suicide(distributed.diagnostics.plugin.SchedulerPlugin):
 
 def times(paths):
     return {path: path.stat().st_mtime_ns for path in paths}
-
-
-def decay(seed):
-    step = np.unique(np.geomspace(1, 1e4, 60).astype(int))
-    noise = np.exp(0.02 * np.random.default_rng(seed).standard_normal(step.size))
-    return xr.DataArray((0.1 + step**-0.7) * noise, dims="step", coords={"step": step})
-
-
-def fit(data, *, rng):
-    """A fit in the smallest: the draws of one coefficient, long enough to lose the scheduler in between."""
-    time.sleep(0.05)
-    draws = float(data.mean()) + 0.1 * rng.standard_normal((2, 50))
-    judged = xr.Dataset({"converged": True, "reason": ""})
-    return ts.FitResult("fit", xr.Dataset({"mu": (("chain", "draw"), draws)}), xr.Dataset(), judged)
 
 
 def finished_members(store):

@@ -20,7 +20,7 @@ def info_command(paths: tuple[str, ...], as_json: bool) -> None:
     Example: trajstats info runs/*.zarr
     """
     from trajstats.data.store import open_trajectory
-    from trajstats.data.sweep import sweep_members
+    from trajstats.data.sweep_places import sweep_members
 
     skipped = 0
     for path in paths:

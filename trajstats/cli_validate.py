@@ -20,7 +20,7 @@ def validate_command(paths: tuple[str, ...], as_json: bool) -> None:
 
     Example: trajstats validate runs/*.zarr
     """
-    from trajstats.data.sweep import sweep_members
+    from trajstats.data.sweep_places import sweep_members
 
     stores = [str(store) for path in paths for store in sweep_members(path).values()]
     found = 0

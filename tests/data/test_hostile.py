@@ -473,6 +473,63 @@ def test_link_out_of_a_store(stranger, tmp_path):
         ts.open_trajectory(stranger)
 
 
+# --- kept results from strangers --------------------------------------------------------------------------------------
+
+
+def kept_fit(path):
+    draws = xr.Dataset({"mu": (("chain", "draw"), np.zeros((2, 8)))})
+    ts.FitResult("fit_decay", draws, xr.Dataset(), xr.Dataset({"converged": True})).save(path)
+    return path / "posterior" / "mu", lambda: ts.FitResult.load(path)
+
+
+def kept_pairs(path):
+    run = ts.trajectory_dataset(np.ones((8, 4), np.float32), step=range(8))
+    ts.cached_pairs(run, path)
+    return path / "msd", lambda: ts.cached_pairs(run, path).load()
+
+
+def kept_member(path):
+    def fit(data, *, rng):
+        return xr.DataArray(np.zeros((2, 8)), dims=("chain", "draw"), name="mu")
+
+    def again():
+        return ts.fit_batch(fit, {"a": 0}, rng=0, store=path, scheduler="synchronous")
+
+    again()
+    return next(path.glob("a-*")) / "mu", again
+
+
+@pytest.mark.parametrize("make", [kept_fit, kept_pairs, kept_member])
+@pytest.mark.parametrize("attack", ["bomb", "claim", "link"])
+def test_kept_results_are_read_like_trajectories(tmp_path, make, attack):
+    array, read = make(tmp_path / "kept")
+    want = read()
+    node = json.loads((array / "zarr.json").read_text())
+    chunk = next(file for file in array.rglob("*") if file.is_file() and file.name != "zarr.json")
+    if attack == "bomb":
+        chunk.write_bytes(numcodecs.Zstd(9).encode(np.zeros(BOMB, np.uint8)))
+    elif attack == "claim":
+        edit(array / "zarr.json", lambda n: n.update(shape=[10**5 * k for k in node["shape"]]))
+    else:
+        (tmp_path / "secret").write_bytes(chunk.read_bytes())
+        chunk.unlink()
+        chunk.symlink_to(tmp_path / "secret")
+    tracemalloc.start()
+    try:
+        if make is kept_member:  # what is damaged is made anew
+            xr.testing.assert_identical(read(), want)
+            assert not chunk.is_symlink()
+        elif (make, attack) != (kept_pairs, "claim"):
+            with pytest.raises(ts.UnsafeInputError):
+                read()
+        else:  # opened lazily; their labels do not fit to such a shape
+            with pytest.raises(ts.StoreError):
+                read()
+        assert tracemalloc.get_traced_memory()[1] < BOMB / 8
+    finally:
+        tracemalloc.stop()
+
+
 def read_all(path):
     for tensor in open_checkpoint(path).tensors.values():
         tensor.read(0, tensor.size)

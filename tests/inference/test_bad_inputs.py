@@ -206,5 +206,25 @@ def test_a_batch_of_bad_cases_labels_each_and_leaves_the_good_ones_as_they_were(
 def test_a_batch_itself_is_asked_for_properly(change, words):
     with pytest.raises(ArgumentError, match=words):
         ts.fit_batch(ts.fit_decay, {"a": LOSS}, **{"rng": 0, **change})
-    with pytest.raises(ArgumentError, match="give a function, a mapping"):
+    with pytest.raises(ArgumentError, match="give a mapping from label"):
         ts.fit_batch(ts.fit_decay, [LOSS], rng=0)
+    with pytest.raises(ArgumentError, match="a str cannot be called"):
+        ts.fit_batch("fit_decay", {"a": LOSS}, rng=0)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ({"beta": (0.5, 0.1)}, "three finite numbers"),
+        ({"beta": 0.5}, "three finite numbers"),
+        ({"beta": (0.5, 1.0, 2.0)}, "the start between its bounds"),
+        ({"beta": (0.5, 0.0, np.inf)}, "three finite numbers"),
+        ({"beta": "abc"}, "three finite numbers"),
+        ({"mu": (0.5, 0.0, 1.0)}, "which the fit has"),
+        ({"my beta": (0.5, 0.0, 1.0)}, "a word of letters"),
+        ([("beta", (0.5, 0.0, 1.0))], "a mapping name"),
+    ],
+)
+def test_a_master_curve_says_what_its_coefficients_need(start, words):
+    with pytest.raises(ArgumentError, match=words):
+        ts.MasterCurve("mine", lambda x, c: c["beta"] * x, start)

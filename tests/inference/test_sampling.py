@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from trajstats.errors import ArgumentError, FitError
+from trajstats.errors import ArgumentError, FitError, StoreError
 from trajstats.inference.ensemble import sample_batch, sample_ensembles
 from trajstats.inference.sampling import r_hat, sample_posterior
 
@@ -82,6 +82,13 @@ def test_a_resumed_run_gives_the_same_draws(tmp_path):
     assert any(tmp_path.iterdir())
     again = sample_posterior(log_normal, MEAN, COVARIANCE, store=tmp_path, **options)
     np.testing.assert_array_equal(again.values, whole.values)
+    # stopped between the two renames of a save: what was there before is found
+    (tmp_path / "chain0").rename(tmp_path / "chain0.old")
+    again = sample_posterior(log_normal, MEAN, COVARIANCE, store=tmp_path, **options)
+    np.testing.assert_array_equal(again.values, whole.values)
+    assert not (tmp_path / "chain0.old").exists()
+    with pytest.raises(StoreError, match="16 walkers and 2 coefficients"):
+        sample_posterior(log_normal, MEAN, COVARIANCE, store=tmp_path, walkers=20, **options)
 
 
 def test_options_and_hopeless_starts_are_refused():

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.kept import open_kept
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
-from trajstats.errors import ArgumentError, StoreError, resumable
+from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, resumable
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.measurement import DISTANCE, prepare
 from trajstats.estimators.observables import VELOCITY
@@ -120,6 +121,8 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
         If the store holds a result with other arguments.
     StoreError
         If the path holds something else.
+    UnsafeInputError
+        If a link leads out of what it holds.
 
     Notes
     -----
@@ -141,7 +144,9 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
     wanted = all_pairs(run, **options)
     if path.exists():
         try:
-            previous = xr.open_zarr(path, consolidated=False, chunks=None)
+            previous = open_kept(path)
+        except UnsafeInputError:
+            raise
         except Exception as error:
             msg = f"{path} exists and is no result of cached_pairs; give another path or remove it"
             raise StoreError(msg) from error
@@ -163,7 +168,7 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
         _replace(path, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return xr.open_zarr(path, consolidated=False, chunks=None)
+    return open_kept(path)
 
 
 def _replace(path: Path, scratch: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from trajstats.data.kept import kept_arrays
 from trajstats.errors import StoreError
 
 SETTINGS = "trajstats_spectrum"
@@ -91,8 +92,8 @@ class TaskStore:
         dict
             Name -> array.
         """
-        group = zarr.open_group(self.path / name, mode="r")
-        return {str(key): np.asarray(array[...]) for key, array in group.arrays()}
+        with kept_arrays(self.path / name) as group:
+            return {str(key): np.asarray(array[...]) for key, array in group.arrays()}
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep the arrays of a task, under its name only once they are all written.

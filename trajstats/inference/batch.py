@@ -98,10 +98,10 @@ def fit_batch(
     >>> fit_batch(fit_decay, {"a": bad}, rng=0, scheduler="synchronous").status.item()
     'failed: NonFiniteError'
     """
-    if not callable(fit) or not isinstance(cases, Mapping) or isinstance(dims, str):
+    if not isinstance(cases, Mapping) or isinstance(dims, str):
         msg = (
-            f"fit_batch({type(fit).__name__}, {type(cases).__name__}, dims={dims!r}): give a function, a mapping from "
-            "label to data, and dims as a sequence of names"
+            f"fit_batch(..., {type(cases).__name__}, dims={dims!r}): give a mapping from label to data, and dims as a "
+            "sequence of names"
         )
         raise ArgumentError(msg)
     if len(set(dims)) < len(dims) or not _RESERVED.isdisjoint(dims):

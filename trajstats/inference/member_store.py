@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import xarray as xr
 import zarr
 from dask.base import tokenize
+from zarr.storage import StorePath
 
 from trajstats import __version__
+from trajstats.data.kept import load_kept
 from trajstats.data.place import Place
 from trajstats.errors import StoreError
 from trajstats.inference.results import storable
@@ -70,10 +73,10 @@ class MemberStore:
             None if it is not there, or was cut short.
         """
         try:
-            attrs = dict(zarr.open_group(self._place.path(key), mode="r", use_consolidated=False).attrs)
+            attrs = dict(zarr.open_group(self._place.path(key), mode="r", zarr_format=3).attrs)
             if FINISHED not in attrs:
                 return None
-            data = xr.open_zarr(self._place.path(key), consolidated=False, chunks=None).load()
+            data = load_kept(self._folder(key))
         except (KeyError, ValueError, OSError, RuntimeError):
             return None  # never begun, or damaged: it is made again rather than trusted
         known = json.loads(str(attrs[FINISHED]))
@@ -83,6 +86,10 @@ class MemberStore:
             {k: v for k, v in text.items() if k in data.coords}
         )
         return Outcome(known["status"], known["reason"], data, known["seconds"])
+
+    def _folder(self, key: str) -> Path | StorePath:
+        local = self._place.local
+        return self._place.path(key) if local is None else local / key
 
     def write(self, key: str, member: Member, outcome: Outcome) -> None:
         """Keep a member; one that failed is not kept, for it is to be tried again.

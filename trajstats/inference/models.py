@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
+from typing import Any
 
 import numpy as np
 
+from trajstats.errors import ArgumentError
+
 FORMS = ("clock", "simple")
+# coefficients that every parametric curve has
+_TAKEN = frozenset({"mu", "level", "offset", "N_eff", "mu_pooled"})
 
 
 def scaled_time(
@@ -120,11 +126,42 @@ class MasterCurve:
     start : dict name -> (start, lower, upper)
         Start value and bounds of each coefficient. A coefficient called ``log_scale`` is started at the middle of the
         data.
+
+    Raises
+    ------
+    ArgumentError
+        If a start is not three finite numbers, the start between its bounds, or a name is none or one of the fit's own.
     """
 
     name: str
     log_curve: Callable[[np.ndarray, dict[str, float]], np.ndarray]
     start: dict[str, tuple[float, float, float]]
+
+    def __post_init__(self) -> None:
+        given: Any = self
+        if not isinstance(given.name, str) or not callable(given.log_curve) or not isinstance(given.start, Mapping):
+            msg = (
+                f"MasterCurve({self.name!r:.60}, {type(self.log_curve).__name__}, {type(self.start).__name__}): give a "
+                "name, a function (log_u, coefficients) -> log_f, and a mapping name -> (start, lower, upper)"
+            )
+            raise ArgumentError(msg)
+        for name, edges in given.start.items():
+            if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name in _TAKEN:
+                msg = (
+                    f"start {name!r}: a coefficient is called by a word of letters, digits and _, none of Python's own "
+                    f"and none of {sorted(_TAKEN)}, which the fit has"
+                )
+                raise ArgumentError(msg)
+            try:
+                at, low, high = (float(edge) for edge in edges)
+            except (TypeError, ValueError):
+                at = low = high = np.nan
+            if isinstance(edges, str) or not np.isfinite([at, low, high]).all() or not low <= at <= high or low == high:
+                msg = (
+                    f"start {name}={edges!r}: give three finite numbers (start, lower, upper), the start between its "
+                    "bounds"
+                )
+                raise ArgumentError(msg)
 
 
 def _power(x: np.ndarray, c: dict[str, float]) -> np.ndarray:

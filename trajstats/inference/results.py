@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import StoreError, StoreNotFoundError
+from trajstats.data.kept import load_kept_tree
+from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError
 
 LEVELS = (0.68, 0.90, 0.95)
 BOUNDS = ("lower", "upper")
@@ -210,14 +211,18 @@ class FitResult:
             If there is no such folder.
         StoreError
             If it holds no fit.
+        UnsafeInputError
+            If a link leads out of the folder, or data would unpack to far more than is there.
         """
         source = Path(path)
         if not source.exists():
             msg = f"no fit at {source}"
             raise StoreNotFoundError(msg)
         try:
-            tree = xr.open_datatree(source, engine="zarr", consolidated=False).load()
+            tree = load_kept_tree(source)
             kind, groups = tree.attrs["kind"], tree.children
+        except UnsafeInputError:
+            raise
         except (KeyError, ValueError, OSError) as error:
             msg = f"{source} holds no fit written by FitResult.save: {error}"
             raise StoreError(msg) from error

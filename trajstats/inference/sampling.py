@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, FitError, unknown
+from trajstats.data.kept import load_kept
+from trajstats.errors import ArgumentError, FitError, StoreError, unknown
 
 TAU_FACTOR = 50
 TAU_STABLE = 0.05
@@ -93,7 +94,9 @@ def sample_posterior(
     ------
     ArgumentError
         If `moves` is unknown or there are fewer than 2 chains.
-    """
+    StoreError
+        If `store` holds chains of another posterior.
+    """  # noqa: DOC502 (raised by what it calls)
     if moves not in MOVES:
         raise ArgumentError(unknown("moves", moves, MOVES))
     if chains < 2 or max_steps < 1:
@@ -157,6 +160,8 @@ class _Ensemble:
         # emcee ignores a numpy Generator silently: hand it a legacy state made from ours
         self.random_state = np.random.RandomState(stream.integers(2**32, size=4, dtype=np.uint32)).get_state()
         self.state: Any = None
+        if store is not None and not store.exists() and _former(store).exists():
+            _former(store).rename(store)  # it was stopped between the two renames of `_save`
         if store is not None and (store / "zarr.json").exists():
             self._resume(store)
         else:
@@ -195,18 +200,26 @@ class _Ensemble:
         partial = store.with_name(store.name + ".partial")
         kept.to_zarr(partial, mode="w", consolidated=False)
         if store.exists():
-            old = store.with_name(store.name + ".old")
-            store.rename(old)
+            if _former(store).exists():  # it was stopped while the one before was removed
+                _remove(_former(store))
+            store.rename(_former(store))
             partial.rename(store)
-            _remove(old)
+            _remove(_former(store))
         else:
             partial.rename(store)
 
     def _resume(self, store: Path) -> None:
         import emcee
 
-        kept = xr.open_zarr(store, consolidated=False).load()
+        kept = load_kept(store)
         backend = self.sampler.backend
+        shape = (kept.sizes["walker"], kept.sizes["coefficient"])
+        if shape != (self.sampler.nwalkers, self.sampler.ndim):
+            msg = (
+                f"{store} holds chains of {shape[0]} walkers and {shape[1]} coefficients, asked for are "
+                f"{self.sampler.nwalkers} and {self.sampler.ndim}: give another path"
+            )
+            raise StoreError(msg)
         backend.reset(kept.sizes["walker"], kept.sizes["coefficient"])
         backend.grow(kept.sizes["step"], None)
         backend.chain[:], backend.log_prob[:] = kept["chain"].values, kept["log_prob"].values
@@ -217,6 +230,10 @@ class _Ensemble:
         self.state = emcee.State(
             kept["chain"].values[-1], log_prob=kept["log_prob"].values[-1], random_state=random_state
         )
+
+
+def _former(store: Path) -> Path:
+    return store.with_name(store.name + ".old")
 
 
 def _remove(folder: Path) -> None:
