@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 
 import trajstats as ts
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
-from trajstats.inference.relaxation import _kalman, log_bins
+from trajstats.inference.relaxation import Binned, _kalman, decay_window, log_bins, log_likelihood
 
 T = np.geomspace(1, 1e4, 80)
 
@@ -55,11 +55,60 @@ def test_the_noise_filter_is_the_exact_gaussian():
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 9, 12))
     r = rng.standard_normal((1, 12))
+    alone = rng.uniform(0.1, 1, 12)
     drift, reach, white = 0.7, 1.3, 0.4
-    covariance = drift**2 * np.exp(-np.abs(x[:, None] - x) / reach) + white**2 * np.eye(12)
+    covariance = drift * np.exp(-np.abs(x[:, None] - x) / reach) + white * np.diag(alone)
     exact = multivariate_normal(np.zeros(12), covariance).logpdf(r[0])
-    ours = _kalman(r, np.diff(x), np.array([drift]), np.array([reach]), np.array([white]))[0]
+    ours = _kalman(r, np.diff(x), alone, np.array([drift]), np.array([reach]), np.array([white]))[0]
     assert ours == pytest.approx(exact, rel=1e-12)
+
+
+def test_the_likelihood_is_a_density_of_the_losses():
+    # the same curve in another unit: the density changes by the unit, and nothing else does
+    loss, count = (0.1 + T**-0.5) * noise(), np.geomspace(1, 300, 80)
+    theta = np.array([[0.1, np.log(0.1), 0.5, np.log(0.05), 0.3, 0.2, 0.7]])
+    one = log_likelihood(theta, Binned(T, loss, count), "power_law")
+    scaled = theta + np.array([0.9, np.log(10), 0, 0, 0, 0, 0])
+    ten = log_likelihood(scaled, Binned(T, 10 * loss, count), "power_law")
+    assert ten == pytest.approx(one - 80 * np.log(10))
+    clean = 0.1 + 0.1 * (T / 100) ** -0.5
+    middle = np.exp(np.log(clean).mean())
+    sd = 0.05 * middle * (clean / middle) ** 0.7
+    gaps = np.abs(np.log(T)[:, None] - np.log(T))
+    kernel = 0.3 * np.exp(-gaps / np.exp(0.2)) + 0.7 * np.diag(np.exp(np.log(count).mean()) / count)
+    exact = multivariate_normal(clean, sd[:, None] * kernel * sd).logpdf(loss)
+    assert one == pytest.approx(exact)
+
+
+def test_curves_saved_at_every_step_weigh_what_a_bin_averages():
+    # 2000 steps one by one: the last bins average 200 losses, and say so much more
+    t = np.arange(1.0, 2001)
+    loss = (0.1 + t**-0.5) * (1 + 0.1 * np.random.default_rng(2).standard_normal(t.size))
+    fit = ts.fit_decay(curve(loss, t), rng=0, max_steps=8000)
+    row = fit.summary().sel(coefficient="beta")
+    assert abs(float(row["value"]) - 0.5) < 3 * float(row["stderr"])
+    # the Cramer-Rao bound of this noise is 0.013; bins that all weigh the same give 0.034
+    assert float(row["stderr"]) < 0.025
+
+
+def test_the_window_does_not_depend_on_when_losses_were_saved():
+    t = np.arange(1.0, 5001)
+    loss = 2.0 * np.minimum((t / 30) ** -0.7, 1) * (1 + 0.01 * np.random.default_rng(1).standard_normal(t.size))
+    sparse = np.unique(np.geomspace(1, 5000, 150).astype(int)) - 1
+    for keep in (slice(None), sparse):
+        first, last = decay_window(t[keep], loss[keep], 20)
+        assert 28 < first < 40
+        assert last == 5000
+    # no plateau: from the start, however it was saved
+    assert decay_window(t, 0.01 + t**-0.5, 20)[0] <= 3
+
+
+def test_a_prior_of_a_floor_that_is_held_or_above_zero():
+    loss = curve((0.1 + T**-0.5) * noise())
+    with pytest.raises(ArgumentError, match="would do nothing"):
+        ts.fit_decay(loss, rng=0, floor=False, prior={"L_inf": (0.0, 0.1)})
+    fit = ts.fit_decay(loss, rng=0, prior={"L_inf": (0.05, 0.2)}, max_steps=1000)
+    assert "floor" not in fit.tables  # its prior says already that it is above zero
 
 
 def test_bins_average_what_falls_into_them():

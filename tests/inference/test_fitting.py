@@ -126,7 +126,7 @@ def test_scores_from_heavy_weights_are_called_unreliable():
 
 def test_fits_without_independent_groups_are_not_scored():
     empty = FitResult("fit_decay", xr.Dataset(), xr.Dataset(), xr.Dataset())
-    with pytest.raises(ArgumentError, match="share their noise"):
+    with pytest.raises(ArgumentError, match="one series with drifting noise"):
         compare_fits({"a": empty, "b": empty})
 
 

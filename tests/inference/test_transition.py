@@ -340,6 +340,101 @@ def test_a_run_left_out_scores_as_a_refit_without_it():
     assert pointwise[0] == pytest.approx(np.log(density.mean()), abs=0.05)
     several = xr.concat([times(t), times(2 * t)], xr.DataArray([0.1, 0.2], dims="loss", name="loss"))
     with pytest.raises(ArgumentError, match="one loss and one depth"):
-        ts.fit_divergence(several, **options)
+        ts.fit_divergence(several, evidence=True, **options)
     with pytest.raises(ArgumentError, match="unknown groups 'seed'"):
         ts.fit_divergence(times(t), rng=0, groups="seed")
+
+
+def composite_density(fit, width, t, losses):
+    """ln of the mean over draws of the geometric mean over losses of the densities of runs at one width."""
+    c = {name: fit.posterior[name] for name in ("w_c", "slope", "nu", "A", "sigma", "delta")}
+    room = width - (c["w_c"] - c["slope"] * c["A"]["loss"])
+    mean = np.log(c["A"]) - c["nu"] * np.log(room)
+    scale = np.hypot(c["sigma"], c["nu"] * c["delta"] / room)
+    each = [norm.logpdf(np.log(row[:, None, None]), mean.sel(loss=losses).transpose("loss", ...),
+                        scale.sel(loss=losses).transpose("loss", ...)).mean(axis=0) for row in t]  # fmt: skip
+    return np.log(np.exp(np.sum(each, axis=0)).mean())
+
+
+def left_out(fit):
+    from arviz_stats.base import array_stats
+
+    return array_stats.loo(np.moveaxis(fit.log_likelihood["learning_time"].values, -1, 0))
+
+
+def test_a_width_is_left_out_with_all_its_losses_as_by_a_refit():
+    losses = np.array([0.1, 0.2])
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, 0.15, WIDTH.size)[:, None] + rng.normal(0, 0.05, (WIDTH.size, 2))
+    t = 100 / (WIDTH[:, None] - (4.3 - 2 * losses)) * np.exp(noise) * np.log(1 / losses)
+    table = xr.Dataset({"learning_time": (("run", "loss"), t)}, coords={"width": ("run", WIDTH), "loss": losses})
+    options = {"rng": 0, "max_steps": 2000}
+    fit = ts.fit_divergence(table, **options)
+    pointwise, pareto, _ = left_out(fit)
+    out = WIDTH == 6  # the second narrowest
+    refit = ts.fit_divergence(table.isel(run=~out), **options)
+    assert pareto[1] < 0.7
+    assert pointwise[1] == pytest.approx(composite_density(refit, 6.0, t[out], losses), abs=0.1)
+    runs = ts.fit_divergence(table, groups="run", **options).log_likelihood["learning_time"]
+    assert runs.dims == ("chain", "draw", "run")
+    np.testing.assert_allclose(runs.isel(run=out).sum("run"), fit.log_likelihood["learning_time"].sel(width=6))
+    other = ts.fit_divergence(table, nu=3.0, **options)
+    assert ts.compare_fits({"three": other, "free": fit})["model"].values.tolist() == ["free", "three"]
+
+
+def test_a_width_of_one_depth_is_left_out_as_by_a_refit():
+    parts = [(1.0, 4.0, 0), (2.0, 3.0, 1)]
+    t = np.concatenate([scattered(w_c, 1.0, seed, sd=0.15) for _, w_c, seed in parts])
+    width, depth = np.tile(WIDTH, 2), np.repeat([1.0, 2.0], WIDTH.size)
+    learned = times(t, width, depth=("run", depth))
+    options = {"rng": 0, "max_steps": 2000}
+    fit = ts.fit_divergence(learned, **options)
+    labels = fit.log_likelihood["width"].values.tolist()
+    assert labels[0] == "5 (depth 1)"
+    assert len(labels) == 2 * np.unique(WIDTH).size
+    pointwise, pareto, _ = left_out(fit)
+    k, out = labels.index("6 (depth 2)"), (width == 6) & (depth == 2)
+    refit = ts.fit_divergence(learned.isel(run=~out), **options).posterior.sel(depth=2.0)
+    room = 6.0 - refit["w_c"].values
+    nu = refit["nu_depth"].values
+    mean, scale = np.log(refit["A"].values) - nu * np.log(room), np.hypot(refit["sigma"], nu * refit["delta"] / room)
+    density = np.exp(np.sum([norm.logpdf(np.log(one), mean, scale) for one in t[out]], axis=0))
+    assert pareto[k] < 0.7
+    assert pointwise[k] == pytest.approx(np.log(density.mean()), abs=0.1)
+    runs = ts.fit_divergence(learned, groups="run", **options)
+    assert runs.log_likelihood["run"].values.tolist() == list(range(width.size))
+    np.testing.assert_allclose(
+        runs.log_likelihood["learning_time"].isel(run=out).sum("run"), fit.log_likelihood["learning_time"][..., k]
+    )
+
+
+def test_priors_that_would_do_nothing_are_refused():
+    t = times(scattered())
+    for options in ({"prior": {"nu": (0.5, 2)}, "nu": 1.0}, {"prior": {"stuck_fraction": (0, 0.5)}}):
+        with pytest.raises(ArgumentError, match="would do nothing"):
+            ts.fit_divergence(t, rng=0, **options)
+
+
+def test_bounds_that_are_a_choice_are_told_where_they_decide():
+    t = times(scattered())
+    for prior in ({"w_c": (0.0, 3.0)}, {"nu": (1.4, 3.0)}):
+        fit = ts.fit_divergence(t, rng=0, prior=prior, max_steps=2000)
+        assert fit.status == "not identified"
+        assert any(f"{next(iter(prior))} runs into its prior" in flag for flag in fit.flags)
+    # what the prior excludes has no Bayes factor
+    assert np.isnan(float(fit.tables["models"]["log_bayes_factor_nu_one"]))
+
+
+def test_a_budget_given_later_censors_what_was_learned_after_it():
+    learned = scattered() < 60
+    table = xr.Dataset(
+        {"learning_time": ("run", scattered()), "learned": ("run", np.ones(WIDTH.size, dtype=bool))},
+        coords={"width": ("run", WIDTH)},
+    )
+    table["budget"] = ("run", np.full(WIDTH.size, 1e3))
+    for given in (table, table.drop_vars("learned"), table["learning_time"]):
+        found = learning_table(given, 60.0)
+        np.testing.assert_array_equal(found["learned"], learned)
+        np.testing.assert_array_equal(found["learning_time"], np.where(learned, scattered(), 60.0))
+    with pytest.raises(ArgumentError, match="beyond their own budget"):
+        ts.fit_divergence(table.assign(budget=("run", np.full(WIDTH.size, 50.0))), rng=0)

@@ -8,6 +8,9 @@ from scipy.stats import norm
 
 from trajstats.inference import divergence, relaxation
 from trajstats.inference.ensemble import sample_batch
+from trajstats.inference.fitting import maximise
+from trajstats.inference.priors import inside
+from trajstats.inference.sampling import scatter_walkers
 
 WIDTHS = np.repeat([5.0, 6, 7, 8, 10, 12, 15, 20, 30, 50], 6)
 W_C, SIGMA, DELTA = 4.2, 0.15, 0.2
@@ -66,23 +69,37 @@ def training_curves(problems, rng):
     return [relaxation.Binned(time, loss, np.ones(time.size)) for time, loss in curves]
 
 
-def decay_draws(data, rng, steps=2500):
-    """Posterior draws (problem, draw, coefficient) of decays and R-hat."""
-    problems = len(data)
-    priors = [relaxation.default_priors(d, "power_law") for d in data]
-    truth = np.array([FLOOR, np.log(AMPLITUDE * data[0].pivot ** -BETA), BETA, np.log(0.05), 0.5, np.log(0.4), 1.0])
-    spread = np.array([0.01, 0.05, 0.02, 0.2, 0.2, 0.3, 0.2])
-    start = truth + spread * rng.standard_normal((problems, 2, 16, 7))
-    start[..., 4] = rng.uniform(0.2, 0.8, start.shape[:-1])
-    start[..., 0] = np.minimum(start[..., 0], np.array([p["L_inf"][1] for p in priors])[:, None, None] * 0.98)
+def decay_draws(data, truths, priors, rng, steps=2500):
+    """Posterior draws (problem, draw, coefficient) of decays and R-hat.
+
+    Walkers start about the maximum, which is climbed to from the truth: started at the truth itself, those that hardly
+    move would keep it in the middle of the draws.
+    """
 
     def log_prob(theta):
         return np.stack(
             [relaxation.log_posterior(t, d, "power_law", p) for t, d, p in zip(theta, data, priors, strict=True)]
         )
 
-    draws, r_hat = sample_batch(log_prob, start, rng=rng, steps=steps, thin=10)
-    return draws.reshape(problems, -1, 7), r_hat
+    start = []
+    for one, truth, prior in zip(data, truths, priors, strict=True):
+
+        def density(theta, one=one, prior=prior):
+            return relaxation.log_posterior(theta, one, "power_law", prior)
+
+        with np.errstate(all="ignore"):
+            near = inside(dict(zip(relaxation.NAMES, truth, strict=True)), prior, 0.01)
+            top = maximise(lambda v, one=one: float(relaxation.log_likelihood(v[None], one, "power_law")[0]), near)
+        start.append([scatter_walkers(density, top.vector, top.covariance, 16, rng) for _ in range(2)])
+    draws, r_hat = sample_batch(log_prob, np.array(start), rng=rng, steps=steps, thin=10)
+    return draws.reshape(len(data), -1, 7), r_hat
+
+
+def training_draws(data, rng):
+    """Posteriors of `training_curves` under the default priors."""
+    truth = np.array([FLOOR, np.log(AMPLITUDE * data[0].pivot ** -BETA), BETA, np.log(0.03), 0.95, np.log(0.45), 1.0])
+    priors = [relaxation.default_priors(d, "power_law") for d in data]
+    return decay_draws(data, [truth] * len(data), priors, rng)
 
 
 def naive_divergence(times):
@@ -153,8 +170,9 @@ def divergence_ranks(problems, rng, steps=2500):
     room = width - truth["w_c"]
     spread = np.sqrt(np.exp(2 * truth["log_sigma"]) + (truth["nu"] * np.exp(truth["log_delta"]) / room) ** 2)
     log_time = 4 - truth["nu"] * np.log(room / (15.8 - truth["w_c"])) + spread * rng.standard_normal(room.shape)
-    budget = np.quantile(log_time, 0.8, axis=1, keepdims=True)
-    times = divergence.LearningTimes(width, np.minimum(log_time, budget), log_time < budget)
+    # watched until four fifths have learned: a budget between two times would tell more than that a run is beyond it
+    budget = np.sort(log_time, axis=1)[:, [WIDTHS.size * 4 // 5 - 1]]
+    times = divergence.LearningTimes(width, np.minimum(log_time, budget), log_time <= budget)
     priors = divergence.default_priors(times) | {
         k: (np.full(problems, low), np.full(problems, high)) for k, (low, high) in DIVERGENCE_PRIOR.items()
     }
@@ -183,18 +201,8 @@ def decay_ranks(problems, rng, steps=3000):
             drift[i + 1] = k * drift[i] + np.sqrt(1 - k**2) * drift[i + 1]
         noise = np.exp(log_noise) * (np.sqrt(share) * drift + np.sqrt(1 - share) * rng.standard_normal(time.size))
         data.append(relaxation.Binned(time, clean + typical * (clean / typical) ** power * noise, np.ones(time.size)))
-
-    def log_prob(theta):
-        pairs = zip(theta, data, strict=True)
-        return np.stack([relaxation.log_posterior(t, d, "power_law", DECAY_PRIOR) for t, d in pairs])
-
-    start = np.clip(
-        truth[:, None, None] + 0.1 * (high - low) * rng.standard_normal((problems, 2, 16, 7)),
-        low + 1e-3 * (high - low),
-        high - 1e-3 * (high - low),
-    )
-    draws, _ = sample_batch(log_prob, start, rng=rng, steps=steps, thin=10)
-    return (draws.reshape(problems, -1, 7) < truth[:, None]).mean(axis=1)
+    draws, _ = decay_draws(data, truth, [DECAY_PRIOR] * problems, rng, steps)
+    return (draws < truth[:, None]).mean(axis=1)
 
 
 def divergence_block(problems, seed):
@@ -211,7 +219,7 @@ def decay_block(problems, seed):
     """As `divergence_block`, for the exponent of a decay."""
     rng = np.random.default_rng([seed, 2])
     data = training_curves(problems, rng)
-    draws, _ = decay_draws(data, rng)
+    draws, _ = training_draws(data, rng)
     return {"beta of a decay, AR(1) noise": _judged(draws[..., 2], BETA, naive_decay(data))}
 
 

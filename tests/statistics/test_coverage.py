@@ -19,7 +19,6 @@ from divergence_simulations import (
     BETA,
     FLOOR,
     W_C,
-    decay_draws,
     decay_ranks,
     divergence_draws,
     divergence_ranks,
@@ -27,6 +26,7 @@ from divergence_simulations import (
     naive_decay,
     naive_divergence,
     training_curves,
+    training_draws,
 )
 from scipy.stats import kstest
 from scipy.stats import t as student
@@ -105,7 +105,7 @@ def test_w_c_and_nu_are_covered_with_a_third_censored():
 
 def test_the_decay_exponent_is_covered_under_correlated_noise():
     data = training_curves(40, np.random.default_rng(4))
-    draws, r_hat = decay_draws(data, np.random.default_rng(5))
+    draws, r_hat = training_draws(data, np.random.default_rng(5))
     assert np.median(r_hat) < 1.1
     for k, truth in ((2, BETA), (0, FLOOR)):
         assert_covers((draws[..., k] < truth).mean(axis=1))

@@ -14,7 +14,13 @@ from trajstats.inference.results import FitResult
 
 PARETO_LIMIT = 0.7
 _CONSTANT = 1e-9
-_GIVEN = ("msd", "learning_time")
+_GIVEN = ("msd", "learning_time", "learned")
+_NO_GROUPS = {
+    "fit_decay": "a training curve is one series with drifting noise, of which nothing can be left out. Compare the "
+    "models in its tables['models'].",
+    "": "the points of one run share their noise. Give fit_subaging(..., groups='waiting_time'), or compare the models "
+    "in its tables['models'].",
+}
 
 
 def information_criteria(log_likelihood: float, n_coefficients: int, n_data: int) -> dict[str, float]:
@@ -70,7 +76,7 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
     -------
     float
         Positive favours the fixed value; -inf when no draw is near it (then only a bound is known: about minus the
-        logarithm of the number of draws).
+        logarithm of the number of draws); NaN where the prior excludes the value.
 
     Examples
     --------
@@ -79,6 +85,8 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
     True
     """
     low, high = prior
+    if not low <= value <= high:
+        return float("nan")
     spread = min(float(np.std(draws)), float(np.subtract(*np.quantile(draws, [0.75, 0.25]))) / 1.34)
     width = max(0.9 * spread * draws.size**-0.2, 1e-12 * (high - low))
     density = sum(
@@ -93,6 +101,9 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
 
     :math:`\sum_g\ln p(y_g|y_{-g})` by Pareto-smoothed importance sampling. `fit_divergence` keeps the log likelihood of
     each width, or with ``groups="run"`` of each run (one seed at a width): they are independent given the coefficients.
+    Of several losses a run or width is left out with all of them, and counts once: its part of the likelihood is the
+    geometric mean of its densities over the losses, no density itself, so that such scores compare fits of the same
+    losses and mean nothing else. Of several depths a width of one depth (or a run) is left out.
     The points of one run's MSD share their noise, so that a group depends on the others even then: with
     ``groups="waiting_time"`` or ``"replica"`` `fit_subaging` keeps its density given the others,
     :math:`p(y_g|y_{-g},\theta)`, which is the valid form. A training curve is one series with drifting noise:
@@ -141,10 +152,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     scores, rows = {}, {}
     for name, fit in fits.items():
         if not fit.log_likelihood.data_vars:
-            msg = (
-                f"{name!r} ({fit.kind}) keeps no log likelihood of groups: the points of one run share their noise. "
-                "Give fit_subaging(..., groups='waiting_time'), or compare the models in its tables['models']."
-            )
+            msg = f"{name!r} ({fit.kind}) keeps no log likelihood of groups: {_NO_GROUPS.get(fit.kind, _NO_GROUPS[''])}"
             raise ArgumentError(msg)
         table = fit.log_likelihood.to_dataarray().isel(variable=0)
         groups = str(table.dims[-1])
@@ -156,9 +164,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
         if score.sizes != first.sizes or not all(np.array_equal(score[d], first[d]) for d in first.dims):
             msg = f"{name!r} was fitted to other groups than {next(iter(scores))!r}: compare fits of the same data"
             raise ArgumentError(msg)
-        if not all(
-            np.array_equal(fits[name].data[d], data[d]) for d in data.data_vars if d in ("msd", "learning_time")
-        ):
+        if not all(np.array_equal(fits[name].data[d], data[d]) for d in data.data_vars if d in _GIVEN):
             msg = f"{name!r} was fitted to other values than {next(iter(scores))!r}: compare fits of the same data"
             raise ArgumentError(msg)
     order = sorted(scores, key=lambda name: -float(scores[name].sum()))

@@ -15,12 +15,13 @@ from trajstats.inference.comparison import information_criteria, log_evidence, s
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.options import check_count, check_sampling, check_switches, generator, real_values
-from trajstats.inference.priors import Priors, inside, merged_priors
+from trajstats.inference.priors import Priors, check_free, inside, merged_priors
 from trajstats.inference.relaxation import (
     CURVES,
     NAMES,
     Binned,
     decay_shape,
+    decay_window,
     default_priors,
     log_bins,
     log_likelihood,
@@ -70,12 +71,13 @@ def fit_decay(
         ``"power_law"``, ``"stretched_exponential"``, ``"logarithmic"`` or ``"exponential"``; all four are compared in
         ``tables["models"]``.
     floor : bool
-        Let L_inf be positive; the probability that it is, is in ``tables["floor"]``.
+        Let L_inf be positive; the probability that it is, is in ``tables["floor"]``, unless its prior excludes 0.
     clock : str
         Coordinate of the times.
     window : (float, float), optional
-        First and last time used. If not given: from the time at which half of the total fall of ln L is still to come
-        after the initial plateau's end (the loss has left 95 % of its first value), to the end.
+        First and last time used. If not given: from where the loss has left the plateau that it starts on, to the end.
+        The plateau ends at the first logarithmic bin whose loss (a running median of five bins) lies below the first
+        one's by more than a twentieth of the fall to the median of the last tenth of the bins.
     bins_per_decade : int
         Logarithmic bins.
     prior : mapping name -> (lower, upper), optional
@@ -98,7 +100,7 @@ def fit_decay(
     Raises
     ------
     ArgumentError
-        If an option or label is unknown, or a prior leaves nothing.
+        If an option or label is unknown, or a prior leaves nothing or is that of a coefficient that is held.
     FitError
         If losses are not positive, times do not increase, or fewer than 10 bins over one decade are left.
 
@@ -128,8 +130,9 @@ def fit_decay(
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
+    check_free(prior, {} if floor else {"L_inf": "the floor is held at 0 by floor=False"})
     time, losses = _checked(loss, clock)
-    chosen = _window(time, losses) if window is None else _checked_window(window)
+    chosen = decay_window(time, losses, bins_per_decade) if window is None else _checked_window(window)
     used = (time >= chosen[0]) & (time <= chosen[1])
     if (losses[used] <= 0).any():
         msg = f"{int((losses[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
@@ -210,15 +213,6 @@ def _checked_window(window: Any) -> tuple[float, float]:
         msg = f"window={window!r}: give two times (first, last), the first before the last"
         raise ArgumentError(msg)
     return first, last
-
-
-def _window(time: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
-    # the initial plateau is not part of the decay: start where the loss has left its first value by 5 % of the fall
-    if time.size == 0:
-        return 0.0, 0.0
-    first, last = float(np.median(loss[: max(time.size // 50, 1)])), float(np.median(loss[-max(time.size // 10, 1) :]))
-    left = np.flatnonzero(loss < first - 0.05 * (first - last)) if first > last else np.array([0])
-    return float(time[left[0]] if left.size else time[0]), float(time[-1])
 
 
 def _check_size(data: Binned, window: tuple[float, float]) -> None:
@@ -315,7 +309,7 @@ def _result(
     )
     tables = {"models": _models(data)}
     flags = [f"fitted from {window[0]:g} to {window[1]:g} ({clock}), {data.time.size} logarithmic bins"]
-    if floor:
+    if floor and priors["L_inf"][0] == 0:
         log_odds = savage_dickey(columns["L_inf"].ravel(), 0.0, priors["L_inf"])
         positive = 1 / (1 + np.exp(min(log_odds, 700.0)))
         tables["floor"] = xr.Dataset({"log_bayes_factor_zero": log_odds, "probability_positive": positive})

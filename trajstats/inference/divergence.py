@@ -2,10 +2,11 @@ r"""The likelihood of learning times near a transition, with runs that did not l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 from scipy.special import log_ndtr
 
 NAMES = ("w_c", "nu", "log_middle", "log_sigma", "log_delta")
@@ -151,3 +152,36 @@ def log_posterior(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value = log_likelihood(theta, times)
     return np.where(inside & np.isfinite(value), value, -np.inf)
+
+
+def group_log_likelihood(parts: Sequence[tuple[LearningTimes, np.ndarray]], groups: str) -> xr.Dataset:
+    r"""Log likelihood of what may be left out: runs are independent given the coefficients, whatever their width.
+
+    Of several losses the likelihood is the product of theirs to the power one over their number (the same runs stand
+    behind all of them), and so is the part of a run: :math:`\frac1{n_\ell}\sum_\ell\ln p(y_{r\ell}|\theta)`.
+
+    Parameters
+    ----------
+    parts : sequence of (LearningTimes, ndarray (chain, draw, coefficient))
+        Data and draws of each loss; the same runs in each.
+    groups : str
+        ``"width"`` or ``"run"``.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``learning_time`` along (chain, draw, group).
+    """
+    with np.errstate(all="ignore"):
+        values = sum(
+            np.stack([run_log_likelihood(chain, data) for chain in theta]) / len(parts) for data, theta in parts
+        )
+    data, theta = parts[0]
+    labels: np.ndarray = np.arange(data.width.size)
+    if groups == "width":
+        labels, index = np.unique(data.width, return_inverse=True)
+        values = values @ np.eye(labels.size)[index]
+    return xr.Dataset(
+        {"learning_time": (("chain", "draw", groups), values)},
+        coords={"chain": np.arange(len(theta)), "draw": np.arange(theta.shape[1]), groups: labels},
+    )

@@ -9,14 +9,15 @@ import numpy as np
 import xarray as xr
 
 from trajstats.errors import FitError
-from trajstats.inference.divergence import NAMES, STUCK, log_posterior
+from trajstats.inference.divergence import NAMES, STUCK, group_log_likelihood, log_posterior
 from trajstats.inference.ensemble import draw_posterior
+from trajstats.inference.identified import one_sided, runs_into
 from trajstats.inference.learning import learning_arrays
 from trajstats.inference.population import hierarchical_draws
 from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
-from trajstats.inference.transition import checked_priors, fit_divergence, maximum, one_sided
+from trajstats.inference.transition import checked_priors, fit_divergence, maximum
 
 NU_SPREAD = (0.0, 1.0)
 _FEWEST = 100
@@ -30,6 +31,7 @@ def fit_losses(
     nu: float | None,
     stuck: bool,
     prior: Priors | None,
+    groups: str,
     sampler: str,
     max_steps: int,
     progress: bool,
@@ -52,6 +54,8 @@ def fit_losses(
         Stuck fraction, common to all losses.
     prior : mapping, optional
         Priors.
+    groups : str
+        ``"width"`` or ``"run"``: what may be left out, with all its losses.
     sampler : str
         ``"batched"`` or ``"emcee"``.
     max_steps : int
@@ -124,6 +128,11 @@ def fit_losses(
         progress=progress,
     )
     each = values["w_c"][..., None] - values["slope"][..., None] * levels
+    shared = [values[name] for name in ("log_sigma", "log_delta", *tail)]
+    parts = [
+        (one, np.stack([each[..., k], values["nu"], values[f"log_middle_{k}"], *shared], axis=-1))
+        for k, one in enumerate(data)
+    ]
     room = np.array([one.middle for one in data]) - each
     log_middle = np.stack([values[f"log_middle_{k}"] for k in range(levels.size)], axis=-1)
     posterior = draws_dataset(
@@ -138,12 +147,15 @@ def fit_losses(
         },
         loss=levels,
     )
-    bounds, identified = one_sided(posterior["w_c"].values, (0.0, float(tops.max())))
+    lowest = max(p["w_c"][0] for p in priors)
+    bounds, reason = one_sided(posterior["w_c"].values, (lowest, float(tops.max())), float(tops.max()))
+    why = [reason, runs_into("slope", posterior["slope"].values, (0.0, slope_limit), "upper")]
+    why += [] if nu is not None else [runs_into("nu", posterior["nu"].values, priors[0]["nu"])]
     flags = [f"w_c extrapolated to loss 0 from {levels.size} losses; the same runs stand behind all, counted once"]
     status = "ok" if bool(diagnostics["converged"]) else "not converged"
-    if not identified:
+    if any(why):
         status = "not identified"
-        flags.append(f"w_c runs into its prior at 0: only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)")
+        flags += [words for words in why if words]
     per_loss = xr.Dataset(
         {"w_c": ("loss", np.median(each, axis=(0, 1))), "stderr": ("loss", each.std(axis=(0, 1)))},
         coords={"loss": levels},
@@ -158,12 +170,15 @@ def fit_losses(
         status,
         {
             "clock": str(table.attrs.get("clock", "step")),
-            "priors": {"w_c": [0.0, float(tops.max())], "slope": [0.0, slope_limit], "nu": list(priors[0]["nu"])},
+            "priors": {"w_c": [lowest, float(tops.max())], "slope": [0.0, slope_limit], "nu": list(priors[0]["nu"])},
         },
+        group_log_likelihood(parts, groups),
     )
 
 
-def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors | None, **options: Any) -> FitResult:
+def fit_depths(
+    table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors | None, groups: str, **options: Any
+) -> FitResult:
     r"""Fit all depths at once: exponents of the depths are drawn from one population, each depth has its own w_c.
 
     :math:`\nu_d\sim N(\nu,s^2)` between the bounds of the prior of nu; w_c, A and the scatter are each depth's own. A
@@ -177,6 +192,8 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
         Randomness.
     prior : mapping, optional
         As `fit_divergence`, and ``nu_spread``: bounds of the spread s of the population, uniform on (0, 1) by default.
+    groups : str
+        ``"width"`` or ``"run"``: what may be left out of one depth.
     **options
         As `fit_divergence`.
 
@@ -184,8 +201,9 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
     -------
     FitResult
         ``nu`` is the mean of the population and ``nu_spread`` its spread; ``w_c``, ``A`` and ``nu_depth`` have a dim
-        `depth`. With several losses there is ``slope`` too, and ``A`` has a dim `loss`: NaN where a depth was not
-        fitted to that loss. ``tables["depths"]`` lists the depths pooled and alone (``w_c_alone``, ``nu_alone``).
+        `depth`, as have ``sigma``, ``delta`` (and ``stuck_fraction``). With several losses there is ``slope`` too, and
+        ``A`` has a dim `loss`: NaN where a depth was not fitted to that loss. ``tables["depths"]`` lists the depths
+        pooled and alone (``w_c_alone``, ``nu_alone``).
 
     Raises
     ------
@@ -201,18 +219,24 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
     """
     single = named_priors(prior)
     spread = prior_bounds("nu_spread", single.pop("nu_spread", NU_SPREAD))
-    fits, failed = {}, {}
+    fits, failed, runs = {}, {}, {}
     for depth in np.unique(table["depth"].values):
-        part = table.isel(run=np.flatnonzero(table["depth"].values == depth)).drop_vars("depth")
+        own = np.flatnonzero(table["depth"].values == depth)
+        part = table.isel(run=own).drop_vars("depth")
         try:
-            fits[float(depth)] = fit_divergence(part, rng=rng, prior=single, **options)
+            fits[float(depth)] = fit_divergence(part, rng=rng, prior=single, groups=groups, **options)
+            runs[float(depth)] = own
         except FitError as error:
             failed[float(depth)] = str(error)
     if len(fits) < 2:
         msg = f"{len(fits)} depths could be fitted; a population over depths needs two. Failed: {failed}"
         raise FitError(msg)
     n_draws = min(fit.posterior.sizes["draw"] for fit in fits.values())
-    scalars = [name for name in ("w_c", "nu", "slope") if all(name in fit.posterior for fit in fits.values())]
+    scalars = [
+        name
+        for name in ("w_c", "nu", "slope", "sigma", "delta", STUCK)
+        if all(name in fit.posterior for fit in fits.values())
+    ]
     alone = {
         name: np.stack([fit.posterior[name].values[:, :n_draws] for fit in fits.values()], axis=-1) for name in scalars
     }
@@ -238,7 +262,7 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
             "w_c": (dims, pooled["w_c"]),
             "A": _pooled_amplitudes(fits, rows, n_draws),
             "nu_depth": (dims, pooled["nu"]),
-            **({"slope": (dims, pooled["slope"])} if "slope" in pooled else {}),
+            **{name: (dims, pooled[name]) for name in ("slope", "sigma", "delta", STUCK) if name in pooled},
         },
         **coords,
     )
@@ -270,6 +294,7 @@ def fit_depths(table: xr.Dataset, /, *, rng: np.random.Generator, prior: Priors 
         tuple(flags),
         _joint_status(fits, pooled["w_c"], ess),
         {"clock": str(table.attrs.get("clock", "step")), "priors": {**single, "nu_spread": list(spread)}},
+        _pooled_groups(fits, rows, n_draws, groups, runs),
     )
 
 
@@ -284,12 +309,29 @@ def _pooled_amplitudes(fits: Mapping[float, FitResult], rows: np.ndarray, n_draw
     return pooled.transpose("chain", "draw", "depth", ...)
 
 
+def _pooled_groups(
+    fits: Mapping[float, FitResult], rows: np.ndarray, n_draws: int, groups: str, runs: Mapping[float, np.ndarray]
+) -> xr.Dataset:
+    # given the exponents depths are independent: the log likelihood of a group at the pooled draws of its own depth
+    columns, labels = [], []
+    for k, (depth, fit) in enumerate(fits.items()):
+        own = fit.log_likelihood["learning_time"]
+        columns.append(own.values[:, :n_draws].reshape(-1, own.sizes[groups])[rows[..., k]])
+        labels += [f"{w:g} (depth {depth:g})" for w in own[groups].values] if groups == "width" else list(runs[depth])
+    return xr.Dataset(
+        {"learning_time": (("chain", "draw", groups), np.concatenate(columns, axis=-1))},
+        coords={"chain": np.arange(rows.shape[0]), "draw": np.arange(rows.shape[1]), groups: labels},
+    )
+
+
 def _joint_status(fits: Mapping[float, FitResult], w_c: np.ndarray, ess: np.ndarray) -> str:
     if not all(fit.converged for fit in fits.values()) or ess.min() < _FEWEST:
         return "not converged"
     # what a depth alone leaves open the others may settle: the pooled draws are asked
-    settled = [one_sided(w_c[..., k], tuple(fit.attrs["priors"]["w_c"]))[1] for k, fit in enumerate(fits.values())]
-    return "ok" if all(settled) else "not identified"
+    unsettled = [
+        runs_into("w_c", w_c[..., k], tuple(fit.attrs["priors"]["w_c"]), "lower") for k, fit in enumerate(fits.values())
+    ]
+    return "not identified" if any(unsettled) else "ok"
 
 
 def _observed(table: xr.Dataset) -> xr.Dataset:

@@ -147,9 +147,15 @@ def learning_table(times: Any, budget: float | None) -> xr.Dataset:
         raise NonFiniteError(msg)
     limit: Any = np.inf if budget is None else budget
     if "budget" in times:
-        limit = times["budget"].copy(data=real_values(times["budget"], "budget"))
+        own = times["budget"].copy(data=real_values(times["budget"], "budget"))
+        limit = np.minimum(own, limit)
     marked = "learned" in times
     learned = _marks(times["learned"]) if marked else (values < limit) & np.isfinite(values)
+    if marked and budget is not None:
+        learned = learned & (values < budget)
+    if "budget" in times and bool((learned & (values > own * (1 + 1e-9))).any()):
+        msg = "some runs learned at a time beyond their own budget: correct 'budget', the time that each was watched"
+        raise ArgumentError(msg)
     capped = xr.where(learned, values, np.minimum(values, limit) if marked else limit)
     if not np.isfinite(capped.values).all():
         msg = "runs that did not learn have no finite budget; give budget=largest time watched"
@@ -210,7 +216,10 @@ def learning_arrays(table: xr.Dataset) -> LearningTimes:
     width, time = table["width"].values.astype(float), table["learning_time"].values.astype(float)
     learned = table["learned"].values.astype(bool)
     if (time <= 0).any():
-        msg = f"{int((time <= 0).sum())} learning times are not positive"
+        msg = (
+            f"{int((time <= 0).sum())} learning times are not positive: such a run is at the loss when it starts; "
+            "ask for a lower one, or leave the run out"
+        )
         raise FitError(msg)
     if not learned.any():
         msg = f"none of {learned.size} runs learned: w_c is above every width, or the budget is too short"

@@ -80,6 +80,27 @@ def named_priors(given: Any) -> dict[str, tuple[float, float]]:
     return dict(given)
 
 
+def check_free(given: Any, held: Mapping[str, str]) -> None:
+    """Refuse a prior of a coefficient that is not fitted: it would be ignored.
+
+    Parameters
+    ----------
+    given : mapping, optional
+        As a fit was given them.
+    held : mapping name -> reason
+        Coefficients that are held.
+
+    Raises
+    ------
+    ArgumentError
+        If one of them is given a prior.
+    """
+    for name in named_priors(given):
+        if name in held:
+            msg = f"prior {name}: {held[name]}, so that its prior would do nothing"
+            raise ArgumentError(msg)
+
+
 def prior_bounds(name: str, edges: tuple[float, float]) -> tuple[float, float]:
     """Check the bounds of one uniform prior.
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from scipy.ndimage import median_filter
 
 from trajstats.inference.priors import Priors
 
 NAMES = ("L_inf", "log_middle", "beta", "log_noise", "drift_share", "log_range", "power")
+_PLATEAU = 0.05
 CURVES = ("power_law", "stretched_exponential", "logarithmic", "exponential")
 
 
@@ -51,11 +53,40 @@ def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
     -------
     Binned
     """
-    cell = np.floor(np.log10(time) * per_decade + 1e-9).astype(int)
-    _, index, count = np.unique(cell, return_inverse=True, return_counts=True)
+    _, index, count = np.unique(_cells(time, per_decade), return_inverse=True, return_counts=True)
     return Binned(
         np.exp(np.bincount(index, np.log(time)) / count), np.bincount(index, loss) / count, count.astype(float)
     )
+
+
+def decay_window(time: np.ndarray, loss: np.ndarray, per_decade: int) -> tuple[float, float]:
+    """Where a decay begins and ends: from where the loss leaves the plateau that it starts on.
+
+    Parameters
+    ----------
+    time, loss : ndarray, (n,)
+        As `log_bins`. The rule is one of bins, so that it does not depend on when losses were saved.
+    per_decade : int
+        Bins per decade.
+
+    Returns
+    -------
+    first, last : float
+        First time of the first bin whose loss (a running median of five) is below the first bin's by more than a
+        twentieth of the fall to the median of the last tenth of the bins; last time.
+    """
+    if time.size == 0:
+        return 0.0, 0.0
+    edges = time[np.unique(_cells(time, per_decade), return_index=True)[1]]
+    bins = log_bins(time, loss, per_decade).loss
+    smooth = median_filter(bins, 5, mode="nearest")
+    first, last = float(smooth[0]), float(np.median(bins[-max(bins.size // 10, 1) :]))
+    left = int(np.argmax(smooth < first - _PLATEAU * (first - last))) if first > last else 0
+    return float(edges[left]), float(time[-1])
+
+
+def _cells(time: np.ndarray, per_decade: int) -> np.ndarray:
+    return np.floor(np.log10(time) * per_decade + 1e-9).astype(int)
 
 
 def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) -> np.ndarray:
@@ -92,15 +123,16 @@ def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) ->
 def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     r"""Log likelihood of a curve with a floor.
 
-    :math:`L_i=L_\infty+Af(t_i)+m_i(\eta_i+\xi_i)` with the scale of the noise :math:`m_i\propto` (curve)\
-    :sup:`power`: power 1 is noise proportional to the loss, 0 is additive noise. :math:`\eta` is an Ornstein-Uhlenbeck
-    process in ln t, :math:`\xi` is white.
+    :math:`L_i=c_i+\bar c\,(c_i/\bar c)^p(\eta_i+\xi_i\sqrt{\bar n/n_i})` about the curve :math:`c_i=L_\infty+Af(t_i)`;
+    bars are geometric means over the bins. Power p = 1 is noise proportional to the curve, 0 is additive noise.
+    :math:`\eta` is an Ornstein-Uhlenbeck process in ln t; :math:`\xi` is white, averaged over the :math:`n_i` saved
+    points of a bin.
 
     Parameters
     ----------
     theta : ndarray, (m, 7)
-        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise, share of its variance that
-        drifts, ln range (in ln t) of the drift, power.
+        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise (relative to the curve, at the
+        geometric means), share of its variance that drifts, ln range (in ln t) of the drift, power.
     data : Binned
         Data.
     curve : str
@@ -112,13 +144,15 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     """
     shape = decay_shape(data.time, data.pivot, theta[:, 2:3], curve)
     mean = theta[:, :1] + np.exp(theta[:, 1:2]) * shape
-    typical = np.exp(np.log(np.maximum(data.loss, 1e-300)).mean())
-    scale = np.maximum(mean / typical, 1e-12) ** theta[:, 6:7]
-    residual = (data.loss / typical - mean / typical) / scale
-    noise = np.exp(theta[:, 3])
-    drift, white = noise * np.sqrt(theta[:, 4]), noise * np.sqrt(1 - theta[:, 4])
-    kalman = _kalman(residual, np.diff(np.log(data.time)), drift, np.exp(theta[:, 5]), white)
-    return kalman - np.log(scale).sum(axis=1)
+    log_mean = np.log(np.maximum(mean, 1e-300))
+    middle = log_mean.mean(axis=1, keepdims=True)
+    log_scale = middle + theta[:, 6:7] * (log_mean - middle)
+    residual = (data.loss - mean) * np.exp(-log_scale)
+    noise = np.exp(2 * theta[:, 3])
+    drift, white = noise * theta[:, 4], noise * (1 - theta[:, 4])
+    alone = np.exp(np.log(data.count).mean()) / data.count
+    kalman = _kalman(residual, np.diff(np.log(data.time)), alone, drift, np.exp(theta[:, 5]), white)
+    return kalman - log_scale.sum(axis=1)
 
 
 def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
@@ -179,18 +213,18 @@ def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -
 
 @njit(cache=True, nogil=True)
 def _kalman(
-    residual: np.ndarray, gap: np.ndarray, drift: np.ndarray, reach: np.ndarray, white: np.ndarray
+    residual: np.ndarray, gap: np.ndarray, alone: np.ndarray, drift: np.ndarray, reach: np.ndarray, white: np.ndarray
 ) -> np.ndarray:
-    # OU + white noise in O(n): the filter's innovations are independent
+    # OU + white noise of these variances in O(n): the filter's innovations are independent
     total = np.empty(residual.shape[0])
     for w in range(residual.shape[0]):
-        mean, variance, value = 0.0, drift[w] ** 2, 0.0
+        mean, variance, value = 0.0, drift[w], 0.0
         for i in range(residual.shape[1]):
             if i > 0:
                 keep = np.exp(-gap[i - 1] / reach[w])
                 mean *= keep
-                variance = variance * keep * keep + drift[w] ** 2 * (1 - keep * keep)
-            spread = variance + white[w] ** 2
+                variance = variance * keep * keep + drift[w] * (1 - keep * keep)
+            spread = variance + white[w] * alone[i]
             surprise = residual[w, i] - mean
             value -= 0.5 * (surprise * surprise / spread + np.log(2 * np.pi * spread))
             gain = variance / spread

@@ -16,21 +16,21 @@ from trajstats.inference.divergence import (
     STUCK,
     LearningTimes,
     default_priors,
+    group_log_likelihood,
     log_likelihood,
     log_posterior,
-    run_log_likelihood,
 )
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
+from trajstats.inference.identified import one_sided, runs_into
 from trajstats.inference.learning import learning_arrays, learning_table
 from trajstats.inference.options import check_sampling, check_switches, generator, positive_number
-from trajstats.inference.priors import Priors, inside, merged_priors
+from trajstats.inference.priors import Priors, check_free, inside, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
 from trajstats.threads import one_thread
 
 GROUPS = ("width", "run")
-_EDGE = 0.02
 _FIXED = "a fixed exponent is a positive number; leave it out to have it fitted"
 # where a coefficient means something
 SUPPORT = {"nu": (0.0, np.inf), STUCK: (0.0, 1.0)}
@@ -72,13 +72,15 @@ def fit_divergence(
     stuck : bool
         Let a fraction of the runs never learn whatever the width.
     budget : float, optional
-        Largest time watched; needed with infinite times and no ``budget`` variable.
+        Largest time watched: runs at or above it count as not learned. Needed with infinite times and no ``budget``
+        variable.
     prior : mapping name -> (lower, upper), optional
         Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction`` (with
         several depths ``nu_spread`` too); defaults in `default_priors`.
     groups : str
         What `compare_fits` leaves out: a ``"width"`` with all its seeds (can the others foretell it?), or a ``"run"``,
-        one seed at a width (where a width has several, the others at it are kept). One loss, one depth.
+        one seed at a width (where a width has several, the others at it are kept). A run is left out with all its
+        losses; of several depths, one width of one depth is.
     evidence : bool
         Add the evidence of nu = 1 and of nu free to ``tables["models"]`` by nested sampling (the extra ``evidence``;
         one loss, one depth; some ten seconds).
@@ -93,13 +95,14 @@ def fit_divergence(
     Returns
     -------
     FitResult
-        Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c
-        runs into its prior, ``status`` is ``"not identified"`` and ``tables["bounds"]`` has one-sided bounds.
+        Posterior ``w_c``, ``nu``, ``A``, ``sigma``, ``delta`` (and ``stuck_fraction``). Where the posterior of w_c or
+        nu runs into its prior, ``status`` is ``"not identified"``, and ``tables["bounds"]`` has one-sided bounds of
+        w_c.
 
     Raises
     ------
     ArgumentError
-        If an option is not among what it allows, or labels are missing.
+        If an option is not among what it allows, a prior is given to a coefficient that is held, or labels are missing.
 
     Notes
     -----
@@ -132,25 +135,26 @@ def fit_divergence(
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
+    held = {} if stuck else {STUCK: "the stuck fraction is fitted with stuck=True only"}
+    check_free(prior, held if nu is None else held | dict.fromkeys(("nu", "nu_spread"), f"nu is held at {nu:g}"))
     table = learning_table(times, budget)
     deep = "depth" in table.coords and np.unique(table["depth"].values).size > 1
-    if (evidence or groups != GROUPS[0]) and (deep or "loss" in table.dims):
-        msg = (
-            f"evidence={evidence}, groups={groups!r} are for one loss and one depth: select them, .sel(loss=...) or "
-            "the runs of one depth"
-        )
-        raise ArgumentError(msg)
-    if deep:
-        from trajstats.inference.joint_divergence import fit_depths
+    if deep or "loss" in table.dims:
+        if evidence:
+            msg = "evidence=True is for one loss and one depth: select them, .sel(loss=...) or the runs of one depth"
+            raise ArgumentError(msg)
+        from trajstats.inference.joint_divergence import fit_depths, fit_losses
 
-        return fit_depths(
-            table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
-        )
-    if "loss" in table.dims:
-        from trajstats.inference.joint_divergence import fit_losses
-
-        return fit_losses(
-            table, rng=rng, nu=nu, stuck=stuck, prior=prior, sampler=sampler, max_steps=max_steps, progress=progress
+        return (fit_depths if deep else fit_losses)(
+            table,
+            rng=rng,
+            nu=nu,
+            stuck=stuck,
+            prior=prior,
+            groups=groups,
+            sampler=sampler,
+            max_steps=max_steps,
+            progress=progress,
         )
     data = learning_arrays(table)
     priors = checked_priors(data, prior)
@@ -261,15 +265,13 @@ def _result(
             **({STUCK: values[STUCK]} if STUCK in values else {}),
         }
     )
-    bounds, identified = one_sided(posterior["w_c"].values, priors["w_c"])
+    bounds, open_ended = one_sided(posterior["w_c"].values, priors["w_c"], float(data.narrowest))
+    open_nu = "" if nu is not None else runs_into("nu", posterior["nu"].values, priors["nu"])
     flags = [f"{int((~data.learned).sum())} of {data.learned.size} runs did not learn: right-censored"]
     status = "ok" if bool(diagnostics["converged"]) else "not converged"
-    if not identified:
+    if open_ended or open_nu:
         status = "not identified"
-        flags.append(
-            f"w_c runs into its prior at {priors['w_c'][0]:g}: "
-            f"only w_c < {float(bounds['upper'].sel(level=0.95)):.4g} (95 %)"
-        )
+        flags += [words for words in (open_ended, open_nu) if words]
     return FitResult(
         "fit_divergence",
         posterior,
@@ -279,49 +281,8 @@ def _result(
         tuple(flags),
         status,
         {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
-        _group_log_likelihood(data, np.stack([values[n] for n in names], axis=-1), groups),
+        group_log_likelihood([(data, np.stack([values[n] for n in names], axis=-1))], groups),
     )
-
-
-def _group_log_likelihood(data: LearningTimes, theta: np.ndarray, groups: str) -> xr.Dataset:
-    # given the coefficients runs are independent, whatever their width
-    with np.errstate(all="ignore"):
-        values = np.stack([run_log_likelihood(chain, data) for chain in theta])
-    labels: np.ndarray = np.arange(data.width.size)
-    if groups == "width":
-        labels, index = np.unique(data.width, return_inverse=True)
-        values = values @ np.eye(labels.size)[index]
-    return xr.Dataset(
-        {"learning_time": (("chain", "draw", groups), values)},
-        coords={"chain": np.arange(len(theta)), "draw": np.arange(theta.shape[1]), groups: labels},
-    )
-
-
-def one_sided(w_c: np.ndarray, prior: tuple[float, float]) -> tuple[xr.Dataset, bool]:
-    """One-sided bounds of w_c and whether the data identify it.
-
-    Not identified: the lower 2.5 % quantile lies within 2 % of the prior's range of its lower end.
-
-    Parameters
-    ----------
-    w_c : ndarray
-        Draws.
-    prior : (float, float)
-        Its bounds.
-
-    Returns
-    -------
-    bounds : xarray.Dataset
-        ``upper`` and ``lower`` one-sided bounds along `level`.
-    identified : bool
-        Whether both sides are set by the data.
-    """
-    levels = np.array([0.68, 0.90, 0.95])
-    bounds = xr.Dataset(
-        {"upper": ("level", np.quantile(w_c, levels)), "lower": ("level", np.quantile(w_c, 1 - levels))},
-        coords={"level": levels},
-    )
-    return bounds, bool(np.quantile(w_c, 0.025) > prior[0] + _EDGE * (prior[1] - prior[0]))
 
 
 def _rivals(priors: Priors, nu: float | None) -> dict[str, dict[str, tuple[float, float]]]:
