@@ -5,32 +5,35 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-# Weights per block: with 80 vectors in float32 a block stays in the second-level cache until it is used again.
-BLOCK = 4096
-# Inlined, so that one piece of machine code holds a whole sum: functions that are called would be put together in one
-# way by the process that compiles them and in another by those that load them, with other last bits.
-INLINED = {"inline": "always"}
+# Weights per block: its parts of three vectors stay in cache while those of all others pass by once.
+BLOCK = 16384
+# Each kernel is one piece of machine code: functions that are called would be put together in one way by the process
+# that compiles them and in another by those that load them, with other last bits.
 FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @numba.njit(**FAST)
-def products_and_norms(rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Multiply each row with its image, and take the images' norms.
+def products_and_norms(bases: np.ndarray, j: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply the latest vector of each run with its image, and take the images' norms.
 
     Parameters
     ----------
-    rows, images : ndarray, (k, n)
-        Vectors.
+    bases : ndarray, (k, m, n)
+        Vectors of k runs.
+    j : int
+        The latest.
+    images : ndarray, (k, n)
+        Their images.
 
     Returns
     -------
     products, norms : ndarray, (k,)
         Summed in float64.
     """
-    k, n = rows.shape
+    k, n = images.shape
     products, norms = np.zeros(k), np.zeros(k)
     for r in range(k):
-        row, image = rows[r], images[r]
+        row, image = bases[r, j], images[r]
         product, square = 0.0, 0.0
         for i in range(n):
             value = np.float64(image[i])
@@ -38,6 +41,33 @@ def products_and_norms(rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray
             square += value * value
         products[r], norms[r] = product, np.sqrt(square)
     return products, norms
+
+
+@numba.njit(**FAST)
+def three_terms(
+    bases: np.ndarray, j: int, images: np.ndarray, along: np.ndarray, before: np.ndarray, out: np.ndarray
+) -> None:
+    """Take out of each image what it has along the two latest vectors of its run.
+
+    Parameters
+    ----------
+    bases : ndarray, (k, m, n)
+        Vectors of k runs.
+    j : int
+        The latest; the first has none before it.
+    images : ndarray, (k, n)
+        Their images.
+    along, before : ndarray, (k,)
+        Coefficients of the latest vector and of the one before, in the precision of the vectors.
+    out : ndarray, (k, n)
+        Filled.
+    """
+    k, n = images.shape
+    for r in range(k):
+        q, p, image, w = bases[r, j], bases[r, max(j - 1, 0)], images[r], out[r]
+        a, b = along[r], before[r] if j else along.dtype.type(0)
+        for i in range(n):
+            w[i] = image[i] - a * q[i] - b * p[i]
 
 
 @numba.njit(**FAST)
@@ -49,7 +79,7 @@ def correct_and_measure(
     share: np.ndarray,
     along: float,
     found: np.ndarray,
-) -> float:
+) -> tuple[float, float]:
     r"""Apply the correction measured at the step before and measure this step's, block by block of weights.
 
     With the rows :math:`q_i` of `known`, ``latest`` becomes :math:`q=\tilde q-\sum_is_iq_i`, ``image`` becomes
@@ -58,7 +88,7 @@ def correct_and_measure(
     Parameters
     ----------
     known : ndarray, (j, n)
-        Orthonormal rows.
+        Rows, orthonormal to rounding, and so is q to them.
     latest, image : ndarray, (n,)
         Changed in place.
     slip, share : ndarray, (j,)
@@ -70,84 +100,71 @@ def correct_and_measure(
 
     Returns
     -------
-    float
-        The square of the norm of w.
+    before, after : float
+        The squares of the norms of :math:`\tilde w` and of w.
 
     Notes
     -----
-    Two plain matrix-vector products read all vectors from memory twice. Sums are taken within blocks in the precision
-    of the rows and over blocks in float64.
+    Three plain matrix-vector products read all vectors from memory three times. Here each part of a vector passes once:
+    its product is taken with :math:`\tilde w` while it is subtracted, and :math:`q_iw=q_i\tilde w-c_i`, as the rows
+    are orthonormal. So `found` is as good as the norm of :math:`\tilde w` allows, not that of w. Sums are taken within
+    blocks in the precision of the rows and over blocks in float64.
     """
     j, n = known.shape
-    found[:] = 0
-    square = 0.0
+    zero = image.dtype.type(0)
+    # Eight rows at a time, so that the parts of the three vectors are loaded an eighth as often. The last row stands
+    # for those that are missing, at coefficients of zero.
+    last, full = j - 1, -(-j // 8) * 8
+    s, c, sums = np.zeros(full, image.dtype), np.zeros(full, image.dtype), np.zeros(full)
+    s[:j], c[:j] = slip, share
+    given = np.empty(min(BLOCK, n), image.dtype)
+    own, before, after = 0.0, 0.0, 0.0
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
         q, w = latest[start:stop], image[start:stop]
-        _subtract(known, start, q, w, slip, share)
+        product, norm = zero, zero
+        for k in range(stop - start):
+            given[k] = w[k]
+            norm += w[k] * w[k]
+        before += norm
+        for i in range(0, full, 8):
+            r0, r1 = known[i, start:stop], known[min(i + 1, last), start:stop]
+            r2, r3 = known[min(i + 2, last), start:stop], known[min(i + 3, last), start:stop]
+            r4, r5 = known[min(i + 4, last), start:stop], known[min(i + 5, last), start:stop]
+            r6, r7 = known[min(i + 6, last), start:stop], known[min(i + 7, last), start:stop]
+            # Coefficients are named, so that the compiler knows that storing into q and w does not change them.
+            s0, s1, s2, s3, s4, s5, s6, s7 = s[i], s[i + 1], s[i + 2], s[i + 3], s[i + 4], s[i + 5], s[i + 6], s[i + 7]
+            c0, c1, c2, c3, c4, c5, c6, c7 = c[i], c[i + 1], c[i + 2], c[i + 3], c[i + 4], c[i + 5], c[i + 6], c[i + 7]
+            t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
+            for k in range(stop - start):
+                v = given[k]
+                x0, x1, x2, x3, x4, x5, x6, x7 = r0[k], r1[k], r2[k], r3[k], r4[k], r5[k], r6[k], r7[k]
+                t0 += x0 * v
+                t1 += x1 * v
+                t2 += x2 * v
+                t3 += x3 * v
+                t4 += x4 * v
+                t5 += x5 * v
+                t6 += x6 * v
+                t7 += x7 * v
+                q[k] -= s0 * x0 + s1 * x1 + s2 * x2 + s3 * x3 + s4 * x4 + s5 * x5 + s6 * x6 + s7 * x7
+                w[k] -= c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3 + c4 * x4 + c5 * x5 + c6 * x6 + c7 * x7
+            sums[i] += t0
+            sums[i + 1] += t1
+            sums[i + 2] += t2
+            sums[i + 3] += t3
+            sums[i + 4] += t4
+            sums[i + 5] += t5
+            sums[i + 6] += t6
+            sums[i + 7] += t7
+        norm = zero
         for k in range(stop - start):
             w[k] -= along * q[k]
-        _measure(known, start, w, found)
-        own, norm = q.dtype.type(0), q.dtype.type(0)
-        for k in range(stop - start):
-            own += q[k] * w[k]
+            product += q[k] * w[k]
             norm += w[k] * w[k]
-        found[j] += own
-        square += norm
-    return square
-
-
-@numba.njit(**INLINED, **FAST)
-def _subtract(known: np.ndarray, start: int, q: np.ndarray, w: np.ndarray, slip: np.ndarray, share: np.ndarray) -> None:
-    # Four rows at a time: q and w are then loaded and stored a quarter as often. Coefficients are named, so that the
-    # compiler knows that storing into q and w does not change them.
-    j, n = len(known), len(q)
-    stop = start + n
-    i = 0
-    while i + 4 <= j:
-        a, b = known[i, start:stop], known[i + 1, start:stop]
-        c, d = known[i + 2, start:stop], known[i + 3, start:stop]
-        s0, s1, s2, s3 = slip[i], slip[i + 1], slip[i + 2], slip[i + 3]
-        c0, c1, c2, c3 = share[i], share[i + 1], share[i + 2], share[i + 3]
-        for k in range(n):
-            q[k] -= s0 * a[k] + s1 * b[k] + s2 * c[k] + s3 * d[k]
-            w[k] -= c0 * a[k] + c1 * b[k] + c2 * c[k] + c3 * d[k]
-        i += 4
-    while i < j:
-        a = known[i, start:stop]
-        s0, c0 = slip[i], share[i]
-        for k in range(n):
-            q[k] -= s0 * a[k]
-            w[k] -= c0 * a[k]
-        i += 1
-
-
-@numba.njit(**INLINED, **FAST)
-def _measure(known: np.ndarray, start: int, w: np.ndarray, found: np.ndarray) -> None:
-    # From the last row to the first: the rows that were subtracted last are the nearest in cache.
-    j, n = len(known), len(w)
-    stop = start + n
-    zero = w.dtype.type(0)
-    i = j
-    while i >= 4:
-        i -= 4
-        a, b = known[i, start:stop], known[i + 1, start:stop]
-        c, d = known[i + 2, start:stop], known[i + 3, start:stop]
-        t0, t1, t2, t3 = zero, zero, zero, zero
-        for k in range(n):
-            v = w[k]
-            t0 += a[k] * v
-            t1 += b[k] * v
-            t2 += c[k] * v
-            t3 += d[k] * v
-        found[i] += t0
-        found[i + 1] += t1
-        found[i + 2] += t2
-        found[i + 3] += t3
-    while i > 0:
-        i -= 1
-        a = known[i, start:stop]
-        t0 = zero
-        for k in range(n):
-            t0 += a[k] * w[k]
-        found[i] += t0
+        own += product
+        after += norm
+    for i in range(j):
+        found[i] = sums[i] - share[i]
+    found[j] = own
+    return before, after

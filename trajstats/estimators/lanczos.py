@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from trajstats.errors import NonFiniteError
-from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms
+from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms, three_terms
 
 # `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -84,16 +84,16 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     eps = float(np.finfo(start.dtype).eps)
     alpha, beta = np.zeros((k, order)), np.zeros((k, order))
     basis = np.empty((k, order, n), start.dtype)
+    if order:
+        basis[:, 0] = start
+    left_over = np.empty_like(start)
     length, scale = np.zeros(k, int), np.zeros(k)
     alive = _norms(start) > 0
-    current = start.copy()
-    # What `current` still has along its run's vectors, as measured when it was made.
+    # What the latest vector still has along its run's vectors, as measured when it was made.
     slips = [np.empty(0)] * k
     for j in range(order):
-        basis[:, j] = current
-        # rows in one piece: they are updated in place below
-        images = np.array(apply(current), dtype=start.dtype, order="C")
-        products, norms = products_and_norms(current, images)
+        images = np.ascontiguousarray(apply(basis[:, j]), dtype=start.dtype)
+        products, norms = products_and_norms(basis, j, images)
         if not np.isfinite(norms).all():
             msg = "a product of the curvature with a vector is not finite"
             raise NonFiniteError(msg)
@@ -101,22 +101,21 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         # The three-term part goes first: what is measured along all vectors is then rounding only. The complement
         # must be taken after it, or errors along `within` grow as in a recurrence outside its spectrum.
         alpha[:, j] = np.where(alive, products, 0.0)
-        for row, image in enumerate(images):
-            _take(image, alpha[row, j : j + 1], current[row : row + 1])
-            if j:
-                _take(image, beta[row, j - 1 : j], basis[row, j - 1 : j])
+        along, back = (c.astype(start.dtype) for c in (alpha[:, j], beta[:, j - 1]))
+        three_terms(basis, j, images, along, back, left_over)
         if within is not None:
-            _take(images, images @ within.T, within)
+            _take(left_over, left_over @ within.T, within)
         for i in np.flatnonzero(alive):
             run = (basis[i, : j + 1], alpha[i, : j + 1], beta[i, :j])
-            left, beta[i, j] = _orthogonalise(images[i], *run, slips[i], within)
+            left, beta[i, j] = _orthogonalise(left_over[i], *run, slips[i], within)
             length[i] = j + 1
             alive[i] = beta[i, j] > BREAKDOWN * eps * scale[i]
             slips[i] = left / beta[i, j] if alive[i] else left
-        factor = np.divide(1.0, beta[:, j], out=np.zeros(k), where=alive)
-        np.multiply(images, factor[:, None].astype(start.dtype), out=current)
         if not alive.any():
             break
+        if j + 1 < order:
+            factor = np.divide(1.0, beta[:, j], out=np.zeros(k), where=alive)
+            np.multiply(left_over, factor[:, None].astype(start.dtype), out=basis[:, j + 1])
     return Recurrence(alpha, beta, length, basis)
 
 
@@ -139,11 +138,12 @@ def _orthogonalise(
         last = beta[-1] * slip[-1]
     left = np.empty(j + 1)
     dtype = w.dtype.type
-    square = correct_and_measure(known[:j], known[j], w, slip.astype(dtype), change.astype(dtype), dtype(last), left)
+    taken = (slip.astype(dtype), change.astype(dtype), dtype(last))
+    before, square = correct_and_measure(known[:j], known[j], w, *taken, left)
     after = _rest(square, left)
     alpha[j] += left[j]
-    if after <= SECOND_PASS * np.sqrt(square):
-        # Little is left, so its rounding along everything known has grown in proportion.
+    if after <= SECOND_PASS * np.sqrt(max(before, square)):
+        # Little is left, so what rounding left along everything known is large in proportion.
         if within is not None:
             _take(w, within @ w, within)
         _take(w, left, known)
