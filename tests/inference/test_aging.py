@@ -66,11 +66,11 @@ def test_one_dimensional_trap_scales_as_simple_power():
 @pytest.mark.parametrize(("mu", "exact"), [(0.3, 0.298), (0.6, 0.592), (0.8, 0.785), (1.0, 1.0)])
 def test_threshold_slope_is_the_exact_finite_range_slope(mu, exact):
     wait, lag = (a.ravel() for a in np.meshgrid(np.geomspace(1e3, 1e5, 12), np.geomspace(0.1, 1e7, 400), indexing="ij"))
-    from trajstats.inference.threshold import crossing_times, threshold_slope
+    from trajstats.inference.threshold import crossing_times, threshold_slopes
 
     msd = 2 * -np.expm1(-(clock(wait + lag, mu) - clock(wait, mu)))
-    x, y, state = crossing_times(wait, lag, np.log(msd), 0.0)
-    assert threshold_slope(x, y, state) == pytest.approx(exact, abs=0.01)
+    x, y, state = crossing_times(wait, lag, np.log(msd), np.array([0.0]))
+    assert threshold_slopes(x, y, state)[0] == pytest.approx(exact, abs=0.01)
 
 
 def test_the_readme_flow_runs_on_three_waiting_times_and_layers():

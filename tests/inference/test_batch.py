@@ -88,3 +88,75 @@ def test_labels_and_all_failures():
     result = ts.fit_batch(ts.fit_subaging, {"a": None}, rng=0, scheduler="synchronous")
     assert result["status"].item() == "failed: ArgumentError"
     assert not result["converged"].item()
+
+
+def decay(seed=0, n=60):
+    step = np.geomspace(1, 1e4, n)
+    loss = (0.1 + step**-0.5) * (1 + 0.02 * np.random.default_rng(seed).standard_normal(n))
+    return xr.DataArray(loss, dims="step", coords={"step": step})
+
+
+def poisoned_decays():
+    whole = decay()
+    step = whole["step"].values
+    return {
+        "nan": whole.where(step < 5000),
+        "infinite": whole.where(step < 5000, np.inf),
+        "negative": -whole,
+        "zero": 0 * whole,
+        "rising": 1 / whole,
+        "backwards": whole.isel(step=slice(None, None, -1)),
+        "twice": xr.concat([whole, whole], "step"),
+        "two points": whole[:2],
+        "empty": whole[:0],
+        "text": whole.astype(str),
+        "no step": whole.drop_vars("step"),
+        "not an array": 7.0,
+    }
+
+
+def learned(seed=0):
+    width = np.repeat([5.0, 6, 8, 12, 20], 4)
+    noise = np.exp(0.1 * np.random.default_rng(seed).standard_normal(width.size))
+    return xr.DataArray(100 / (width - 4) * noise, dims="run", coords={"width": ("run", width)})
+
+
+def poisoned_times():
+    whole = learned()
+    width = whole["width"]
+    none = xr.zeros_like(whole).astype(bool)
+    return {
+        "nan": whole.where(width > 5),
+        "infinite": whole.where(width > 5, np.inf),
+        "negative": -whole,
+        "zero": 0 * whole,
+        "equal": 0 * whole + 3,
+        "one width": whole.where(width == 5, drop=True),
+        "two points": whole[[0, 19]],
+        "empty": whole[:0],
+        "none learned": xr.Dataset({"learning_time": whole, "learned": none}),
+        "no width": whole.drop_vars("width"),
+        "negative width": whole.assign_coords(width=-width),
+        "not an array": "times",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fit", "good_one", "poisoned"),
+    [(ts.fit_decay, decay, poisoned_decays), (ts.fit_divergence, learned, poisoned_times)],
+)
+def test_each_broken_decay_or_divergence_is_a_row_of_its_own(fit, good_one, poisoned):
+    bad = {(name, 0): data for name, data in poisoned().items()}
+    clean = {("good", 1): good_one(1)}
+    options = {"rng": 0, "dims": ("kind", "seed"), "max_steps": 200, **OPTIONS}
+    mixed = dict(sorted({**clean, **bad}.items(), key=lambda item: str(item[0])))
+    whole, alone = (ts.fit_batch(fit, cases, **options) for cases in (mixed, clean))
+    kept = whole.isel(case=whole["kind"].values == "good").sortby("seed")
+    for name in ("value", "stderr", "interval"):
+        np.testing.assert_array_equal(kept[name], alone[name])
+    failed = whole.isel(case=whole["kind"].values != "good")
+    kinds = {"ArgumentError", "FitError", "NonFiniteError"}
+    assert {str(s).removeprefix("failed: ") for s in failed["status"].values} == kinds
+    # an error of ours says what to do; one of Python's would begin with its kind
+    assert len({str(r) for r in failed["reason"].values}) >= 10
+    assert not any("Error: " in str(r) for r in failed["reason"].values)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
 N_THRESHOLDS = 15
+_STEPS, _HALVINGS, _NEAR = 50, 30, 1e-12
+# ln of the inverse scatter beyond which the likelihood is not followed: crossings on a line have none
+_FINEST = 6.0
 
 
 def crossing_times(
-    waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, threshold: float
+    waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, threshold: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logarithm of the first lag at which the MSD of each waiting time reaches a threshold.
+    """Logarithm of the first lag at which the MSD of each waiting time reaches each threshold.
 
     Parameters
     ----------
@@ -21,62 +23,108 @@ def crossing_times(
         Points.
     log_msd : ndarray, (..., n)
         ln MSD at the points; leading dims are other versions of the same points, such as draws of their noise.
-    threshold : float
-        ln of the threshold.
+    threshold : float or ndarray, (threshold,)
+        ln of the thresholds.
 
     Returns
     -------
-    tuple of ndarray, (waiting time,), (..., waiting time), (..., waiting time)
-        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag).
+    tuple of ndarray, (waiting time,), (threshold, ..., waiting time), (threshold, ..., waiting time)
+        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag); no dim
+        `threshold` where one number was given.
     """
-    levels = np.unique(waiting)
-    shape = (*log_msd.shape[:-1], levels.size)
+    levels, wanted = np.unique(waiting), np.asarray(threshold, dtype=float)
+    wanted = wanted.reshape((*wanted.shape, *(1 for _ in log_msd.shape[:-1])))
+    shape = (*np.broadcast_shapes(wanted.shape, log_msd.shape[:-1]), levels.size)
     crossing, state = np.empty(shape), np.zeros(shape, dtype=int)
     for k, level in enumerate(levels):
         here = np.flatnonzero(waiting == level)
         here = here[np.argsort(lag[here], kind="stable")]
         x, y = np.log(lag[here]), log_msd[..., here]
-        above = y >= threshold
+        above = y >= wanted[..., None]
         first, never = above.argmax(axis=-1), ~above.any(axis=-1)
         state[..., k] = np.where(never, 1, np.where(first == 0, -1, 0))
         j = np.maximum(first, 1) if x.size > 1 else first
-        low, high = (np.take_along_axis(y, i[..., None], axis=-1)[..., 0] for i in (j - 1, j))
+        whole = np.broadcast_to(y, above.shape)
+        low, high = (np.take_along_axis(whole, i[..., None], axis=-1)[..., 0] for i in (j - 1, j))
         with np.errstate(divide="ignore", invalid="ignore"):  # only where it was not crossed
-            found = x[j - 1] + (threshold - low) / (high - low) * (x[j] - x[j - 1])
+            found = x[j - 1] + (wanted - low) / (high - low) * (x[j] - x[j - 1])
         crossing[..., k] = np.where(never, x[-1], np.where(first == 0, x[0], found))
     return np.log(levels), crossing, state
 
 
-def threshold_slope(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> float:
-    """Slope of ln t* against ln t_w, waiting times that do not reach the threshold being censored, not dropped.
+def threshold_slopes(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> np.ndarray:
+    r"""Slopes of ln t* against ln t_w, waiting times that do not reach a threshold being censored, not dropped.
+
+    Maximum likelihood of :math:`y=ax+b+\sigma z`: concave in :math:`(a,b,1)/\sigma`, so that Newton's steps find the
+    one maximum, those of all thresholds at once.
 
     Parameters
     ----------
-    x, y : ndarray, (waiting time,)
-        ln t_w and ln t* (or the last, or first, lag where censored).
-    state : ndarray of int, (waiting time,)
+    x : ndarray, (waiting time,)
+        ln t_w.
+    y : ndarray, (threshold, waiting time)
+        ln t* (or the last, or first, lag where censored).
+    state : ndarray of int, (threshold, waiting time)
         As `crossing_times` gives.
 
     Returns
     -------
-    float
-        NaN with fewer than two crossings.
+    ndarray, (threshold,)
+        Of the crossings alone where fewer than three waiting times cross; NaN where fewer than two do.
+
+    References
+    ----------
+    Olsen 1978, doi:10.2307/1913784.
     """
     reached = state == 0
-    if reached.sum() < 2:
-        return float("nan")
-    slope, level = np.polyfit(x[reached], y[reached], 1)
-    if reached.all() or reached.sum() < 3:
-        return float(slope)
-    scatter = np.log(max(float(np.std(y[reached] - slope * x[reached] - level)), 1e-2))
+    n = reached.sum(axis=-1)
+    slopes = _reached_slopes(x, y, state)
+    some = (n >= 3) & (n < x.size)
+    if not some.any():
+        return slopes
+    y, state, reached, slope = y[some], state[some], reached[some], slopes[some]
+    # least squares of the crossings to begin with
+    rest = np.where(reached, y - slope[:, None] * x, 0.0)
+    level = rest.sum(axis=-1) / n[some]
+    spread = np.sqrt(np.where(reached, (rest - level[:, None]) ** 2, 0.0).sum(axis=-1) / n[some])
+    grain = 1 / np.maximum(spread, 1e-2)
+    at = np.stack([slope * grain, level * grain, grain], axis=-1)
+    rows = np.stack([np.broadcast_to(-x, y.shape), np.full(y.shape, -1.0), y], axis=-1)
+    sign = np.where(state > 0, -1.0, 1.0)
 
-    def cost(c: np.ndarray) -> float:
-        z = (y - c[0] * x - c[1]) / np.exp(c[2])
-        log_like = np.where(state == 0, -0.5 * z**2 - c[2], log_ndtr(np.where(state > 0, -z, z)))
-        return -float(log_like.sum()) + 0.5 * max(-6.0 - c[2], 0.0) ** 2
+    def value(at: np.ndarray) -> np.ndarray:
+        u = (rows @ at[..., None])[..., 0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_grain = np.log(at[:, 2])
+        each = np.where(reached, log_grain[:, None] - 0.5 * u**2, log_ndtr(sign * u))
+        found = each.sum(axis=-1) - 0.5 * np.maximum(log_grain - _FINEST, 0) ** 2
+        return np.where(at[:, 2] > 0, found, -np.inf)
 
-    found = minimize(cost, np.array([slope, level, scatter]), method="Nelder-Mead", options={"maxiter": 600})
-    return float(found.x[0])
+    best = value(at)
+    for _ in range(_STEPS):
+        u = (rows @ at[..., None])[..., 0]
+        ratio = np.exp(-0.5 * u**2 - 0.5 * np.log(2 * np.pi) - log_ndtr(sign * u))
+        first = np.where(reached, -u, sign * ratio)
+        second = np.where(reached, 1.0, ratio * (ratio + sign * u))
+        past = np.maximum(np.log(at[:, 2]) - _FINEST, 0)
+        gradient = (first[..., None] * rows).sum(axis=1)
+        gradient[:, 2] += (n[some] - past) / at[:, 2]
+        curvature = np.swapaxes(rows, 1, 2) @ (second[..., None] * rows)
+        curvature[:, 2, 2] += (n[some] - past + (past > 0)) / at[:, 2] ** 2
+        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        size = np.ones(len(at))
+        for _ in range(_HALVINGS):
+            trial = at + size[:, None] * step
+            there = value(trial)
+            worse = ~(there >= best)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        at, best = np.where(worse[:, None], at, trial), np.where(worse, best, there)
+        if (np.abs(gradient * step).sum(axis=-1) < _NEAR).all():
+            break
+    slopes[some] = at[:, 0] / at[:, 2]
+    return slopes
 
 
 def threshold_levels(waiting: np.ndarray, log_msd: np.ndarray, n: int = N_THRESHOLDS) -> np.ndarray:
@@ -117,20 +165,17 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
         Dim `threshold` (an MSD): ``mu``, ``stderr``, ``reached``, ``censored``.
     """
     logs = threshold_levels(waiting, log_msd)
-    slopes, errors, reached = [], [], []
-    for level in logs:
-        x, y, state = crossing_times(waiting, lag, log_msd, level)
-        slopes.append(threshold_slope(x, y, state))
-        again = _reached_slopes(*crossing_times(waiting, lag, log_msd + noise, level))
-        errors.append(float(np.nanstd(again)) if np.isfinite(again).sum() > 2 else float("nan"))
-        reached.append(int((state == 0).sum()))
-    n_waits = np.unique(waiting).size
+    # all thresholds at once: a fit of few points is mostly calls from Python
+    x, crossing, states = crossing_times(waiting, lag, log_msd, logs)
+    scattered = _reached_slopes(*crossing_times(waiting, lag, log_msd + noise, logs))
+    errors = [float(np.nanstd(one)) if np.isfinite(one).sum() > 2 else float("nan") for one in scattered]
+    reached = (states == 0).sum(axis=-1)
     return xr.Dataset(
         {
-            "mu": ("threshold", slopes),
+            "mu": ("threshold", threshold_slopes(x, crossing, states)),
             "stderr": ("threshold", errors),
             "reached": ("threshold", reached),
-            "censored": ("threshold", [n_waits - r for r in reached]),
+            "censored": ("threshold", x.size - reached),
         },
         coords={"threshold": np.exp(logs)},
     )
