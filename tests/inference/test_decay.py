@@ -51,6 +51,25 @@ def test_a_curve_that_is_wrong_is_still_sampled_and_loses():
     assert float(top.sel(model="power_law")) >= float(top.sel(model="power_law without floor")) - 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("stretched_exponential", lambda t: np.exp(-((t / 30) ** 0.6))),
+        ("logarithmic", lambda t: 1 / (1 + 0.6 * np.log1p(t / 30))),
+    ],
+)
+def test_other_curves_have_a_time_scale_of_their_own(name, law):
+    # far from the middle of the times, 100
+    loss = (0.05 + law(T)) * noise(4, 0.005)
+    fit = ts.fit_decay(curve(loss), rng=0, curve=name, window=(0.5, 2e4), max_steps=4000)
+    for coefficient, truth in (("tau", 30), ("beta", 0.6), ("A", 1.0), ("L_inf", 0.05)):
+        row = fit.summary().sel(coefficient=coefficient, level=0.95)["interval"]
+        assert float(row.sel(bound="lower")) < truth < float(row.sel(bound="upper"))
+    np.testing.assert_allclose(fit.predict(time=T).median(["chain", "draw"]), 0.05 + law(T), rtol=0.01)
+    bic = fit.tables["models"]["bic"]
+    assert float(bic.sel(model=name)) == float(bic.min())
+
+
 def test_the_noise_filter_is_the_exact_gaussian():
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 9, 12))

@@ -15,15 +15,16 @@ from trajstats.inference.comparison import information_criteria, log_evidence, s
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.options import check_count, check_sampling, check_switches, generator, real_values
-from trajstats.inference.priors import Priors, check_free, inside, merged_priors
+from trajstats.inference.priors import Priors, check_free, inside, merged_priors, named_priors
 from trajstats.inference.relaxation import (
     CURVES,
-    NAMES,
+    SCALE,
     Binned,
-    decay_shape,
+    coefficient_names,
     decay_window,
     default_priors,
     log_bins,
+    log_decay,
     log_likelihood,
     log_posterior,
 )
@@ -81,7 +82,9 @@ def fit_decay(
     bins_per_decade : int
         Logarithmic bins.
     prior : mapping name -> (lower, upper), optional
-        Uniform priors of ``L_inf``, ``beta``, ``log_noise``, ``drift_share``, ``log_range``, ``power``, ``log_middle``.
+        Uniform priors of ``L_inf``, ``beta``, ``log_noise``, ``drift_share``, ``log_range``, ``power``, ``log_middle``
+        (ln of the decaying part at the geometric mean of the times; of a stretched exponential at the first),
+        ``log_scale`` (ln tau).
     evidence : bool
         Add the evidence of every model to ``tables["models"]`` by nested sampling (the extra ``evidence``; a minute).
     sampler : str
@@ -95,7 +98,9 @@ def fit_decay(
     Returns
     -------
     FitResult
-        Posterior ``L_inf``, ``A`` (in units of loss times time to the beta, for the power law), ``beta`` and the noise.
+        Posterior ``L_inf``, ``A``, ``beta`` and the noise, of :math:`L_\infty+A\,t^{-\beta}`,
+        :math:`L_\infty+A\,e^{-(t/\tau)^\beta}` and :math:`L_\infty+A/[1+\beta\ln(1+t/\tau)]` (with ``tau``), or
+        :math:`L_\infty+A\,e^{-\beta t/t_p}` (``attrs["pivot"]`` is :math:`t_p`).
 
     Raises
     ------
@@ -157,7 +162,7 @@ def fit_decay(
         lambda theta: log_posterior(theta, data, curve, priors),
         best.vector,
         best.covariance,
-        names=NAMES,
+        names=coefficient_names(curve),
         fixed={} if floor else {"L_inf": 0.0},
         rng=rng,
         sampler=sampler,
@@ -261,14 +266,18 @@ def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
         "drift_share": 0.5,
         "log_range": -0.5,
         "power": 1.0,
+        SCALE: np.log(data.pivot),
     }
-    start = inside({name: float(guess[name]) for name in NAMES}, priors, 0.02)
+    if data.anchor(curve) != data.pivot:
+        guess["log_middle"] = float(np.log(max(data.loss[0] - 0.5 * data.loss.min(), 0.1 * data.loss[0])))
+    names = coefficient_names(curve)
+    start = inside({name: float(guess[name]) for name in names}, priors, 0.02)
     wide = {
         "L_inf": (low, high),
         "log_middle": (guess["log_middle"] - 1.5, guess["log_middle"] + 1.5),
         "beta": (0.05, 2.0),
         "log_noise": (np.log(1e-3), 0.0),
-        **{name: priors[name] for name in ("drift_share", "log_range", "power")},
+        **{name: priors[name] for name in ("drift_share", "log_range", "power", SCALE) if name in names},
     }
     return best_maximum(lambda theta: log_likelihood(theta, data, curve), start, wide, trials=4096, climbs=2)
 
@@ -284,7 +293,8 @@ def _result(
     clock: str,
     source: str,
 ) -> FitResult:
-    amplitude = np.exp(values["log_middle"] + (values["beta"] * np.log(data.pivot) if curve == "power_law" else 0.0))
+    theta = np.stack([values[name] for name in coefficient_names(curve)], axis=-1)
+    amplitude = np.exp(values["log_middle"] - log_decay(data.anchor(curve), data.pivot, theta, curve)[..., 0])
     columns = {
         "L_inf": values["L_inf"],
         "A": amplitude,
@@ -293,11 +303,12 @@ def _result(
         "drift_share": values["drift_share"],
         "drift_range": np.exp(values["log_range"]),
         "noise_power": values["power"],
+        **({"tau": np.exp(values[SCALE])} if SCALE in values else {}),
     }
     posterior = draws_dataset(columns)
-    mean = np.median(columns["L_inf"]) + np.exp(np.median(values["log_middle"])) * decay_shape(
-        data.time, data.pivot, np.array([np.median(values["beta"])]), curve
-    )
+    middle = np.median(theta, axis=(0, 1))
+    fallen = log_decay(data.time, data.pivot, middle, curve) - log_decay(data.anchor(curve), data.pivot, middle, curve)
+    mean = middle[0] + np.exp(middle[1] + fallen)
     observed = xr.Dataset(
         {
             "loss": (STEP, data.loss),
@@ -352,7 +363,9 @@ def _models(data: Binned) -> xr.Dataset:
     rows = {}
     for name, (curve, bounds) in _rivals(data).items():
         best = maximum(data, curve, bounds)
-        rows[name] = information_criteria(best.log_likelihood, len(NAMES) - (name == _NO_FLOOR), data.time.size)
+        rows[name] = information_criteria(
+            best.log_likelihood, len(coefficient_names(curve)) - (name == _NO_FLOOR), data.time.size
+        )
     return xr.Dataset(
         {
             key: ("model", [row[key] for row in rows.values()])
@@ -365,7 +378,8 @@ def _models(data: Binned) -> xr.Dataset:
 def _evidence(data: Binned, prior: Priors | None, rng: np.random.Generator) -> dict[str, tuple[str, list[float]]]:
     found = []
     for name, (curve, bounds) in _rivals(data).items():
-        changed = merged_priors(bounds, prior, SUPPORT)
+        # a time scale is a coefficient of some curves only
+        changed = merged_priors(bounds, {k: v for k, v in named_priors(prior).items() if k in bounds}, SUPPORT)
         if name == _NO_FLOOR:
             del changed["L_inf"]
 
@@ -398,7 +412,10 @@ def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
     at = fit.data[STEP].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
     pivot, curve = float(fit.attrs["pivot"]), str(fit.attrs["curve"])
     posterior = fit.posterior
-    beta = posterior["beta"].values[..., None]
-    level = posterior["A"].values[..., None] * (pivot**-beta if curve == "power_law" else 1.0)
-    values = posterior["L_inf"].values[..., None] + level * decay_shape(at, pivot, beta, curve)
+    theta = np.zeros((*posterior["beta"].shape, 8))
+    theta[..., 2] = posterior["beta"].values
+    if "tau" in posterior:
+        theta[..., 7] = np.log(posterior["tau"].values)
+    fallen = np.log(posterior["A"].values[..., None]) + log_decay(at, pivot, theta, curve)
+    values = posterior["L_inf"].values[..., None] + np.exp(fallen)
     return xr.DataArray(values, dims=("chain", "draw", STEP), coords={STEP: at}, name="loss")

@@ -11,8 +11,11 @@ from scipy.ndimage import median_filter
 from trajstats.inference.priors import Priors
 
 NAMES = ("L_inf", "log_middle", "beta", "log_noise", "drift_share", "log_range", "power")
-_PLATEAU = 0.05
+SCALE = "log_scale"
 CURVES = ("power_law", "stretched_exponential", "logarithmic", "exponential")
+_SCALED = ("stretched_exponential", "logarithmic")
+_PLATEAU = 0.05
+_BEYOND = float(np.log(20.0))
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,23 @@ class Binned:
 
     @property
     def pivot(self) -> float:
-        """Time at which the amplitude is known best."""
+        """Geometric mean of the times."""
         return float(np.exp(np.log(self.time).mean()))
+
+    def anchor(self, curve: str) -> float:
+        """Tell at which time the amplitude is fitted.
+
+        Parameters
+        ----------
+        curve : str
+            One of `CURVES`.
+
+        Returns
+        -------
+        float
+            The pivot, or the first time where nothing may be left at the pivot.
+        """
+        return float(self.time[0]) if curve == "stretched_exponential" else self.pivot
 
 
 def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
@@ -89,20 +107,35 @@ def _cells(time: np.ndarray, per_decade: int) -> np.ndarray:
     return np.floor(np.log10(time) * per_decade + 1e-9).astype(int)
 
 
-def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) -> np.ndarray:
-    r"""Decaying part of the loss, 1 at the pivot.
-
-    With :math:`x=t/t_p`: :math:`x^{-\beta}`; :math:`e^{1-x^\beta}`; :math:`1/[1+\beta\ln(1+x)]` over its value at 1;
-    :math:`e^{\beta(1-x)}`.
+def coefficient_names(curve: str) -> tuple[str, ...]:
+    """Coefficients of a curve and its noise, in order.
 
     Parameters
     ----------
-    time : ndarray, (n,)
+    curve : str
+        One of `CURVES`.
+
+    Returns
+    -------
+    tuple of str
+        `NAMES`, and ``log_scale`` where the curve has a time scale beside its exponent.
+    """
+    return (*NAMES, SCALE) if curve in _SCALED else NAMES
+
+
+def log_decay(time: np.ndarray | float, pivot: float, theta: np.ndarray, curve: str) -> np.ndarray:
+    r"""Logarithm of the decaying part of the loss, of amplitude 1.
+
+    :math:`t^{-\beta}`; :math:`e^{-(t/\tau)^\beta}`; :math:`1/[1+\beta\ln(1+t/\tau)]`; :math:`e^{-\beta t/t_p}`.
+
+    Parameters
+    ----------
+    time : ndarray, (n,), or float
         Times.
     pivot : float
-        Unit of time.
-    beta : ndarray, (..., 1)
-        Exponent or rate.
+        Unit of time of the exponential.
+    theta : ndarray, (..., coefficient)
+        As in `log_likelihood`.
     curve : str
         One of `CURVES`.
 
@@ -110,14 +143,13 @@ def decay_shape(time: np.ndarray, pivot: float, beta: np.ndarray, curve: str) ->
     -------
     ndarray, (..., n)
     """
-    x = time / pivot
+    beta = theta[..., 2:3]
     if curve == "power_law":
-        return x**-beta
-    if curve == "stretched_exponential":
-        return np.exp(1 - x**beta)
-    if curve == "logarithmic":
-        return (1 + beta * np.log(2)) / (1 + beta * np.log1p(x))
-    return np.exp(beta * (1 - x))
+        return -beta * np.log(time)
+    if curve == "exponential":
+        return -beta * time / pivot
+    since = np.log(time) - theta[..., 7:8]
+    return -np.exp(beta * since) if curve == "stretched_exponential" else -np.log1p(beta * np.logaddexp(0, since))
 
 
 def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
@@ -130,9 +162,10 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
 
     Parameters
     ----------
-    theta : ndarray, (m, 7)
-        `NAMES`: floor, ln of the decaying part at the pivot, beta, ln sd of the noise (relative to the curve, at the
-        geometric means), share of its variance that drifts, ln range (in ln t) of the drift, power.
+    theta : ndarray, (m, coefficient)
+        `coefficient_names`: floor, ln of the decaying part at the anchor, beta, ln sd of the noise (relative to the
+        curve, at the geometric means), share of its variance that drifts, ln range (in ln t) of the drift, power, and
+        ln of the time scale where the curve has one.
     data : Binned
         Data.
     curve : str
@@ -142,8 +175,8 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     -------
     ndarray, (m,)
     """
-    shape = decay_shape(data.time, data.pivot, theta[:, 2:3], curve)
-    mean = theta[:, :1] + np.exp(theta[:, 1:2]) * shape
+    fallen = log_decay(data.time, data.pivot, theta, curve) - log_decay(data.anchor(curve), data.pivot, theta, curve)
+    mean = theta[:, :1] + np.exp(theta[:, 1:2] + fallen)
     log_mean = np.log(np.maximum(mean, 1e-300))
     middle = log_mean.mean(axis=1, keepdims=True)
     log_scale = middle + theta[:, 6:7] * (log_mean - middle)
@@ -170,9 +203,11 @@ def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
     dict name -> (lower, upper)
         The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss,
         log uniform) 1e-6 to 1, of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform);
-        power -0.5 to 2.
+        power -0.5 to 2; time scale (log uniform) from a twentieth of the first time to twenty times the last.
     """
-    middle = float(np.log(np.median(data.loss)))
+    middle = float(np.log(np.median(data.loss) if data.anchor(curve) == data.pivot else data.loss[0]))
+    first, last = np.log(data.time[[0, -1]])
+    scale = {SCALE: (float(first) - _BEYOND, float(last) + _BEYOND)} if curve in _SCALED else {}
     return {
         "L_inf": (0.0, 1.1 * float(data.loss.min())),
         "log_middle": (middle - 12.0, middle + 6.0),
@@ -181,6 +216,7 @@ def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
         "drift_share": (0.0, 1.0),
         "log_range": (float(np.log(0.05)), float(np.log(5.0))),
         "power": (-0.5, 2.0),
+        **scale,
     }
 
 
@@ -189,8 +225,8 @@ def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -
 
     Parameters
     ----------
-    theta : ndarray, (m, 7)
-        As `relaxation.NAMES`.
+    theta : ndarray, (m, coefficient)
+        As in `log_likelihood`.
     data : Binned
         Data.
     curve : str
@@ -202,7 +238,7 @@ def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -
     -------
     ndarray, (m,)
     """
-    low, high = np.array([priors[name] for name in NAMES]).T
+    low, high = np.array([priors[name] for name in coefficient_names(curve)]).T
     allowed = ((theta > low) & (theta < high)).all(axis=1)
     out = np.full(len(theta), -np.inf)
     if allowed.any():
