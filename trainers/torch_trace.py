@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from trainers.torch_merge import flat, merged, written
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 # What a graph that cannot be traced or taken apart raises; plain evaluation is then the way, and says what is wrong.
@@ -40,8 +42,7 @@ class Traced:
     def __init__(
         self, function: Callable[..., torch.Tensor], fixed: tuple[torch.Tensor, ...], rows: torch.Tensor
     ) -> None:
-        self._module = make_fx(function)(*fixed, rows)
-        self._module.graph.eliminate_dead_code()
+        self._module = merged(make_fx(function)(*fixed, rows), (*fixed, rows))
         self._nodes = list(self._module.graph.nodes)
         self._given = [node for node in self._nodes if node.op == "placeholder"]
         self._rows = self._given[-1]
@@ -128,9 +129,9 @@ class Traced:
             for node in self._nodes[:-1]:
                 if not varying.isdisjoint(node.all_input_nodes):
                     varying.add(node)
-                    touched |= {s for used in _written(node) for s in self._storages[used]}
+                    touched |= {s for used in written(node) for s in self._storages[used]}
                     continue
-                changed = {s for used in _written(node) for s in self._storages[used]}
+                changed = {s for used in written(node) for s in self._storages[used]}
                 seen = {s for other in varying for used in other.all_input_nodes for s in self._storages[used]}
                 if changed & seen:
                     touched |= changed
@@ -181,7 +182,7 @@ class Traced:
 
     def _own_form(self, node: fx.Node) -> Any:
         # The operation's form that writes into a given array; None for views and for what has no such form.
-        if node is self._rows or node not in self._layouts or _written(node):
+        if node is self._rows or node not in self._layouts or written(node):
             return None
         if any(self._storages[node] & self._storages[used] for used in node.all_input_nodes):
             return None
@@ -233,7 +234,7 @@ class Program:
                 whole = blocks[block][: torch.Size(size).numel() * kept.itemsize].view(kept)
                 known[node] = whole.as_strided(size, stride)
                 self._steps.append((form, args, {**kwargs, name: known[node]}, None, []))
-            elif ready and not _written(node) and _is_view(traced, node):
+            elif ready and not written(node) and _is_view(traced, node):
                 known[node] = node.target(*args, **kwargs)
                 continue
             else:
@@ -242,7 +243,7 @@ class Program:
         (self._result,) = traced._nodes[-1].all_input_nodes
         self._known_result = known.get(self._result)
         self._plain = [
-            all(not isinstance(a, fx.Node) for a in _flat((args, kwargs))) for _, args, kwargs, _, _ in self._steps
+            all(not isinstance(a, fx.Node) for a in flat((args, kwargs))) for _, args, kwargs, _, _ in self._steps
         ]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
@@ -283,30 +284,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from _flat(part)
-    else:
-        yield value
-
-
 def _tensors(value: Any) -> list[torch.Tensor]:
-    return [part for part in _flat(value) if isinstance(part, torch.Tensor)]
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    # The arguments that an operation changes in place.
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    given = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)} | dict(
-        node.kwargs
-    )
-    changed = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [part for name in changed for part in _flat(given.get(name)) if isinstance(part, fx.Node)]
+    return [part for part in flat(value) if isinstance(part, torch.Tensor)]
 
 
 def _writing_form(target: Any) -> tuple[Any, str] | None:
