@@ -85,6 +85,8 @@ def test_a_batch_resumes(tmp_path):
 def test_labels_and_all_failures():
     with pytest.raises(ArgumentError, match="2 parts"):
         ts.fit_batch(ts.fit_subaging, {"a": good(0)}, rng=0, dims=("layer", "seed"))
+    with pytest.raises(ArgumentError, match="one label"):
+        ts.fit_batch(ts.fit_subaging, {"a": good(0), ("a",): good(1)}, rng=0)
     result = ts.fit_batch(ts.fit_subaging, {"a": None}, rng=0, scheduler="synchronous")
     assert result["status"].item() == "failed: ArgumentError"
     assert not result["converged"].item()

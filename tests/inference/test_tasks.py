@@ -64,6 +64,19 @@ def test_the_number_of_members_per_task_changes_nothing():
     assert [float(o.data["x"]) for o in together(11, per_task=1, scheduler="threads", workers=3)] == want
 
 
+@pytest.mark.filterwarnings("ignore:4 dask workers:RuntimeWarning")
+def test_tasks_side_by_side_leave_the_settings_of_dask_as_they_were():
+    def inside(x, *, rng):
+        time.sleep(0.01 * rng.random())
+        return xr.DataArray(dask.config.get("scheduler"), name="x")
+
+    for before in ({}, {"scheduler": "threads"}):
+        with dask.config.set(before):
+            found = together(40, scheduler="threads", workers=4, per_task=1, function=inside)
+            assert dask.config.get("scheduler", None) == before.get("scheduler")
+        assert {str(o.data["x"].values) for o in found} == {"synchronous"}
+
+
 def test_outcomes_come_one_by_one():
     seen = []
 
@@ -75,8 +88,9 @@ def test_outcomes_come_one_by_one():
 
 
 def test_what_is_not_allowed():
-    with pytest.raises(ArgumentError, match="per_task=0"):
-        together(2, per_task=0)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ArgumentError, match=f"per_task={wrong}"):
+            together(2, per_task=wrong)
     with pytest.raises(ArgumentError, match="allowed: 'threads', 'processes'"):
         together(2, scheduler="fibres")
     with pytest.raises(ClusterError, match=r"needs a client: make one with distributed.Client"):

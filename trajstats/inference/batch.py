@@ -111,6 +111,9 @@ def fit_batch(
     if not labels or any(len(label) != len(dims) for label in labels):
         msg = f"labels must have {len(dims)} parts ({', '.join(dims)}); got {labels[:2]}"
         raise ArgumentError(msg)
+    if len(set(labels)) < len(labels):  # "a" and ("a",)
+        msg = f"two cases have one label among {labels[:5]}; give each its own"
+        raise ArgumentError(msg)
     members = [Member(label, data, stream_seed(rng, label)) for label, data in zip(labels, cases.values(), strict=True)]
     outcomes = run_batch(
         fit, options, members, scheduler=scheduler, workers=workers, per_task=per_task, store=store, progress=progress

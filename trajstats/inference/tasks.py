@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.estimators.cluster_blocks import client_for, explained, in_process, local_threads, lost
 from trajstats.estimators.worker_blocks import warn_if_oversubscribed
 from trajstats.heap import memory_kept
+from trajstats.inference.options import check_count
 from trajstats.inference.results import FitResult
 from trajstats.threads import one_thread
 
@@ -93,13 +95,38 @@ class Task:
         start = time.perf_counter()
         stream = {} if member.seed is None else {"rng": np.random.default_rng(member.seed)}
         try:
-            with one_thread(), memory_kept(), dask.config.set(scheduler="synchronous"):
+            with one_thread(), memory_kept(), _within_the_task():
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever breaks in one must not stop the others
             found = failure(error)
         return Outcome(found.status, found.reason, found.data, time.perf_counter() - start)
+
+
+class _Within:
+    tasks = 0
+    setting: Any = None
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def _within_the_task() -> Iterator[None]:
+    # Lazy data are computed in the thread of their task. Dask's setting belongs to the process: the first task that
+    # enters makes it and the last that leaves takes it back, lest tasks side by side restore each other's.
+    with _lock:
+        if not _Within.tasks:
+            _Within.setting = dask.config.set(scheduler="synchronous")
+        _Within.tasks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _Within.tasks -= 1
+            if not _Within.tasks:
+                _Within.setting.__exit__(None, None, None)
 
 
 def failure(error: BaseException, reason: str | None = None) -> Outcome:
@@ -160,9 +187,8 @@ def run_members(
     ClusterError
         If there is no scheduler, it is lost, or a process of this machine dies.
     """  # noqa: DOC502 (raised by what it calls)
-    if per_task is not None and per_task < 1:
-        msg = f"per_task={per_task}: give 1 or more members per task, or nothing to let their cost decide"
-        raise ArgumentError(msg)
+    if per_task is not None:
+        check_count("per_task", per_task)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1):
         msg = f"workers={workers!r}: give the number of threads or processes, at least 1, or nothing to use every core"
         raise ArgumentError(msg)
