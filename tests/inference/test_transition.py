@@ -232,6 +232,12 @@ def test_learning_times_interpolate_and_flag_runs_that_did_not_learn():
     assert several["learning_time"].dims == ("run", "loss")
     with pytest.raises(ArgumentError, match="unknown series"):
         ts.learning_times(sweep, loss=0.1, series="los")
+    with pytest.raises(ArgumentError, match="no clock 'epochs'"):
+        ts.learning_times(sweep, loss=0.1, clock="epochs")
+    mixed = {**sweep, "narrow": sweep["narrow"].assign_coords(proper_time=("step", step / 10))}
+    assert ts.learning_times(mixed, loss=0.1, clock="step").attrs["clock"] == "step"
+    with pytest.raises(ArgumentError, match="two clocks do not compare"):
+        ts.learning_times(mixed, loss=0.1)
     for bad in (0.0, -0.1, np.nan, np.inf, "0.1", [], [0.1, None]):
         with pytest.raises(ArgumentError, match="a positive number"):
             ts.learning_times(sweep, loss=bad)

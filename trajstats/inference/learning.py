@@ -14,6 +14,7 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.divergence import LearningTimes
 from trajstats.inference.options import positive_number, real_values
 
+PROPER_TIME = "proper_time"
 _MIN_WIDTHS = 3
 _MIN_LEARNED = 4
 
@@ -24,7 +25,7 @@ def learning_times(
     *,
     loss: float | Sequence[float],
     series: str = "loss",
-    clock: str = "proper_time",
+    clock: str = PROPER_TIME,
     width: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
     r"""Time at which each run of a sweep first reaches a loss.
@@ -41,7 +42,7 @@ def learning_times(
     series : str
         Name of the series.
     clock : str
-        Clock of the times; ``"step"`` where a run has no ``proper_time``.
+        Clock of the times. Where no run has a ``proper_time`` it is ``"step"``.
     width : mapping name -> float, optional
         Width of each run; read from its attributes (``width``, or inside a JSON attribute) if not given.
 
@@ -54,7 +55,7 @@ def learning_times(
     Raises
     ------
     ArgumentError
-        If a width or the series is missing, or a loss is no positive number.
+        If a width, the series or the clock is missing, or a loss is no positive number.
     """
     given = np.atleast_1d(np.asarray(loss))
     if given.dtype.kind not in "iuf" or not given.size or not (np.isfinite(given) & (given > 0)).all():
@@ -63,10 +64,13 @@ def learning_times(
     targets = given.astype(float)
     nodes = _nodes(sweep)
     rows: list[dict[str, Any]] = []
+    chosen = clock if clock != PROPER_TIME or any(clock in run.coords for run in nodes.values()) else STEP
     for name, run in nodes.items():
         if series not in run:
             raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
-        chosen = clock if clock in run.coords else STEP
+        if chosen not in run.coords:
+            msg = f"run {name!r} has no clock {chosen!r}, and times of two clocks do not compare: give clock='step'"
+            raise ArgumentError(msg)
         times = clock_values(run, chosen).astype(float)
         if not np.isfinite(times).all() or (np.diff(times) < 0).any():
             msg = (
