@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 COUNT = """
@@ -47,3 +48,25 @@ def test_without_the_setting_nothing_is_touched(monkeypatch):
     monkeypatch.setattr(heap, "_mallopt", lambda: pytest.fail("the allocator was touched"))
     with heap.memory_kept():
         pass
+
+
+def test_an_array_serves_again_only_where_nobody_holds_it_and_not_after_the_block():
+    from trajstats.heap import array_kept, large_array
+
+    with array_kept():
+        first = large_array((10, 10), np.float32)
+        first[:] = 1
+        held = first[3]
+        del first
+        other = large_array((5,), np.float64)
+        other[:] = 2
+        assert (held == 1).all()
+        place = held.base.ctypes.data
+        del held
+        with array_kept():
+            assert large_array((50,), np.float64).ctypes.data == place
+        assert large_array((4,), np.int8).ctypes.data == place
+        # none is there at the same time as a larger one that takes its place
+        assert large_array((1_000,), np.float64).nbytes == 8_000
+        last = large_array((1_000,), np.float64)
+    assert large_array((1_000,), np.float64).ctypes.data != last.ctypes.data

@@ -1,13 +1,18 @@
-"""Freed memory stays at hand while a task runs: in a worker of dask, large arrays are not paged in each time."""
+"""Memory stays at hand while tasks run, and between them: large arrays are not paged in each time."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 # Of glibc's malloc.h; its own defaults, and the most that memory of a thread can keep.
 _TRIM, _MMAP = -1, -3
@@ -16,6 +21,7 @@ _KEPT = 64 * 2**20
 _TRIM_SETTING, _MMAP_SETTING = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
 
 _lock = threading.Lock()
+_here = threading.local()
 
 
 class _Shared:
@@ -60,6 +66,57 @@ def memory_kept() -> Iterator[None]:
             if not _Shared.tasks:
                 mallopt(_TRIM, _setting(_TRIM_SETTING, _MMAP_DEFAULT))
                 mallopt(_MMAP, _setting(_MMAP_SETTING, _MMAP_DEFAULT))
+
+
+@contextmanager
+def array_kept() -> Iterator[None]:
+    """Let the memory of `large_array` serve the tasks of this thread one after the other, until the block ends.
+
+    Yields
+    ------
+    None
+        While it holds. Within itself this does nothing.
+    """
+    if getattr(_here, "kept", None) is not None:
+        yield
+        return
+    _here.kept = np.empty(0, np.uint8)
+    try:
+        yield
+    finally:
+        _here.kept = None
+
+
+def large_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Give an array, not filled, within `array_kept` in the memory of the one before if nobody holds that any more.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Its shape.
+    dtype : dtype
+        Its type.
+
+    Returns
+    -------
+    ndarray
+
+    Examples
+    --------
+    >>> with array_kept():
+    ...     first = large_array((2, 3), float).ctypes.data
+    ...     large_array((4,), float).ctypes.data == first
+    True
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    # One reference is its name above, one the argument of the call; views hold one each.
+    if getattr(_here, "kept", None) is None or sys.getrefcount(_here.kept) > 2:
+        return np.empty(shape, dtype)
+    if _here.kept.nbytes < size:
+        # The old one goes first: they are never there together.
+        _here.kept = np.empty(0, np.uint8)
+        _here.kept = np.empty(size, np.uint8)
+    return _here.kept[:size].view(dtype).reshape(shape)
 
 
 def _setting(name: str, default: int) -> int:

@@ -10,6 +10,7 @@ import scipy.linalg
 
 from trajstats.errors import NonFiniteError
 from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms, three_terms
+from trajstats.heap import large_array
 
 # `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -83,7 +84,7 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     order = max(0, min(order, n if within is None else n - len(within)))
     eps = float(np.finfo(start.dtype).eps)
     alpha, beta = np.zeros((k, order)), np.zeros((k, order))
-    basis = np.empty((k, order, n), start.dtype)
+    basis = large_array((k, order, n), start.dtype)
     if order:
         basis[:, 0] = start
     left_over = np.empty_like(start)

@@ -23,6 +23,7 @@ from trajstats.estimators.spectral_tasks import (
     probes_task,
 )
 from trajstats.estimators.worker_blocks import network_threads, warn_if_oversubscribed
+from trajstats.heap import array_kept
 from trajstats.network import Network
 from trajstats.threads import on_one_thread
 
@@ -123,7 +124,8 @@ def run_spectra(
                 [task(f"{name}-probe{first}", probes_task, *common, where, first, previous) for first in firsts]
             )
         out.append(spectra)
-    return _compute(out)
+    with array_kept():
+        return _compute(out)
 
 
 def run_pairs(
