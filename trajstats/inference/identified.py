@@ -32,7 +32,7 @@ def runs_into(name: str, draws: np.ndarray, prior: tuple[float, float], ends: st
     Examples
     --------
     >>> runs_into("nu", np.linspace(0.1, 2, 99), (0.05, 6.0))
-    'nu runs into its prior at 0.05: only nu < 1.903 (95 %)'
+    'nu runs into its prior at 0.05: only nu < 1.905 (95 %)'
     >>> runs_into("nu", np.linspace(1, 2, 99), (0.05, 6.0))
     ''
     """
