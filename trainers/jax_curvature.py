@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class JaxCurvature(FrameworkCurvature):
             self._w = network._flat(weights)
             if self._exact:
                 self._linearise = network._jit(("linearise", kind), _linearised(network, kind))
-                self._apply_to = network._jit(("apply", kind), lambda maps, rows: jax.vmap(_chain(maps))(rows))
+                self._apply_to = network._jit(("apply", kind), lambda *given: _applied(*given))
                 each = self._bytes_per_example()
                 if self._fit(each, ARRAYS_PER_VECTOR * each):
                     self._held = [(share, self._linearise(self._w, x, y)) for share, x, y in self._parts()]
@@ -57,23 +58,34 @@ class JaxCurvature(FrameworkCurvature):
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
         rows = np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype)
         with self._network._precision(), remedy():
-            done = []
-            for start in range(0, len(rows), self._width):
-                chunk = jnp.asarray(rows[start : start + self._width])
-                done.append(np.asarray(sum(self._terms(chunk)) + self._shift * chunk))
-            return np.concatenate(done).T
+            # XLA takes the rows where they are, and gives its array without a copy.
+            parts = [rows[start : start + self._width] for start in range(0, len(rows), self._width)]
+            done = [np.asarray(self._added(part)) for part in parts]
+            return (done[0] if len(done) == 1 else np.concatenate(done)).T
 
-    def _terms(self, chunk: Any) -> Iterator[Any]:
+    def _added(self, rows: np.ndarray) -> Any:
+        # The L2 term goes with the first part of the examples.
+        total, shift = None, self._shift
+        for share, product in self._products():
+            term = product(rows, share, shift)
+            total, shift = term if total is None else total + term, 0.0
+        return total
+
+    def _products(self) -> Iterator[tuple[float, Callable[..., Any]]]:
         if self._held is not None:
             for share, maps in self._held:
-                yield share * self._apply_to(maps, chunk)
+                yield share, functools.partial(self._apply_to, maps)
         elif self._exact:
             for share, x, y in self._parts():
-                yield share * self._apply_to(self._linearise(self._w, x, y), chunk)
+                yield share, functools.partial(self._apply_to, self._linearise(self._w, x, y))
         else:
             differenced = self._network._jit(("difference", self._kind), _differenced(self._network, self._kind))
             for share, x, y in self._parts():
-                yield share * differenced(self._w, chunk, x, y)
+                yield share, functools.partial(differenced, self._w, x, y)
+
+
+def _applied(maps: tuple[Any, ...], rows: Any, share: float, shift: float) -> Any:
+    return share * jax.vmap(_chain(maps))(rows) + shift * rows
 
 
 def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]:
@@ -89,7 +101,7 @@ def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]
         scale = 1.0 / x.shape[0] if network.reduction == "mean" else 1.0
         return scale * jax.vjp(losses, w)[1](_central(losses, w, v))[0]
 
-    return lambda w, rows, x, y: jax.lax.map(lambda v: product(w, v, x, y), rows)
+    return lambda w, x, y, rows, share, shift: jax.lax.map(lambda v: share * product(w, v, x, y) + shift * v, rows)
 
 
 def _data_loss(network: JaxNetwork) -> Callable[..., Any]:
