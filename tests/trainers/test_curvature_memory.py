@@ -40,3 +40,56 @@ def test_peak_of_products_is_within_a_fifth_of_the_budget_in_parts_and_at_once()
     assert (parts_held, whole_held) == ("False", "True")
     assert 0.1 < float(parts) < 1.2
     assert 0.1 < float(whole) < 1.2
+
+
+WHOLE = """
+import sys
+import numpy as np, trajstats as ts
+
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((5000, 64)).astype("f"), rng.integers(0, 10, 5000)
+widths = (64, 256, 256, 10)
+
+def in_torch(examples, **options):
+    import torch
+    from trainers.torch_adapter import TorchNetwork
+
+    linear, tanh = torch.nn.Linear, torch.nn.Tanh
+    module = torch.nn.Sequential(linear(64, 256), tanh(), linear(256, 256), tanh(), linear(256, 10))
+    return TorchNetwork(module, torch.nn.functional.cross_entropy, (x[:examples], y[:examples]), **options)
+
+def in_jax(examples, **options):
+    import jax
+    from trainers.jax_adapter import JaxNetwork, cross_entropy
+
+    def apply(p, z):
+        for k in range(2):
+            z = jax.numpy.tanh(z @ p[f"w{k}"] + p[f"b{k}"])
+        return z @ p["w2"] + p["b2"]
+
+    params = {f"w{k}": np.zeros((a, b), "f") for k, (a, b) in enumerate(zip(widths, widths[1:]))}
+    params |= {f"b{k}": np.zeros(b, "f") for k, b in enumerate(widths[1:])}
+    return JaxNetwork(apply, params, cross_entropy, (x[:examples], y[:examples]), **options)
+
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+
+def used(examples, products, lanczos):
+    network = {"torch": in_torch, "jax": in_jax}[sys.argv[1]](examples, memory=products)
+    run = ts.trajectory_dataset(np.full((1, network.n_parameters), 0.01, "f"), step=[0])
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    ts.hessian_spectrum(network, run, probes=5, order=8, deflate=False, memory=lanczos, rng=0)
+    assert network._latest[1]._held is None or examples == 64
+    return (peak() - before) / (products + lanczos)
+
+used(64, 2**28, 2**28)
+print(used(5000, 100_000_000, 55_000_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads and resets the peak as Linux tells it")
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_peak_of_a_whole_spectrum_is_within_a_fifth_of_both_budgets_together(framework):
+    run = subprocess.run([sys.executable, "-c", WHOLE, framework], capture_output=True, text=True, check=True)
+    assert 0.1 < float(run.stdout) < 1.2
