@@ -59,8 +59,8 @@ def fit_decay(
     r"""Fit the decay of a training curve to a floor, :math:`L(t)=L_\infty+A\,t^{-\beta}`.
 
     The curve is averaged in logarithmic bins. Its noise is an Ornstein-Uhlenbeck process in ln t plus white noise,
-    both proportional to (curve)\ :sup:`power`; all of it is inferred, so that a correlated training curve does not
-    pretend to be many measurements.
+    which falls as one over the root of what a bin averages, both proportional to (curve)\ :sup:`power`; all of it is
+    inferred, so that a correlated training curve does not pretend to be many measurements.
 
     Parameters
     ----------
