@@ -76,7 +76,8 @@ class TorchCurvature(FrameworkCurvature):
     def _apply(self, chunk: torch.Tensor, size: int) -> torch.Tensor:
         programs = self._claim(size) if self._held is not None else None
         if programs is None:
-            return self._added(chunk, ((share, product(chunk)) for share, product in self._plain()))
+            # New arrays: a product may be its argument itself, or zeros without memory.
+            return self._added(chunk, ((1.0, share * product(chunk)) for share, product in self._plain()))
         try:
             padded = chunk
             if len(chunk) < size:
@@ -87,9 +88,10 @@ class TorchCurvature(FrameworkCurvature):
             self._idle.append(programs)
 
     def _added(self, chunk: torch.Tensor, terms: Iterator[tuple[float, torch.Tensor]]) -> torch.Tensor:
-        # Summed in place: every further array of the result's size costs a few per cent of a product.
-        share, term = next(terms)
-        total = share * term
+        # Summed in place in the first: every further array of the result's size costs a few per cent of a product.
+        share, total = next(terms)
+        if share != 1:
+            total.mul_(share)
         for share, term in terms:
             total.add_(term, alpha=share)
         if self._shift:

@@ -242,12 +242,15 @@ class Program:
             self._steps[-1][4].extend(used for used in node.all_input_nodes if last[used] is node and used not in known)
         (self._result,) = traced._nodes[-1].all_input_nodes
         self._known_result = known.get(self._result)
+        # The last operation writes where the caller says, if that is the result.
+        written_last = bool(order) and self._result is order[-1] and self._result in traced._placed
+        self._last = traced._placed[self._result][0][1] if written_last else None
         self._plain = [
             all(not isinstance(a, fx.Node) for a in flat((args, kwargs))) for _, args, kwargs, _, _ in self._steps
         ]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Give the product with rows, in an array that the next call overwrites.
+        """Give the product with rows, in a new array.
 
         Parameters
         ----------
@@ -260,7 +263,11 @@ class Program:
         """
         self._given.copy_(rows)
         passing: dict[fx.Node, Any] = {}
-        for (call, args, kwargs, name, ended), plain in zip(self._steps, self._plain, strict=True):
+        result = self._known_result
+        for step, ((call, args, kwargs, name, ended), plain) in enumerate(zip(self._steps, self._plain, strict=True)):
+            if self._last is not None and step == len(self._steps) - 1:
+                result = torch.empty_like(result)
+                kwargs = {**kwargs, self._last: result}
             if not plain:
                 args, kwargs = fx.node.map_arg((args, kwargs), passing.__getitem__)
             value = call(*args, **kwargs)
@@ -269,7 +276,9 @@ class Program:
             for used in ended:
                 if used is not self._result:
                     passing.pop(used, None)
-        return passing[self._result] if self._known_result is None else self._known_result
+        if result is None:
+            result = passing[self._result]
+        return result.clone() if self._last is None else result
 
 
 def _is_view(traced: Traced, node: fx.Node) -> bool:
