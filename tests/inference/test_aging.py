@@ -161,37 +161,61 @@ def test_two_steps_with_two_exponents_are_flagged():
     assert sound.status == "ok"
 
 
-def test_replicas_give_the_population_mean_of_seeds_that_differ():
+def test_replicas_are_pooled_with_the_error_of_leaving_one_out():
     rng = np.random.default_rng(0)
     seeds = rng.normal(0.6, 0.1, 6)
     delta = two_time(np.stack([gaussian_run(mu, 200, k) for k, mu in enumerate(seeds)]))
-    fit = ts.fit_subaging(delta, rng=0, sampler="grid")
+    fit = ts.fit_subaging(delta, rng=0)
     row = fit.summary().sel(coefficient="mu")
     assert abs(float(row["value"]) - seeds.mean()) < 0.02
-    # the spread between seeds is in the error: sd/sqrt(6) with Student's 5 degrees of freedom
-    half = float(row["interval"].sel(level=0.68, bound="upper") - row["value"])
-    assert half == pytest.approx(seeds.std(ddof=1) / np.sqrt(6) * 1.1, rel=0.25)
-    assert fit.tables["seeds"].sizes["replica"] == 6
-    np.testing.assert_allclose(fit.tables["seeds"]["mu"], seeds, atol=0.06)
-    pooled = ts.fit_subaging(delta, rng=0, likelihood="replicas", sampler="grid")
-    assert any("left out one at a time" in flag for flag in pooled.flags)
     left = [
         float(ts.fit_subaging(delta.isel(replica=np.arange(6) != r).mean("replica"), rng=0).posterior["mu"].mean())
         for r in range(6)
     ]
-    row = pooled.summary().sel(coefficient="mu", level=0.95)
-    upper, lower = (float(row["interval"].sel(bound=end)) for end in ("upper", "lower"))
+    upper, lower = (float(row["interval"].sel(level=0.95, bound=end)) for end in ("upper", "lower"))
     # Student's 97.5 % quantile with 5 degrees of freedom
-    assert upper - lower == pytest.approx(2 * 2.571 * np.sqrt(5 / 6 * 6 * np.var(left)), rel=0.1)
-    with pytest.raises(TooFewReplicasError, match="at least 3"):
-        ts.fit_subaging(delta.isel(replica=[0, 1]), rng=0, likelihood="replicas")
+    assert upper - lower == pytest.approx(2 * 2.571 * np.sqrt(5 * np.var(left)), rel=0.1)
+    assert any("leaving out one at a time" in flag for flag in fit.flags)
+    # each seed by itself stands beside it, and tells that seeds differ
+    assert fit.tables["seeds"].sizes["replica"] == 6
+    np.testing.assert_allclose(fit.tables["seeds"]["mu"], seeds, atol=0.06)
+    assert any("seeds differ in mu" in flag for flag in fit.flags)
+
+
+def test_seeds_give_the_mean_of_their_population():
+    seeds = np.random.default_rng(0).normal(0.6, 0.1, 6)
+    delta = two_time(np.stack([gaussian_run(mu, 200, k) for k, mu in enumerate(seeds)]))
+    row = ts.fit_subaging(delta, rng=0, likelihood="seeds").summary().sel(coefficient="mu")
+    assert abs(float(row["value"]) - seeds.mean()) < 0.02
+    # the spread between seeds is in the error: sd/sqrt(6) with Student's 5 degrees of freedom
+    half = float(row["interval"].sel(level=0.68, bound="upper") - row["value"])
+    assert half == pytest.approx(seeds.std(ddof=1) / np.sqrt(6) * 1.1, rel=0.25)
+    with pytest.raises(TooFewReplicasError, match="at least 2"):
+        ts.fit_subaging(delta.isel(replica=[0]), rng=0, likelihood="seeds")
+    with pytest.raises(ArgumentError, match="free curve"):
+        ts.fit_subaging(delta, rng=0, likelihood="seeds", estimator="power_law")
 
 
 def test_seeds_too_noisy_for_a_curve_each_are_said_to_bias_their_mean():
     for modes, noisy in ((4, True), (200, False)):
         delta = two_time(np.stack([gaussian_run(0.6, modes, k) for k in range(8)]))
-        fit = ts.fit_subaging(delta, rng=0, sampler="grid")
-        assert any("fits their mean MSD without" in flag for flag in fit.flags) == noisy
+        seeds, pooled = (ts.fit_subaging(delta, rng=0, likelihood=how) for how in ("seeds", "wick"))
+        assert any("a seed by itself" in flag for flag in seeds.flags) == noisy
+        assert not any("seeds differ in mu" in flag for flag in pooled.flags)
+
+
+def test_how_far_modes_differ_is_inferred_and_can_be_set():
+    delta = two_time(gaussian_run(0.6, 20, 3))
+    free = ts.fit_subaging(delta, rng=0)
+    alike, differing = (
+        ts.fit_subaging(delta, rng=0, prior={"modes_differ": share}) for share in ((0.0, 0.01), (0.99, 1.0))
+    )
+    errors = [float(fit.summary()["stderr"].sel(coefficient="mu")) for fit in (alike, free, differing)]
+    assert errors[0] < errors[2]
+    assert errors[0] <= errors[1] * 1.02
+    assert differing.attrs["modes_differ"] > 0.98
+    with pytest.raises(ArgumentError, match="modes_differ is 0 to 1"):
+        ts.fit_subaging(delta, rng=0, prior={"modes_differ": (0.0, 2.0)})
 
 
 def test_blocks_are_refused_where_motion_is_global_and_given_where_it_is_local():

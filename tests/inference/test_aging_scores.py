@@ -200,7 +200,7 @@ def test_the_evidence_table_prefers_the_curve_that_made_the_data(monkeypatch):
 
 def test_scores_that_have_no_likelihood_are_refused():
     delta = two_time(power(0))
-    for options in ({"estimator": "threshold"}, {"likelihood": "replicas"}, {"likelihood": "blocks"}):
+    for options in ({"estimator": "threshold"}, {"likelihood": "seeds"}, {"likelihood": "blocks"}):
         with pytest.raises(ArgumentError, match="no likelihood to score groups by"):
             ts.fit_subaging(delta, rng=0, groups="waiting_time", **options)
     with pytest.raises(ArgumentError, match="unknown groups 'pair'"):

@@ -16,13 +16,17 @@ from aging_simulations import SCENARIOS, subaging_rank, subaging_simulation
 from calibration import hit_rates
 from divergence_simulations import DECAY_PRIOR, DIVERGENCE_PRIOR, decay_block, decay_ranks, divergence_block
 from divergence_simulations import divergence_ranks as ranks_of_divergence
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
+from scipy.stats import t as student
+
+from trajstats.inference.replicas import population_mean
 
 BLOCK = 50
+SEEDS = 8
 
 
 def aging(name):
-    """One simulation of a two-time MSD after the other: {row: (rank, naive rank, error)}."""
+    """One simulation of a two-time MSD after the other: {row: (rank, naive rank, error, stated error)}."""
     return lambda seed: {name: [subaging_simulation(name, seed)]}
 
 
@@ -76,13 +80,29 @@ def show(path):
         if values:
             rows[row][int(seed)] = [float(v or "nan") for v in values]
     for row, found in rows.items():
-        rank, naive, error = np.array(list(found.values())).T
+        rank, naive, error, *scale = np.array(list(found.values())).T
         if np.isnan(naive).all():
             print(f"{row}: p = {kstest(rank, 'uniform').pvalue:.3f} (n = {rank.size})")
-        else:
-            cells, plain = (" / ".join(f"{100 * x:.1f}" for x in hit_rates(r)) for r in (rank, naive))
-            uncertain = error.std() / np.sqrt(error.size)
-            print(f"| {row} | {rank.size} | {cells} | {plain} | {error.mean():+.4f} ± {uncertain:.4f} |")
+            continue
+        line(row, rank, naive, error)
+        if scale and not row.startswith("8 replicas") and rank.size >= 8 * SEEDS:
+            line(f"{row}, 8 seeds each by itself", *seeds_by_themselves(error, scale[0]))
+
+
+def line(row, rank, naive, error):
+    """Print one line of the table."""
+    cells, plain = (" / ".join(f"{100 * x:.1f}" for x in hit_rates(r)) for r in (rank, naive))
+    uncertain = error.std() / np.sqrt(error.size)
+    print(f"| {row} | {rank.size} | {cells} | {plain} | {error.mean():+.4f} ± {uncertain:.4f} |")
+
+
+def seeds_by_themselves(error, scale):
+    """Rank, the same for a normal with the stated errors, and error of the mean of eight runs each fitted by itself."""
+    groups = len(error) // SEEDS
+    own, stated = (x[: groups * SEEDS].reshape(groups, SEEDS) for x in (error, scale))
+    mean, width, _ = np.array([population_mean(*group) for group in zip(own, stated, strict=True)]).T
+    fixed = norm.cdf(-own.mean(axis=1) / np.sqrt((stated**2).mean(axis=1) / SEEDS))
+    return student.cdf(-mean / width, SEEDS - 1), fixed, mean
 
 
 def main(arguments):

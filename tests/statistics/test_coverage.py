@@ -7,14 +7,13 @@ import pytest
 from aging_simulations import (
     BOUNDS,
     SCENARIOS,
-    pooled_posterior,
     process,
     subaging_posterior,
     subaging_rank,
     subaging_simulation,
 )
 from calibration import LEVELS, hit_rates
-from coverage_table import main
+from coverage_table import main, seeds_by_themselves
 from divergence_simulations import (
     BETA,
     FLOOR,
@@ -52,25 +51,21 @@ def test_simulations_fit_what_the_public_function_fits():
     for replicas in (1, 3):
         source = process(0.6)
         delta = source.delta(source.msd(20, np.random.default_rng(0), replicas=replicas))
-        points = two_time_points(delta)
-        fit = fit_subaging(delta, rng=1, sampler="grid", prior=BOUNDS)
-        posterior = subaging_posterior(points.msd, points)
-        if replicas == 1:
-            np.testing.assert_array_equal(
-                fit.posterior["mu"].values.ravel(), posterior.draw(2000, np.random.default_rng(1))[:, 0]
-            )
-        else:
-            table = fit.tables["seeds"]
-            stated = [float(table[k]) for k in ("population_mean", "population_scale", "seed_spread")]
-            np.testing.assert_array_equal(stated, posterior)
-            fit = fit_subaging(delta, rng=1, sampler="grid", prior=BOUNDS, likelihood="replicas")
-            centre, scale = pooled_posterior(points)
+        grid, scale = subaging_posterior(two_time_points(delta))
+        fit = fit_subaging(delta, rng=1)
+        own = "mu" if replicas == 1 else "mu_pooled"
+        np.testing.assert_array_equal(
+            fit.posterior[own].values.ravel(), grid.draw(2000, np.random.default_rng(1))[:, 0]
+        )
+        if replicas > 1:
+            assert float(fit.tables["seeds"]["pooled_stderr"]) == scale
             quartiles = np.quantile(fit.posterior["mu"], [0.25, 0.5, 0.75])
+            centre = float(grid.quantile(np.array(0.5)))
             np.testing.assert_allclose(quartiles, centre + scale * student.ppf([0.25, 0.5, 0.75], 2), atol=0.15 * scale)
 
 
 def test_mu_is_covered_by_one_run_and_not_by_iid():
-    ranks, iid, _ = simulated([name for name, scenario in SCENARIOS.items() if "replicas" not in scenario], 8)
+    ranks, iid, *_ = simulated([name for name, scenario in SCENARIOS.items() if "replicas" not in scenario], 8)
     assert_covers(ranks)
     # the likelihood everybody uses, beside it: its 95 % interval does not hold 85 %
     assert hit_rates(iid)[2] < 0.85
@@ -80,15 +75,19 @@ def test_mu_is_covered_by_one_run_and_not_by_iid():
 
 
 def test_mu_is_covered_by_eight_replicas():
-    names = [name for name, scenario in SCENARIOS.items() if "replicas" in scenario]
-    # four modes are too few for a curve of each seed by itself: their seeds are pooled
-    pooled = [name for name in names if "pooled" in name]
-    own = [name for name in names if "pooled" not in name and "K = 4" not in name]
-    for group, n in ((own, 3), (pooled, 5)):
-        ranks, _, errors = simulated(group, n)
-        assert_covers(ranks)
-        assert kstest(ranks, "uniform").pvalue > 0.01
-        assert abs(errors.mean()) < 0.01
+    ranks, _, errors, _ = simulated([name for name, scenario in SCENARIOS.items() if "replicas" in scenario], 4)
+    assert_covers(ranks)
+    assert kstest(ranks, "uniform").pvalue > 0.01
+    assert abs(errors.mean()) < 0.01
+
+
+def test_eight_seeds_each_by_itself_share_the_bias_of_noisy_curves():
+    covered = {}
+    for name in ("K = 4 shared modes", "K = 50 shared modes"):
+        _, _, error, scale = simulated([name], 320)
+        covered[name] = hit_rates(seeds_by_themselves(error, scale)[0])[0]
+    assert covered["K = 50 shared modes"] > 0.5
+    assert covered["K = 4 shared modes"] < covered["K = 50 shared modes"]
 
 
 def test_w_c_and_nu_are_covered_with_a_third_censored():

@@ -33,8 +33,8 @@ from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
 from trajstats.inference.threshold import threshold_scan
 from trajstats.threads import one_thread
 
-PRIOR = {"mu": (-0.5, 2.0), "log_smoothing": LOG_SMOOTHING}
-LIKELIHOODS = ("wick", "iid", "replicas", "blocks")
+PRIOR = {"mu": (-0.5, 2.0), "log_smoothing": LOG_SMOOTHING, "modes_differ": (0.0, 1.0)}
+LIKELIHOODS = ("wick", "iid", "seeds", "blocks")
 ESTIMATORS = ("free", "free_simple", "threshold", *MASTER_CURVES)
 _NOISE_DRAWS = 60
 
@@ -76,10 +76,10 @@ def fit_subaging(
         (crossing of the middle threshold), ``"power_law"``, ``"stretched_exponential"``, ``"mittag_leffler"``,
         ``"logarithmic"``, or a curve of your own. All are listed in ``tables["estimators"]`` whatever is chosen here.
     likelihood : str
-        ``"wick"``: one run by its Wick covariance; several replicas each by theirs, then a normal population over
-        seeds, whose mean is ``mu``. ``"replicas"``: pooled estimate, error from leaving out one replica at a time
-        (jackknife, Student t). ``"blocks"``: error from the scatter over layers, allowed only where motion is local.
-        ``"iid"``: independent points, to see how much too narrow.
+        ``"wick"``: one run by its Wick covariance; several replicas by the Wick fit of their mean MSD, with the error
+        of leaving out one replica at a time (jackknife, Student t). ``"seeds"``: each replica by its own Wick fit, then
+        a normal population over seeds, whose mean is ``mu`` (free curves only). ``"blocks"``: error from the scatter
+        over layers, allowed only where motion is local. ``"iid"``: independent points, to see how much too narrow.
     over : str
         ``"total"``: layers combined with weights ``n_parameters``; or the name of one layer.
     stationary : bool
@@ -88,7 +88,8 @@ def fit_subaging(
         Other clocks, such as the integral of the noise strength: each becomes a competing model in
         ``tables["models"]``. Needs the coords ``first`` and ``second`` of `delta`.
     prior : mapping name -> (lower, upper), optional
-        Uniform priors; defaults ``mu`` (-0.5, 2) and ``log_smoothing`` (-18, 12).
+        Priors, uniform: ``mu`` (-0.5, 2), ``log_smoothing`` (-18, 12); and ``modes_differ`` (0, 1), the share of modes
+        whose relaxation times differ, with odds of e^4 for all against none: the wider error unless the data speak.
     sampler : str
         How a free curve's posterior of ``mu`` and ``log_smoothing`` is drawn: ``"grid"`` (default): independent draws
         from quadrature on a grid; ``"emcee"``: the same posterior by Markov chains, at ten times the cost. Parametric
@@ -116,10 +117,10 @@ def fit_subaging(
     -----
     Errors: ArgumentError for an unknown option or label; NonFiniteError for NaN; FitError for data that cannot support
     the fit (one waiting time, too few points, values that are not positive, blocks that are not local);
-    TooFewReplicasError for ``likelihood="replicas"`` with fewer than 3.
+    TooFewReplicasError for ``likelihood="seeds"`` with one replica.
 
-    Cost: 0.3 s of CPU for 144 points, some 3 s with ``sampler="emcee"``; BLAS is held at one thread.
-    Bias of mu below 0.003 on exact curves. With one run the error is conditional on the clock of that run. Coverage is
+    Cost: 0.3 s of CPU for 144 points, 0.1 s more for each replica, some 3 s with ``sampler="emcee"``; BLAS is held at
+    one thread. Bias of mu below 0.003 on exact curves, of the order of the square of the error in noise. With one run the error is conditional on the clock of that run. Coverage is
     tabulated in the documentation under "what the error bars mean".
 
     References
@@ -136,13 +137,19 @@ def fit_subaging(
     True
     """
     name, curve_chosen = _check_options(estimator, likelihood)
+    if likelihood == "seeds" and name not in ("free", "free_simple"):
+        msg = f"likelihood='seeds' with estimator={name!r}: seeds are fitted by the free curve; use estimator='free'"
+        raise ArgumentError(msg)
     check_sampling(sampler, max_steps, ("emcee", "grid"))
     check_switches(stationary=stationary, evidence=evidence, progress=progress)
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
-    bounds = merged_priors(PRIOR, prior)
+    bounds = merged_priors(PRIOR, prior, {"modes_differ": (0.0, 1.0)})
     points = two_time_points(delta, over=over)
+    if likelihood == "seeds" and points.msd.shape[0] < 2:
+        msg = "likelihood='seeds' with one replica: a population needs at least 2, 5 are asked for; use 'wick'"
+        raise TooFewReplicasError(msg)
     if groups is not None:
         _check_groups(groups, name, likelihood, points)
     differences = clock_differences(delta, points, clocks)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import FitError, TooFewReplicasError
+from trajstats.errors import FitError
 from trajstats.inference.aging_posteriors import Sampled
 from trajstats.inference.checks import LOCALITY_LIMIT, smoother
 from trajstats.inference.pilot import Pilot
 from trajstats.inference.points import Points, layer_blocks
 from trajstats.inference.priors import Priors
-from trajstats.inference.replicas import left_out_error, population_draws, population_table
+from trajstats.inference.replicas import seed_table
 from trajstats.inference.resampling import linear_error
 
-MIN_BLOCKS, MIN_REPLICAS, ASKED_REPLICAS = 8, 3, 5
+MIN_BLOCKS, ASKED_REPLICAS = 8, 5
 # from this error of one seed on, the bias that seeds share is not small beside the error of their mean
 NOISY_SEED = 0.1
+UNLIKE = 0.01
 
 
 def with_errors(
@@ -46,7 +47,7 @@ def with_errors(
     bounds : mapping
         Priors.
     likelihood : str
-        ``"wick"``, ``"iid"``, ``"replicas"`` or ``"blocks"``.
+        ``"wick"``, ``"iid"``, ``"seeds"`` or ``"blocks"``.
     rng : numpy.random.Generator
         Randomness.
     tables : dict
@@ -64,19 +65,16 @@ def with_errors(
     ------
     FitError
         If blocks are asked for that are not local.
-    TooFewReplicasError
-        If their scatter is asked of too few replicas.
     """
     n_replicas = points.msd.shape[0]
     shape = sampled.posterior["mu"].shape
-    mu, smooth = pilot.grid.mode
-    _, influence = smoother(pilot.curve, mu, smooth)
-    centre = float(sampled.posterior["mu"].median())
     if likelihood == "iid":
         flags.append("points taken as independent (iid): the interval is several times too narrow")
         return sampled
+    centre = float(sampled.posterior["mu"].median())
     blocks = layer_blocks(delta, points)
     if blocks is not None and blocks.shape[0] >= MIN_BLOCKS:
+        _, influence = smoother(pilot.curve, *pilot.grid.mode)
         spread = linear_error(influence, blocks, blocks.mean(axis=0))
         locality = pilot.grid.spread[0] / max(spread, 1e-300)
         tables["locality"] = xr.Dataset({"ratio": locality, "stderr_blocks": spread, "n_blocks": blocks.shape[0]})
@@ -92,29 +90,29 @@ def with_errors(
         flags.append("error from the scatter over layers: valid only while their motion is independent")
         n_blocks = int(tables["locality"]["n_blocks"])
         return sampled.with_mu(centre + spread * rng.standard_t(n_blocks - 1, size=shape))
-    if likelihood == "replicas":
-        if n_replicas < MIN_REPLICAS:
-            msg = f"{n_replicas} replicas: their scatter needs at least {MIN_REPLICAS}, {ASKED_REPLICAS} are asked for"
-            raise TooFewReplicasError(msg)
-        spread = left_out_error(points, pilot.curve.form, bounds)
-        flags.append(f"error from the scatter of {n_replicas} replicas, left out one at a time (Student t)")
-        return sampled.with_mu(centre + spread * rng.standard_t(n_replicas - 1, size=shape))
     if n_replicas == 1:
         flags.append("one run: Wick covariance, conditional on the clock of this run")
         return sampled
     if name not in ("free", "free_simple"):
         flags.append(f"Wick covariance of the mean over {n_replicas} replicas, which are taken to share one mu")
         return sampled
-    sandwich = linear_error(influence, points.msd, points.msd.mean(axis=0))
-    tables["seeds"] = population_table(points, pilot, bounds, sandwich)
-    flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
+    seeds = tables["seeds"] = seed_table(points, pilot, bounds)
     if n_replicas < ASKED_REPLICAS:
         flags.append(f"{n_replicas} replicas: {ASKED_REPLICAS} are asked for, 8 are comfortable")
-    own = float(tables["seeds"]["stderr"].median())
-    if own > NOISY_SEED:
+    if likelihood == "seeds":
+        flags.append(f"population mean over {n_replicas} seeds, each with its own Wick covariance")
+        own = float(seeds["stderr"].median())
+        if own > NOISY_SEED:
+            flags.append(
+                f"a seed by itself tells mu to {own:.2f} only: noisy curves are smoothed towards a power law, which "
+                "biases mu upwards in all seeds alike. likelihood='wick' fits their mean MSD with little of that bias"
+            )
+        centre, scale = float(seeds["population_mean"]), float(seeds["population_scale"])
+        return sampled.with_mu(centre + scale * rng.standard_t(n_replicas - 1, size=shape))
+    flags.append(f"mean MSD of {n_replicas} seeds, error from leaving out one at a time (Student t)")
+    if float(seeds["p_alike"]) < UNLIKE:
         flags.append(
-            f"a seed by itself tells mu to {own:.2f} only: noisy curves are smoothed towards a power law, which biases "
-            "mu upwards in all seeds alike. If seeds share one mu, likelihood='replicas' fits their mean MSD without "
-            "that bias"
+            f"seeds differ in mu by {float(seeds['seed_spread']):.2g} (standard deviation; p = "
+            f"{float(seeds['p_alike']):.2g} for one mu): the mean MSD mixes them; likelihood='seeds' gives their mean"
         )
-    return sampled.with_mu(population_draws(tables["seeds"], shape, rng))
+    return sampled.with_mu(centre + float(seeds["pooled_stderr"]) * rng.standard_t(n_replicas - 1, size=shape))

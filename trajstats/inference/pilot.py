@@ -12,7 +12,10 @@ from trajstats.inference.points import Points
 from trajstats.inference.spline import FreeCurve
 from trajstats.inference.wick import wick_covariances
 
-_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SHARES = 5
+# ln prior odds of a share of 1 against 0: what the error of the pilot curve takes from the score of modes that differ
+# in simulations where they do, and the side on which the interval is not too narrow
+_LOG_ODDS = 4.0
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -89,14 +92,14 @@ def _covariance(curve: FreeCurve, grid: GridPosterior, bounds: Bounds) -> tuple[
     alike, differing = wick_covariances(
         curve.waiting_time, curve.waiting_time + curve.lag, curve.variable(mu)[0], fitted, grid.mean
     )
-    # how alike the modes are is inferred: the posterior mean of the covariance over an even grid of mixtures
+    # how alike the modes are is inferred: the posterior mean of the covariance over a grid of mixtures
     smoothings = np.linspace(*bounds["log_smoothing"], 31)[None]
-    scores = []
-    for share in _SHARES:
+    shares, scores = np.linspace(*bounds["modes_differ"], _SHARES), []
+    for share in shares:
         trial = replace(curve, covariance=(1 - share) * alike + share * differing)
         table = trial.log_marginal(mu, smoothings)
         log_det = -2 * np.log(np.diagonal(trial.whiten)).sum()
-        scores.append(table.max() + np.log(np.exp(table - table.max()).mean()) - 0.5 * log_det)
+        scores.append(table.max() + np.log(np.exp(table - table.max()).mean()) - 0.5 * log_det + _LOG_ODDS * share)
     weight = np.exp(np.array(scores) - max(scores))
-    mean = float(weight @ np.array(_SHARES) / weight.sum())
+    mean = float(weight @ shares / weight.sum())
     return (1 - mean) * alike + mean * differing, mean

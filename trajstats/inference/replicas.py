@@ -1,5 +1,7 @@
-r"""The population of exponents over seeds: each seed by its own Wick fit, their mean with an honest error.
+r"""Several seeds: the fit of their mean MSD with the error of leaving one out, and a population of fits of one seed.
 
+A seed by itself is noisy, and a noisy curve is smoothed towards a power law, which biases mu alike in all seeds: their
+mean keeps that bias, the fit of their mean MSD has a small part of it. Beside it stands the population of seeds:
 :math:`\mu_r\sim N(M,v(s_r^2+\tau^2))` with s_r the error of seed r, :math:`\tau^2` the moment estimate of the spread
 between seeds (DerSimonian-Laird) and v free with prior 1/v: M is then Student t with R - 1 degrees of freedom
 (Hartung-Knapp-Sidik-Jonkman), whatever the spread between seeds. A prior on :math:`\tau` alone was tried: it covers 75
@@ -12,12 +14,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
+from scipy.stats import chi2
 
 from trajstats.data.schema import REPLICA
 from trajstats.errors import FitError
+from trajstats.inference.checks import smoother
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points
-from trajstats.inference.resampling import jackknife
+from trajstats.inference.resampling import jackknife, linear_error
 
 
 def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
@@ -57,51 +61,6 @@ def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float
     return mean, float(np.sqrt(scatter / weight.sum())), float(np.sqrt(between))
 
 
-def population_table(
-    points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, float]], sandwich: float
-) -> xr.Dataset:
-    """Fit each seed on its own.
-
-    Parameters
-    ----------
-    points : Points
-        All replicas.
-    pooled : Pilot
-        The fit of their mean.
-    bounds : mapping
-        Priors.
-    sandwich : float
-        Error of the pooled mu from the scatter of replicas, listed beside.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `replica`: ``mu``, ``stderr``; scalars ``population_mean``, ``population_scale``, ``seed_spread``,
-        ``pooled_mu``, ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
-    """
-    fits = []
-    for row in points.msd:
-        pilot = pilot_fit(np.log(row), points, bounds, likelihood="wick")
-        if pooled.curve.form != pilot.curve.form:
-            pilot = pilot.with_form(pooled.curve.form, bounds)
-        fits.append((pilot.grid.mean, pilot.grid.spread[0]))
-    means, errors = np.array(fits).T
-    mean, scale, spread = population_mean(means, errors)
-    return xr.Dataset(
-        {
-            "mu": (REPLICA, means),
-            "stderr": (REPLICA, errors),
-            "population_mean": mean,
-            "population_scale": scale,
-            "seed_spread": spread,
-            "pooled_mu": pooled.grid.mean,
-            "pooled_stderr_wick": pooled.grid.spread[0],
-            "pooled_stderr_sandwich": sandwich,
-        },
-        coords={REPLICA: points.replica},
-    )
-
-
 def left_out_error(points: Points, form: str, bounds: Mapping[str, tuple[float, float]]) -> float:
     r"""Error of the mu of the mean MSD, by refitting without one replica at a time (jackknife).
 
@@ -126,29 +85,52 @@ def left_out_error(points: Points, form: str, bounds: Mapping[str, tuple[float, 
     ----------
     Tukey 1958, doi:10.1214/aoms/1177706647 (the jackknife and its Student t).
     """
-
-    def mu(msd: np.ndarray) -> np.ndarray:
-        pilot = pilot_fit(np.log(msd.mean(axis=0)), points, bounds, likelihood="wick")
-        return np.array((pilot if form == pilot.curve.form else pilot.with_form(form, bounds)).grid.mean)
-
-    return float(jackknife(points.msd, mu)[1])
+    return float(jackknife(points.msd, lambda msd: _fit(msd, points, form, bounds)[0])[1])
 
 
-def population_draws(table: xr.Dataset, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Draw the population mean.
+def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, float]]) -> xr.Dataset:
+    """Fit each seed by itself, beside the fit of their mean.
 
     Parameters
     ----------
-    table : xarray.Dataset
-        Of `population_table`.
-    shape : tuple of int
-        Shape of the draws.
-    rng : numpy.random.Generator
-        Randomness.
+    points : Points
+        All replicas.
+    pooled : Pilot
+        The fit of their mean.
+    bounds : mapping
+        Priors.
 
     Returns
     -------
-    ndarray
+    xarray.Dataset
+        Dim `replica`: ``mu``, ``stderr`` of each seed by itself. Scalars: ``population_mean``, ``population_scale``,
+        ``seed_spread``, ``p_alike`` (chi-square of seeds that share one mu); ``pooled_mu``, ``pooled_stderr``
+        (jackknife), ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
     """
-    spread = float(table["population_scale"])
-    return float(table["population_mean"]) + spread * rng.standard_t(table.sizes[REPLICA] - 1, size=shape)
+    form = pooled.curve.form
+    means, errors = np.stack([_fit(row[None], points, form, bounds) for row in points.msd]).T
+    mean, scale, spread = population_mean(means, errors)
+    weight = errors**-2.0
+    apart = (means - weight @ means / weight.sum()) / errors
+    _, influence = smoother(pooled.curve, *pooled.grid.mode)
+    return xr.Dataset(
+        {
+            "mu": (REPLICA, means),
+            "stderr": (REPLICA, errors),
+            "population_mean": mean,
+            "population_scale": scale,
+            "seed_spread": spread,
+            "p_alike": float(chi2.sf(apart @ apart, means.size - 1)),
+            "pooled_mu": pooled.grid.mean,
+            "pooled_stderr": left_out_error(points, form, bounds),
+            "pooled_stderr_wick": pooled.grid.spread[0],
+            "pooled_stderr_sandwich": linear_error(influence, points.msd, points.msd.mean(axis=0)),
+        },
+        coords={REPLICA: points.replica},
+    )
+
+
+def _fit(msd: np.ndarray, points: Points, form: str, bounds: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    pilot = pilot_fit(np.log(msd.mean(axis=0)), points, bounds, likelihood="wick")
+    grid = (pilot if pilot.curve.form == form else pilot.with_form(form, bounds)).grid
+    return np.array([grid.mean, grid.spread[0]])

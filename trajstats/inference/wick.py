@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from trajstats.inference.models import clock
 
 JITTER = 1e-6
+_SMOOTH_PENALTY = 1.0
 
 
 def wick_covariances(
@@ -24,7 +25,10 @@ def wick_covariances(
     :math:`1-e^{-u^2/\tau^2}`, :math:`u` and :math:`u^2`. The last is deterministic drift D in the clock, which adds to
     the MSD but does not fluctuate by itself. If every mode has the whole mixture, :math:`\mathrm{Cov}\propto G^2-D^2`
     with :math:`G=\sum_jc_jG_j`; if each term of the mixture is a population of modes of its own,
-    :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2`.
+    :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2+2D(G-D)`, for drift goes on in all of them.
+
+    Terms that start like u^2 are smooth where others are rough: taken where rough ones do as well, they would make
+    modes that differ look far less noisy at short lags than they are. They are therefore penalised.
 
     Parameters
     ----------
@@ -47,14 +51,14 @@ def wick_covariances(
     h = clock(times, mu)
     u = np.exp(log_u)
     rates, weight = _variogram(u, np.exp(log_msd - log_msd.mean()))
-    terms = _atoms(np.abs(h[:, None] - h[None, :]), rates)
+    gap = np.abs(h[:, None] - h[None, :])
     # terms that never saturate are measured against the largest u seen
     size = np.ones(weight.size)
     size[-2], size[-1] = u.max(), u.max() ** 2
     total, drift, split = np.zeros((s.size, s.size)), np.zeros((s.size, s.size)), np.zeros((s.size, s.size))
     across, first_two, last_two = (a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t)))
     for j in np.flatnonzero(weight):
-        delta = np.ascontiguousarray(terms[..., j]).ravel()
+        delta = _atom(j, gap, rates).ravel()
         crossed = delta[across]
         product = 0.5 * (crossed + crossed.T - delta[first_two] - delta[last_two])
         total += weight[j] * product
@@ -67,18 +71,25 @@ def wick_covariances(
     jitter = JITTER * np.eye(s.size)
     return (
         (total**2 - drift**2) / scale + jitter,
-        split * (weight * size)[:-1].sum() / scale + jitter,
+        (split * (weight * size)[:-1].sum() + 2 * drift * (total - drift)) / scale + jitter,
     )
 
 
 def _variogram(u: np.ndarray, msd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rates = np.exp(-np.linspace(np.log(u.min() / 4), np.log(u.max() * 4), 24))
-    design = _atoms(u, rates)
+    design = np.stack([_atom(j, u, rates) for j in range(2 * rates.size + 2)], axis=-1)
     scale = np.maximum(design.max(axis=0), 1e-300)
-    weight, _ = nnls(design / scale / msd[:, None], np.ones(u.size), maxiter=20 * design.shape[1])
+    smooth = np.zeros((rates.size, design.shape[1]))
+    smooth[:, rates.size : 2 * rates.size] = _SMOOTH_PENALTY * np.eye(rates.size)
+    left = np.concatenate([design / scale / msd[:, None], smooth])
+    right = np.concatenate([np.ones(u.size), np.zeros(rates.size)])
+    weight, _ = nnls(left, right, maxiter=20 * design.shape[1])
     return rates, weight / scale
 
 
-def _atoms(u: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    z = u[..., None] * rates
-    return np.concatenate([-np.expm1(-z), -np.expm1(-(z**2)), u[..., None], u[..., None] ** 2], axis=-1)
+def _atom(j: int, u: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    m = rates.size
+    if j < 2 * m:
+        z = u * rates[j % m]
+        return -np.expm1(-z if j < m else -(z**2))
+    return u.copy() if j == 2 * m else u**2
