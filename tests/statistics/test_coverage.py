@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from aging_simulations import (
-    BOUNDS,
     SCENARIOS,
     process,
     subaging_posterior,

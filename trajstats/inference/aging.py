@@ -120,8 +120,9 @@ def fit_subaging(
     TooFewReplicasError for ``likelihood="seeds"`` with one replica.
 
     Cost: 0.3 s of CPU for 144 points, 0.1 s more for each replica, some 3 s with ``sampler="emcee"``; BLAS is held at
-    one thread. Bias of mu below 0.003 on exact curves, of the order of the square of the error in noise. With one run the error is conditional on the clock of that run. Coverage is
-    tabulated in the documentation under "what the error bars mean".
+    one thread. Bias of mu below 0.003 on exact curves, in noise of the order of the square of the error. With one run
+    the error is conditional on the clock of that run. Coverage is tabulated in the documentation under "what the error
+    bars mean".
 
     References
     ----------
@@ -137,9 +138,6 @@ def fit_subaging(
     True
     """
     name, curve_chosen = _check_options(estimator, likelihood)
-    if likelihood == "seeds" and name not in ("free", "free_simple"):
-        msg = f"likelihood='seeds' with estimator={name!r}: seeds are fitted by the free curve; use estimator='free'"
-        raise ArgumentError(msg)
     check_sampling(sampler, max_steps, ("emcee", "grid"))
     check_switches(stationary=stationary, evidence=evidence, progress=progress)
     rng = generator(rng)
@@ -147,9 +145,8 @@ def fit_subaging(
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
     bounds = merged_priors(PRIOR, prior, {"modes_differ": (0.0, 1.0)})
     points = two_time_points(delta, over=over)
-    if likelihood == "seeds" and points.msd.shape[0] < 2:
-        msg = "likelihood='seeds' with one replica: a population needs at least 2, 5 are asked for; use 'wick'"
-        raise TooFewReplicasError(msg)
+    if likelihood == "seeds":
+        _check_seeds(name, points)
     if groups is not None:
         _check_groups(groups, name, likelihood, points)
     differences = clock_differences(delta, points, clocks)
@@ -218,6 +215,15 @@ def _check_options(estimator: str | MasterCurve, likelihood: str) -> tuple[str, 
     if estimator not in ESTIMATORS:
         raise ArgumentError(unknown("estimator", estimator, ESTIMATORS, do="Or give a MasterCurve of your own."))
     return estimator, MASTER_CURVES.get(estimator)
+
+
+def _check_seeds(name: str, points: Points) -> None:
+    if name not in ("free", "free_simple"):
+        msg = f"likelihood='seeds' with estimator={name!r}: seeds are fitted by the free curve; use estimator='free'"
+        raise ArgumentError(msg)
+    if points.msd.shape[0] < 2:
+        msg = "likelihood='seeds' with one replica: a population needs at least 2, 5 are asked for; use 'wick'"
+        raise TooFewReplicasError(msg)
 
 
 def _check_groups(groups: str, name: str, likelihood: str, points: Points) -> None:

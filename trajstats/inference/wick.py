@@ -57,7 +57,7 @@ def wick_covariances(
     size[-2], size[-1] = u.max(), u.max() ** 2
     total, drift, split = np.zeros((s.size, s.size)), np.zeros((s.size, s.size)), np.zeros((s.size, s.size))
     across, first_two, last_two = (a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t)))
-    for j in np.flatnonzero(weight):
+    for j in np.flatnonzero(weight).tolist():
         delta = _atom(j, gap, rates).ravel()
         crossed = delta[across]
         product = 0.5 * (crossed + crossed.T - delta[first_two] - delta[last_two])
