@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from trajstats.inference.models import clock
 
 JITTER = 1e-6
+_RATES = 24
 _SMOOTH_PENALTY = 1.0
 
 
@@ -28,7 +29,8 @@ def wick_covariances(
     :math:`\mathrm{Cov}\propto\sum_jc_jG_j^2+2D(G-D)`, for drift goes on in all of them.
 
     Terms that start like u^2 are smooth where others are rough: taken where rough ones do as well, they would make
-    modes that differ look far less noisy at short lags than they are. They are therefore penalised.
+    modes that differ look far less noisy at short lags than they are. They and drift are penalised there. Modes that
+    are alike need the sum only, whatever its terms.
 
     Parameters
     ----------
@@ -50,13 +52,40 @@ def wick_covariances(
     s, t = index[: first.size], index[first.size :]
     h = clock(times, mu)
     u = np.exp(log_u)
-    rates, weight = _variogram(u, np.exp(log_msd - log_msd.mean()))
+    rates = np.exp(-np.linspace(np.log(u.min() / 4), np.log(u.max() * 4), _RATES))
     gap = np.abs(h[:, None] - h[None, :])
+    rows = [a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t))]
+    # a run that only drifts would have no noise at all: the jitter is what rounding and the rest of the motion leave
+    jitter = JITTER * np.eye(s.size)
+    found = []
+    for penalty in (0.0, _SMOOTH_PENALTY):
+        weight = _mixture(u, np.exp(log_msd - log_msd.mean()), rates, penalty)
+        total, drift, split = _overlaps(weight, gap, rates, rows, u.max())
+        fluctuation = split + 2 * drift * (total - drift) if penalty else total**2 - drift**2
+        found.append(fluctuation / np.outer(np.diagonal(total), np.diagonal(total)) + jitter)
+    return found[0], found[1]
+
+
+def _mixture(u: np.ndarray, msd: np.ndarray, rates: np.ndarray, penalty: float) -> np.ndarray:
+    design = np.stack([_atom(j, u, rates) for j in range(2 * rates.size + 2)], axis=-1)
+    scale = np.maximum(design.max(axis=0), 1e-300)
+    left, right = design / scale / msd[:, None], np.ones(u.size)
+    if penalty:
+        smooth = penalty * np.eye(left.shape[1])[[*range(rates.size, 2 * rates.size), -1]]
+        left, right = np.concatenate([left, smooth]), np.concatenate([right, np.zeros(len(smooth))])
+    weight, _ = nnls(left, right, maxiter=20 * left.shape[1])
+    return np.asarray(weight / scale)
+
+
+def _overlaps(
+    weight: np.ndarray, gap: np.ndarray, rates: np.ndarray, rows: list[np.ndarray], longest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # overlaps of all displacements, those of drift alone, and the sum of squares if every other term is a population
+    across, first_two, last_two = rows
     # terms that never saturate are measured against the largest u seen
     size = np.ones(weight.size)
-    size[-2], size[-1] = u.max(), u.max() ** 2
-    total, drift, split = np.zeros((s.size, s.size)), np.zeros((s.size, s.size)), np.zeros((s.size, s.size))
-    across, first_two, last_two = (a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t)))
+    size[-2], size[-1] = longest, longest**2
+    total, drift, split = (np.zeros(across.shape) for _ in range(3))
     for j in np.flatnonzero(weight).tolist():
         delta = _atom(j, gap, rates).ravel()
         crossed = delta[across]
@@ -66,25 +95,7 @@ def wick_covariances(
             drift = weight[j] * product
         else:
             split += weight[j] * product**2 / size[j]
-    scale = np.outer(np.diagonal(total), np.diagonal(total))
-    # a run that only drifts would have no noise at all: the jitter is what rounding and the rest of the motion leave
-    jitter = JITTER * np.eye(s.size)
-    return (
-        (total**2 - drift**2) / scale + jitter,
-        (split * (weight * size)[:-1].sum() + 2 * drift * (total - drift)) / scale + jitter,
-    )
-
-
-def _variogram(u: np.ndarray, msd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rates = np.exp(-np.linspace(np.log(u.min() / 4), np.log(u.max() * 4), 24))
-    design = np.stack([_atom(j, u, rates) for j in range(2 * rates.size + 2)], axis=-1)
-    scale = np.maximum(design.max(axis=0), 1e-300)
-    smooth = np.zeros((rates.size, design.shape[1]))
-    smooth[:, rates.size : 2 * rates.size] = _SMOOTH_PENALTY * np.eye(rates.size)
-    left = np.concatenate([design / scale / msd[:, None], smooth])
-    right = np.concatenate([np.ones(u.size), np.zeros(rates.size)])
-    weight, _ = nnls(left, right, maxiter=20 * design.shape[1])
-    return rates, weight / scale
+    return total, drift, split * (weight * size)[:-1].sum()
 
 
 def _atom(j: int, u: np.ndarray, rates: np.ndarray) -> np.ndarray:
