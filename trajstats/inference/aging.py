@@ -145,10 +145,10 @@ def fit_subaging(
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
     bounds = merged_priors(PRIOR, prior, {"modes_differ": (0.0, 1.0)})
     points = two_time_points(delta, over=over)
-    if likelihood == "seeds":
-        _check_seeds(name, points)
     if groups is not None:
         _check_groups(groups, name, likelihood, points)
+    if likelihood == "seeds":
+        _check_seeds(name, points)
     differences = clock_differences(delta, points, clocks)
     log_msd = np.log(points.msd.mean(axis=0))
     pilot = pilot_fit(log_msd, points, bounds, likelihood="iid" if likelihood == "iid" else "wick")
