@@ -23,6 +23,7 @@ from trajstats.inference.alternatives import (
     parametric_log_msd,
 )
 from trajstats.inference.checks import overlap_gap, residual_check, structured, window_scan
+from trajstats.inference.identified import runs_into
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
@@ -169,7 +170,7 @@ def fit_subaging(
         rows = np.log(points.msd)
         scores = left_out_replicas(pilot.curve, sampled.posterior, curve_chosen, rows, points.replica, rng)
     if evidence:
-        base = pilot if pilot.curve.form == "clock" else pilot.with_form("clock", bounds)
+        base = pilot.with_form("clock", bounds)
         own = default_curves() | ({name: curve_chosen} if curve_chosen is not None else {})
         tables["evidence"] = curve_evidence(base.curve, base.grid, bounds, own, rng)
     if name == "threshold":
@@ -250,7 +251,7 @@ def _tables(
     name: str,
 ) -> tuple[dict[str, xr.Dataset], np.ndarray]:
     waiting, lag = points.scaled
-    base = pilot if pilot.curve.form == "clock" else pilot.with_form("clock", bounds)
+    base = pilot.with_form("clock", bounds)
     mu, smooth = pilot.grid.mode
     _, n_eff = pilot.curve.draw(np.full(_NOISE_DRAWS, mu), np.full(_NOISE_DRAWS, smooth), rng)
     factor = np.linalg.cholesky(pilot.curve.covariance)
@@ -304,9 +305,7 @@ def _judge(
         )
     draws = np.clip(sampled.posterior["mu"].values, *bounds["mu"])
     low, high = bounds["mu"]
-    if draws.std() > 0.6 * (high - low) / np.sqrt(12) or not (
-        low + 0.02 * (high - low) < np.quantile(draws, 0.025) and np.quantile(draws, 0.975) < high - 0.02 * (high - low)
-    ):
+    if draws.std() > 0.6 * (high - low) / np.sqrt(12) or runs_into("mu", draws, bounds["mu"]):
         flags.append(f"mu is not identified: its posterior runs into the prior ({low:g}, {high:g})")
         status = "not identified"
     if gap := overlap_gap(pilot.curve, pilot.grid.mode[0]):

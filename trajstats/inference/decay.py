@@ -412,10 +412,11 @@ def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
     at = fit.data[STEP].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
     pivot, curve = float(fit.attrs["pivot"]), str(fit.attrs["curve"])
     posterior = fit.posterior
-    theta = np.zeros((*posterior["beta"].shape, 8))
-    theta[..., 2] = posterior["beta"].values
-    if "tau" in posterior:
-        theta[..., 7] = np.log(posterior["tau"].values)
+    names = coefficient_names(curve)
+    theta = np.zeros((*posterior["beta"].shape, len(names)))
+    theta[..., names.index("beta")] = posterior["beta"].values
+    if SCALE in names:
+        theta[..., names.index(SCALE)] = np.log(posterior["tau"].values)
     fallen = np.log(posterior["A"].values[..., None]) + log_decay(at, pivot, theta, curve)
     values = posterior["L_inf"].values[..., None] + np.exp(fallen)
     return xr.DataArray(values, dims=("chain", "draw", STEP), coords={STEP: at}, name="loss")

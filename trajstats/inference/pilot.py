@@ -51,7 +51,10 @@ class Pilot:
         Returns
         -------
         Pilot
+            Itself where the form is its own.
         """
+        if form == self.curve.form:
+            return self
         curve = replace(self.curve, form=form)
         return Pilot(curve, grid_posterior(curve, bounds), self.differing)
 

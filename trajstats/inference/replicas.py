@@ -21,7 +21,7 @@ from trajstats.errors import FitError
 from trajstats.inference.checks import smoother
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points
-from trajstats.inference.resampling import jackknife, linear_error
+from trajstats.inference.resampling import left_out, linear_error
 
 
 def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
@@ -85,7 +85,7 @@ def left_out_error(points: Points, form: str, bounds: Mapping[str, tuple[float, 
     ----------
     Tukey 1958, doi:10.1214/aoms/1177706647 (the jackknife and its Student t).
     """
-    return float(jackknife(points.msd, lambda msd: _fit(msd, points, form, bounds)[0])[1])
+    return float(left_out(points.msd, lambda msd: _fit(msd, points, form, bounds)[0])[1])
 
 
 def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, float]]) -> xr.Dataset:
@@ -132,5 +132,5 @@ def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, 
 
 def _fit(msd: np.ndarray, points: Points, form: str, bounds: Mapping[str, tuple[float, float]]) -> np.ndarray:
     pilot = pilot_fit(np.log(msd.mean(axis=0)), points, bounds, likelihood="wick")
-    grid = (pilot if pilot.curve.form == form else pilot.with_form(form, bounds)).grid
+    grid = pilot.with_form(form, bounds).grid
     return np.array([grid.mean, grid.spread[0]])

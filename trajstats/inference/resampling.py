@@ -41,10 +41,31 @@ def jackknife(samples: np.ndarray, statistic: Statistic, /) -> tuple[np.ndarray,
     (2.0, 0.5774)
     """
     n = _groups(samples, 2)
-    whole = np.asarray(statistic(samples))
+    mean, error = left_out(samples, statistic)
+    return n * np.asarray(statistic(samples)) - (n - 1) * mean, error
+
+
+def left_out(samples: np.ndarray, statistic: Statistic, /) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of a statistic over samples that lack one group each, and the standard error of `jackknife` from them.
+
+    Parameters
+    ----------
+    samples, statistic
+        As in `jackknife`.
+
+    Returns
+    -------
+    tuple of ndarray
+        Mean and standard error.
+
+    Notes
+    -----
+    Fewer than 2 groups raise TooFewReplicasError.
+    """
+    n = _groups(samples, 2)
     left = np.stack([np.asarray(statistic(np.delete(samples, i, axis=0))) for i in range(n)])
     mean = left.mean(axis=0)
-    return n * whole - (n - 1) * mean, np.sqrt((n - 1) / n * ((left - mean) ** 2).sum(axis=0))
+    return mean, np.sqrt((n - 1) / n * ((left - mean) ** 2).sum(axis=0))
 
 
 def bootstrap(

@@ -57,21 +57,20 @@ def wick_covariances(
     rows = [a[:, None] * times.size + b for a, b in ((s, t), (s, s), (t, t))]
     # a run that only drifts would have no noise at all: the jitter is what rounding and the rest of the motion leave
     jitter = JITTER * np.eye(s.size)
-    found = []
-    for penalty in (0.0, _SMOOTH_PENALTY):
-        weight = _mixture(u, np.exp(log_msd - log_msd.mean()), rates, penalty)
-        total, drift, split = _overlaps(weight, gap, rates, rows, u.max())
-        fluctuation = split + 2 * drift * (total - drift) if penalty else total**2 - drift**2
-        found.append(fluctuation / np.outer(np.diagonal(total), np.diagonal(total)) + jitter)
-    return found[0], found[1]
-
-
-def _mixture(u: np.ndarray, msd: np.ndarray, rates: np.ndarray, penalty: float) -> np.ndarray:
     design = np.stack([_atom(j, u, rates) for j in range(2 * rates.size + 2)], axis=-1)
+    msd = np.exp(log_msd - log_msd.mean())
+    total, drift, _ = _overlaps(_mixture(design, msd, 0.0), gap, rates, rows, u.max())
+    alike = (total**2 - drift**2) / np.outer(np.diagonal(total), np.diagonal(total))
+    total, drift, split = _overlaps(_mixture(design, msd, _SMOOTH_PENALTY), gap, rates, rows, u.max())
+    differing = (split + 2 * drift * (total - drift)) / np.outer(np.diagonal(total), np.diagonal(total))
+    return alike + jitter, differing + jitter
+
+
+def _mixture(design: np.ndarray, msd: np.ndarray, penalty: float) -> np.ndarray:
     scale = np.maximum(design.max(axis=0), 1e-300)
-    left, right = design / scale / msd[:, None], np.ones(u.size)
+    left, right = design / scale / msd[:, None], np.ones(msd.size)
     if penalty:
-        smooth = penalty * np.eye(left.shape[1])[[*range(rates.size, 2 * rates.size), -1]]
+        smooth = penalty * np.eye(left.shape[1])[[*range(_RATES, 2 * _RATES), -1]]
         left, right = np.concatenate([left, smooth]), np.concatenate([right, np.zeros(len(smooth))])
     weight, _ = nnls(left, right, maxiter=20 * left.shape[1])
     return np.asarray(weight / scale)
