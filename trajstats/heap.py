@@ -9,10 +9,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
+
+from trajstats.threads import ProcessSetting
 
 # Of glibc's malloc.h; its own defaults, and the most that memory of a thread can keep.
 _TRIM, _MMAP = -1, -3
@@ -20,14 +22,7 @@ _MMAP_DEFAULT, _MMAP_MOST = 128 * 2**10, 32 * 2**20
 _KEPT = 64 * 2**20
 _TRIM_SETTING, _MMAP_SETTING = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
 
-_lock = threading.Lock()
 _here = threading.local()
-
-
-class _Shared:
-    """How many tasks of the process hold it."""
-
-    tasks = 0
 
 
 @contextmanager
@@ -49,23 +44,26 @@ def memory_kept() -> Iterator[None]:
     >>> with memory_kept():
     ...     total = sum(range(10))
     """
-    mallopt = _mallopt() if _TRIM_SETTING in os.environ else None
+    with _RAISED.held() if _TRIM_SETTING in os.environ else nullcontext():
+        yield
+
+
+@contextmanager
+def _raised() -> Iterator[None]:
+    mallopt = _mallopt()
     if mallopt is None:
         yield
         return
-    with _lock:
-        if not _Shared.tasks:
-            mallopt(_TRIM, _KEPT)
-            mallopt(_MMAP, _MMAP_MOST)
-        _Shared.tasks += 1
+    mallopt(_TRIM, _KEPT)
+    mallopt(_MMAP, _MMAP_MOST)
     try:
         yield
     finally:
-        with _lock:
-            _Shared.tasks -= 1
-            if not _Shared.tasks:
-                mallopt(_TRIM, _setting(_TRIM_SETTING, _MMAP_DEFAULT))
-                mallopt(_MMAP, _setting(_MMAP_SETTING, _MMAP_DEFAULT))
+        mallopt(_TRIM, _setting(_TRIM_SETTING, _MMAP_DEFAULT))
+        mallopt(_MMAP, _setting(_MMAP_SETTING, _MMAP_DEFAULT))
+
+
+_RAISED = ProcessSetting(_raised)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -98,6 +98,46 @@ def torch_threads(count: int | None) -> Iterator[None]:
     finally:
         if _torch_threads() != before:
             _set_torch(before)
+
+
+class ProcessSetting:
+    """A setting of the process, held by tasks side by side: the first makes it, the last takes it back.
+
+    Parameters
+    ----------
+    make : callable () -> context manager
+        Makes the setting when it is called or entered, and takes it back when it is left.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._tasks = 0
+        self._made: AbstractContextManager[Any] | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the setting while a task runs.
+
+        Yields
+        ------
+        None
+            While it holds.
+        """
+        with self._lock:
+            if self._made is None:
+                made = self._make()
+                made.__enter__()
+                self._made = made
+            self._tasks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tasks -= 1
+                if not self._tasks and self._made is not None:
+                    made, self._made = self._made, None
+                    made.__exit__(None, None, None)
 
 
 def on_one_thread(function: Callable[..., Any], /, *arguments: Any) -> Any:

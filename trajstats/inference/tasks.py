@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from trajstats.estimators.worker_blocks import warn_if_oversubscribed
 from trajstats.heap import memory_kept
 from trajstats.inference.options import check_count
 from trajstats.inference.results import FitResult
-from trajstats.threads import one_thread
+from trajstats.threads import ProcessSetting, one_thread
 
 FAILED = "failed"
 # Cheap members are put together into tasks of about this long: dask's own share of a task is milliseconds.
@@ -30,6 +29,8 @@ TASK_SECONDS = 0.5
 TASKS_PER_WORKER = 4
 # From a warning here up to who called `fit_batch` or `map_sweep`.
 STACK = 6
+# Lazy data are computed in the thread of their task.
+_SYNCHRONOUS = ProcessSetting(lambda: dask.config.set(scheduler="synchronous"))
 
 
 @dataclass(frozen=True)
@@ -95,38 +96,13 @@ class Task:
         start = time.perf_counter()
         stream = {} if member.seed is None else {"rng": np.random.default_rng(member.seed)}
         try:
-            with one_thread(), memory_kept(), _within_the_task():
+            with one_thread(), memory_kept(), _SYNCHRONOUS.held():
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever breaks in one must not stop the others
             found = failure(error)
         return Outcome(found.status, found.reason, found.data, time.perf_counter() - start)
-
-
-class _Within:
-    tasks = 0
-    setting: Any = None
-
-
-_lock = threading.Lock()
-
-
-@contextmanager
-def _within_the_task() -> Iterator[None]:
-    # Lazy data are computed in the thread of their task. Dask's setting belongs to the process: the first task that
-    # enters makes it and the last that leaves takes it back, lest tasks side by side restore each other's.
-    with _lock:
-        if not _Within.tasks:
-            _Within.setting = dask.config.set(scheduler="synchronous")
-        _Within.tasks += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _Within.tasks -= 1
-            if not _Within.tasks:
-                _Within.setting.__exit__(None, None, None)
 
 
 def failure(error: BaseException, reason: str | None = None) -> Outcome:
