@@ -231,7 +231,7 @@ def test_workers_whose_memory_is_taken_by_data_spill_and_do_not_die(small_client
     want = ts.all_pairs(ts.trajectory_dataset(made, step=range(128))).compute(scheduler="synchronous")
     before = small_client.run(os.getpid)
     held = small_client.persist(made)
-    distributed.wait(held)
+    distributed.wait(held, timeout=120)
     assert min(small_client.run(on_disk).values()) > 0
     got = ts.all_pairs(ts.trajectory_dataset(held, step=range(128))).compute()
     np.testing.assert_array_equal(got["msd"], want["msd"])

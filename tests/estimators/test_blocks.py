@@ -55,11 +55,14 @@ def test_a_worker_that_dies_changes_no_bit():
     ):
         pids = list(client.run(os.getpid).values())
         future = client.compute(lazy)
+        until = time.monotonic() + 60
         while not client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter > 60):
+            assert time.monotonic() < until
             time.sleep(0.02)
         os.kill(pids[0], signal.SIGKILL)
         got = future.result(timeout=120)
         again = client.compute(lazy).result(timeout=120)
+        client.wait_for_workers(2, timeout=60)
     np.testing.assert_array_equal(got.msd, want.msd)
     np.testing.assert_array_equal(got.kurtosis, want.kurtosis)
     np.testing.assert_array_equal(again.msd, want.msd)
