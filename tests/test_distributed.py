@@ -124,6 +124,16 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     wait_for_workers(client)
 
 
+def test_spectra_of_weights_that_workers_hold(client, run):
+    small = run.isel(parameter=slice(0, 28)).astype(np.float64)
+    rng = np.random.default_rng(0)
+    network = SoftmaxLinear(rng.standard_normal((60, 7)), rng.integers(0, 4, 60), n_outputs=4)
+    options = {"method": "lanczos", "order": 8, "probes": 5, "rng": 0}
+    small = ts.trajectory_dataset(small.weights.data[:, :4], step=range(4))
+    want = ts.hessian_spectrum(network, small, **options)
+    xr.testing.assert_equal(ts.hessian_spectrum(network, small.persist(), **options), want)
+
+
 def test_a_batch_survives_a_killed_worker_to_the_bit(client, tmp_path):
     cases = {k: decay(k) for k in range(40)}
     want = ts.fit_batch(fit, cases, rng=0, scheduler="synchronous")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -110,8 +111,9 @@ class TorchNetwork(FrameworkNetwork):
         self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
         self.threads = threads
         self._free = self._mask(module)
-        # Products that were traced, by kind and shapes.
+        # Products that were traced, by kind and shapes; and the name by which copies in other processes share theirs.
         self._traced: dict[Any, Any] = {}
+        self._name = uuid.uuid4().hex
         self._targets = _targets(self._targets)
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
 

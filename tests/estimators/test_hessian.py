@@ -16,7 +16,16 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 
 from tests.reference.numpy_networks import Dense, LeastSquares, Logistic, SoftmaxLinear
-from trajstats import ArgumentError, NonFiniteError, SchemaError, StoreError, extreme_eigenpairs, hessian_spectrum
+from trajstats import (
+    ArgumentError,
+    NonFiniteError,
+    SchemaError,
+    StoreError,
+    extreme_eigenpairs,
+    hessian_spectrum,
+    open_trajectory,
+)
+from trajstats.data.maintenance import append_from
 from trajstats.data.schema import trajectory_dataset
 
 RNG = np.random.default_rng(0)
@@ -155,12 +164,39 @@ def test_finished_tasks_are_kept_and_not_done_again(tmp_path):
     xr.testing.assert_identical(first.nodes, more.nodes.isel(probe=slice(5)))
 
 
+def test_tasks_read_their_own_weights_and_wait_for_the_network_alone(tmp_path, monkeypatch):
+    network = NETWORKS["softmax"]
+    run = trajectory(network, steps=range(6))
+    options = {"method": "lanczos", "order": 8, "probes": 10, "deflate": False, "rng": 0}
+    want = hessian_spectrum(network, run, **options)
+    append_from(tmp_path / "run.zarr", run)
+    waits = []
+
+    def scheduler(graph, keys, **kwargs):
+        graph = dict(graph.__dask_graph__())
+        waits.extend(len(task.dependencies) for key, task in graph.items() if str(key).startswith(("_done", "_kept")))
+        return dask.get(graph, keys, **kwargs)
+
+    def found(data):
+        waits.clear()
+        with dask.config.set(scheduler=scheduler):
+            xr.testing.assert_equal(hessian_spectrum(network, data, **options), want)
+        return waits
+
+    assert found(run) == [1] * 18  # six losses, two chunks of probes at each checkpoint
+    assert found(open_trajectory(tmp_path / "run.zarr")) == [1] * 18
+    assert found(run.assign(weights=run.weights.chunk({"step": 3}) * 1)) == [1] * 18
+    monkeypatch.setattr("trajstats.estimators.spectral_blocks.SENT_BYTES", 0)
+    assert found(run) == [2] * 18
+
+
 KILLED = """
     import os, sys
     import numpy as np
     from tests.reference.numpy_networks import Dense
     from trajstats import hessian_spectrum
-    from trajstats.data.schema import trajectory_dataset
+    from trajstats.data.maintenance import append_from
+from trajstats.data.schema import trajectory_dataset
 
     class Slow(Dense):
         def curvature(self, weights, kind="hessian"):

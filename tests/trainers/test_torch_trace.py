@@ -1,5 +1,6 @@
 """Traced products against plain forward mode, and graphs that no trace can hold."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from trainers import torch_curvature
 from trainers.torch_adapter import TorchNetwork
+from trainers.torch_curvature import TorchCurvature
 from trainers.torch_merge import merged
 from trainers.torch_trace import Traced
 
@@ -99,6 +101,25 @@ def test_numbers_of_vectors_that_do_not_fill_the_calls():
     found = network.curvature(w).matmat(vectors)
     np.testing.assert_allclose(found, known_products(network, w, vectors), rtol=0, atol=1e-14)
     assert {key[1] for key in network._traced} == {12}
+
+
+def test_a_copy_from_another_call_is_not_traced_again_unless_it_was_changed(monkeypatch):
+    network, w = network_of(norms)
+    vectors = RNG.standard_normal((len(w), 3))
+    known = network.curvature(w).matmat(vectors)
+    traced = []
+    trace = TorchCurvature._trace
+    monkeypatch.setattr(TorchCurvature, "_trace", lambda self, *given: traced.append(self) or trace(self, *given))
+    again = pickle.loads(pickle.dumps(network))
+    np.testing.assert_array_equal(again.curvature(w).matmat(vectors), known)
+    assert not traced
+    changed = pickle.loads(pickle.dumps(network))
+    changed.module[1].running_var *= 2
+    found = changed.curvature(w).matmat(vectors)
+    assert len(traced) == 1
+    np.testing.assert_allclose(found, known_products(changed, w, vectors), rtol=0, atol=1e-13 * np.abs(found).max())
+    assert np.abs(found - known).max() > 1e-3 * np.abs(known).max()
+    assert len(torch_curvature.TRACES) <= torch_curvature.MOST_TRACES
 
 
 def test_threads_at_one_checkpoint_do_not_share_memory():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
 import numpy as np
 import xarray as xr
-from dask.base import get_scheduler
+from dask.base import get_scheduler, is_dask_collection
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
 from trajstats.estimators.cluster_blocks import explained
@@ -25,8 +26,10 @@ from trajstats.estimators.spectral_tasks import (
 from trajstats.estimators.worker_blocks import network_threads, warn_if_oversubscribed
 from trajstats.heap import array_kept
 from trajstats.network import Network
-from trajstats.threads import on_one_thread
+from trajstats.threads import one_thread
 
+# Weights in memory up to this size are sent with each task; larger ones once to each worker.
+SENT_BYTES = 2**20
 ANEW = "Nothing is kept; the same call again starts anew."
 
 
@@ -67,9 +70,7 @@ def run_losses(network: Network, trajectory: xr.Dataset, cells: list[list[Checkp
     ndarray, (replica, step)
     """
     shared = dask.delayed(network, pure=False)
-    out = [
-        [dask.delayed(on_one_thread)(loss_task, shared, _flat(trajectory, where)) for where in line] for line in cells
-    ]
+    out = [[dask.delayed(_done)(loss_task, shared, _weights(trajectory, where)) for where in line] for line in cells]
     return np.array(_compute(out), dtype=np.float64)
 
 
@@ -114,7 +115,7 @@ def run_spectra(
         spectra = []
         for where in line:
             name = f"replica{where.replica}-step{where.step}"
-            common = (shared, _flat(trajectory, where), plan)
+            common = (shared, _weights(trajectory, where), plan)
             if plan.exact:
                 spectra.append([task(f"{name}-exact", exact_task, *common, where)])
                 continue
@@ -148,7 +149,7 @@ def run_pairs(
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
     tasks = [
-        [dask.delayed(on_one_thread)(pairs_task, shared, _flat(trajectory, where), plan, where, ends) for where in line]
+        [dask.delayed(_done)(pairs_task, shared, _weights(trajectory, where), plan, where, ends) for where in line]
         for line in cells
     ]
     with explained(ANEW):
@@ -181,19 +182,52 @@ def run_checkpoints(
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False)
     tasks = [
-        [dask.delayed(on_one_thread)(function, shared, _flat(trajectory, where), where, *arguments) for where in line]
+        [dask.delayed(_done)(function, shared, _weights(trajectory, where), where, *arguments) for where in line]
         for line in cells
     ]
     with explained(ANEW):
         return _compute(tasks)
 
 
-def _flat(trajectory: xr.Dataset, where: Checkpoint) -> Any:
-    return dask.delayed(np.asarray)(trajectory[WEIGHTS].data[where.row])
+class _Saved:
+    """Weights of one checkpoint that a task reads itself; no dataclass, for dask would look inside and read them.
+
+    A task that needs nothing but the network goes to whichever worker is free next. One that needs an array in some
+    worker's memory goes there, and two workers end up with unequal shares.
+    """
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+
+    def read(self) -> np.ndarray:
+        (row,) = dask.compute(self._row, scheduler="synchronous")
+        return np.asarray(row)
+
+
+def _weights(trajectory: xr.Dataset, where: Checkpoint) -> Any:
+    row = trajectory[WEIGHTS].data[where.row]
+    if is_dask_collection(row):
+        if not _in_workers(row):
+            # Slices go into the reading: a task reads its own row of a tile of many.
+            return _Saved(dask.optimize(row)[0])
+    elif row.nbytes <= SENT_BYTES:
+        return _Saved(row)
+    return dask.delayed(np.asarray)(row)
+
+
+def _in_workers(row: Any) -> bool:
+    # Data that a cluster holds already cannot be read inside a task.
+    distributed = sys.modules.get("distributed")
+    return distributed is not None and bool(distributed.client.futures_of(row))
+
+
+def _done(function: Callable[..., Any], network: Network, weights: Any, *arguments: Any) -> Any:
+    with one_thread():
+        return function(network, weights.read() if isinstance(weights, _Saved) else weights, *arguments)
 
 
 def _kept(store: TaskStore | None, name: str, function: Callable[..., Any], *arguments: Any) -> dict[str, np.ndarray]:
-    result = on_one_thread(function, *arguments)
+    result = _done(function, *arguments)
     if store is not None:
         store.write(name, result)
     return result
