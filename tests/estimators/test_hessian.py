@@ -195,8 +195,7 @@ KILLED = """
     import numpy as np
     from tests.reference.numpy_networks import Dense
     from trajstats import hessian_spectrum
-    from trajstats.data.maintenance import append_from
-from trajstats.data.schema import trajectory_dataset
+    from trajstats.data.schema import trajectory_dataset
 
     class Slow(Dense):
         def curvature(self, weights, kind="hessian"):
