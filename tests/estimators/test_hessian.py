@@ -174,7 +174,7 @@ def test_tasks_read_their_own_weights_and_wait_for_the_network_alone(tmp_path, m
 
     def scheduler(graph, keys, **kwargs):
         graph = dict(graph.__dask_graph__())
-        waits.extend(len(task.dependencies) for key, task in graph.items() if str(key).startswith(("_done", "_kept")))
+        waits.extend(len(task.dependencies) for key, task in graph.items() if str(key).startswith(("_done", "probes_task")))
         return dask.get(graph, keys, **kwargs)
 
     def found(data):

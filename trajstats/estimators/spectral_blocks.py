@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,7 +108,9 @@ def run_spectra(
     def task(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         if store is not None and store.has(name):
             return dask.delayed(store.read)(name, pure=False)
-        return dask.delayed(_kept)(store, name, function, *arguments, pure=False)
+        # Named by what they do, since dask learns from the name how long a task takes.
+        key = f"{function.__name__}-{uuid.uuid4()}"
+        return dask.delayed(_kept)(store, name, function, *arguments, dask_key_name=key)
 
     out = []
     for line in cells:
