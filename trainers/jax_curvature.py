@@ -42,6 +42,7 @@ class JaxCurvature(FrameworkCurvature):
             self._w = network._flat(weights)
             if self._exact:
                 self._linearise = network._jit(("linearise", kind), _linearised(network, kind))
+                # A function of this network alone: JAX keeps what it compiled as long as the function lives.
                 self._apply_to = network._jit(("apply", kind), lambda *given: _applied(*given))
                 each = self._bytes_per_example()
                 if self._fit(each, ARRAYS_PER_VECTOR * each):
@@ -68,7 +69,9 @@ class JaxCurvature(FrameworkCurvature):
         total, shift = None, self._shift
         for share, product in self._products():
             term = product(rows, share, shift)
-            total, shift = term if total is None else total + term, 0.0
+            # JAX takes the memory of all that is asked of it at once: one part is done and gone before the next.
+            del product
+            total, shift = jax.block_until_ready(term if total is None else total + term), 0.0
         return total
 
     def _products(self) -> Iterator[tuple[float, Callable[..., Any]]]:
