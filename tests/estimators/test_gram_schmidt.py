@@ -57,3 +57,21 @@ def test_products_and_norms_are_in_float64(dtype):
     np.testing.assert_allclose(norms, np.linalg.norm(wide, axis=1), rtol=1e-13)
     tiny = np.full((1, 4), 1e-30, dtype)
     np.testing.assert_allclose(kernels.products_and_norms(tiny[None], 0, tiny)[1], 2e-30, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(1, 1, 3), (7, 2, 50), (8, 5, kernels.SHARED_BLOCK), (18, 3, 2 * kernels.SHARED_BLOCK + 5)]
+)
+def test_several_vectors_are_projected_on_the_complement(rows, k, n, dtype):
+    rng = np.random.default_rng(0)
+    known = np.linalg.qr(rng.standard_normal((n, rows)))[0].T.astype(dtype)
+    known = np.ascontiguousarray(known)
+    known.flags.writeable = False
+    images = rng.standard_normal((k, n)).astype(dtype)
+    wide, rows_wide = images.astype(float), known.astype(float)
+    expected = wide - (wide @ rows_wide.T) @ rows_wide
+    kernels.take_out(known, images)
+    slack = 20 * np.finfo(dtype).eps
+    np.testing.assert_allclose(images, expected, rtol=0, atol=slack * np.abs(wide).max())
+    assert np.abs(images.astype(float) @ rows_wide.T).max() < slack * np.linalg.norm(wide)

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from trajstats.errors import NonFiniteError
-from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms, three_terms
+from trajstats.estimators.gram_schmidt import correct_and_measure, products_and_norms, take_out, three_terms
 from trajstats.heap import large_array
 
 # `rows -> rows`: applies a symmetric operator to each row of a (k, n) array.
@@ -81,6 +81,12 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     Thomas, arXiv:1809.05805 (delayed corrections).
     """
     k, n = start.shape
+    if within is not None and len(within):
+        # Read-only wherever it comes from (what one worker sends to another is), so that one kernel is compiled.
+        within = np.ascontiguousarray(within, dtype=start.dtype).view()
+        within.flags.writeable = False
+    else:
+        within = None
     order = max(0, min(order, n if within is None else n - len(within)))
     eps = float(np.finfo(start.dtype).eps)
     alpha, beta = np.zeros((k, order)), np.zeros((k, order))
@@ -105,7 +111,7 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
         along, back = (c.astype(start.dtype) for c in (alpha[:, j], beta[:, j - 1]))
         three_terms(basis, j, images, along, back, left_over)
         if within is not None:
-            _take(left_over, left_over @ within.T, within)
+            take_out(within, left_over)
         for i in np.flatnonzero(alive):
             run = (basis[i, : j + 1], alpha[i, : j + 1], beta[i, :j])
             left, beta[i, j] = _orthogonalise(left_over[i], *run, slips[i], within)
@@ -160,10 +166,6 @@ def _rest(square: float, along: np.ndarray) -> float:
 
 def _take(w: np.ndarray, share: np.ndarray, rows: np.ndarray) -> None:
     # w -= share @ rows in place, without an array for the product: those of a network's size cost their page faults.
-    if w.ndim == 2:
-        gemm = scipy.linalg.blas.sgemm if w.dtype == np.float32 else scipy.linalg.blas.dgemm
-        gemm(-1.0, rows.T, share.T, 1.0, w.T, overwrite_c=True)
-        return
     gemv = scipy.linalg.blas.sgemv if w.dtype == np.float32 else scipy.linalg.blas.dgemv
     gemv(-1.0, rows.T, share, 1.0, w, overwrite_y=True)
 
