@@ -30,7 +30,7 @@ from trajstats.network import Network
 from trajstats.threads import one_thread
 
 # Weights in memory up to this size are sent with each task; larger ones once to each worker.
-SENT_BYTES = 2**20
+SENT_BYTES = 2**19
 ANEW = "Nothing is kept; the same call again starts anew."
 
 
