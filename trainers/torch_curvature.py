@@ -125,34 +125,30 @@ class TorchCurvature(FrameworkCurvature):
         key = (self._kind, size, tuple(x.shape), tuple(y.shape))
         with TRACING:
             if key not in kept:
+                rows = torch.from_numpy(np.random.default_rng(0).standard_normal((size, len(self._w)))).to(
+                    self._w.dtype
+                )
                 shared = (self._network._name, key)
                 found = TRACES.get(shared)
                 # Whoever copied the network may have changed it since.
-                if found is None or not self._right(found, x, y, size):
-                    found = self._trace(x, y, size)
+                if found is None or not self._right(found, x, y, rows):
+                    found = self._trace(x, y, rows)
                 kept[key] = TRACES[shared] = found
                 while len(TRACES) > MOST_TRACES:
                     del TRACES[next(iter(TRACES))]
         return kept[key]
 
-    def _whole(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return vmap(self._product(_forward, w, x, y))(rows)
+    def _of_rows(self) -> Callable[..., torch.Tensor]:
+        return lambda w, x, y, rows: vmap(self._product(_forward, w, x, y))(rows)
 
-    def _rows(self, size: int) -> torch.Tensor:
-        return torch.from_numpy(np.random.default_rng(0).standard_normal((size, len(self._w)))).to(self._w.dtype)
-
-    def _trace(self, x: torch.Tensor, y: torch.Tensor, size: int) -> Traced | None:
-        def product(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            return self._whole(w, x, y, rows)
-
+    def _trace(self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> Traced | None:
         try:
-            traced = Traced(product, (self._w, x, y), self._rows(size))
+            traced = Traced(self._of_rows(), (self._w, x, y), rows)
         except UNTRACEABLE:
             return None
-        return traced if self._right(traced, x, y, size) else None
+        return traced if self._right(traced, x, y, rows) else None
 
-    def _right(self, traced: Traced, x: torch.Tensor, y: torch.Tensor, size: int) -> bool:
-        rows = self._rows(size)
+    def _right(self, traced: Traced, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> bool:
         try:
             program = traced.at(self._w, x, y)
             # The second call shows whether the first has changed what it needs.
@@ -160,7 +156,7 @@ class TorchCurvature(FrameworkCurvature):
             found = program(rows)[:2]
         except UNTRACEABLE:
             return False
-        return agree(found, self._whole(self._w, x, y, rows[:2]))
+        return agree(found, self._of_rows()(self._w, x, y, rows[:2]))
 
     def _plain(self) -> Iterator[tuple[float, Product]]:
         # The share of each part of the examples, and its product with the rows of a matrix.

@@ -14,6 +14,22 @@ SHARED_BLOCK = 4096
 FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
+@numba.njit(inline="always")
+def _eight(known: np.ndarray, i: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+    # Parts of eight rows; the last row stands for those that are missing. Put into a kernel before that is compiled.
+    last = len(known) - 1
+    return (
+        known[i, start:stop],
+        known[min(i + 1, last), start:stop],
+        known[min(i + 2, last), start:stop],
+        known[min(i + 3, last), start:stop],
+        known[min(i + 4, last), start:stop],
+        known[min(i + 5, last), start:stop],
+        known[min(i + 6, last), start:stop],
+        known[min(i + 7, last), start:stop],
+    )
+
+
 @numba.njit(**FAST)
 def products_and_norms(bases: np.ndarray, j: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Multiply the latest vector of each run with its image, and take the images' norms.
@@ -116,7 +132,7 @@ def correct_and_measure(
     zero = image.dtype.type(0)
     # Eight rows at a time, so that the parts of the three vectors are loaded an eighth as often. The last row stands
     # for those that are missing, at coefficients of zero.
-    last, full = j - 1, -(-j // 8) * 8
+    full = -(-j // 8) * 8
     s, c, sums = np.zeros(full, image.dtype), np.zeros(full, image.dtype), np.zeros(full)
     s[:j], c[:j] = slip, share
     given = np.empty(min(BLOCK, n), image.dtype)
@@ -130,10 +146,7 @@ def correct_and_measure(
             norm += w[k] * w[k]
         before += norm
         for i in range(0, full, 8):
-            r0, r1 = known[i, start:stop], known[min(i + 1, last), start:stop]
-            r2, r3 = known[min(i + 2, last), start:stop], known[min(i + 3, last), start:stop]
-            r4, r5 = known[min(i + 4, last), start:stop], known[min(i + 5, last), start:stop]
-            r6, r7 = known[min(i + 6, last), start:stop], known[min(i + 7, last), start:stop]
+            r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
             # Coefficients are named, so that the compiler knows that storing into q and w does not change them.
             s0, s1, s2, s3, s4, s5, s6, s7 = s[i], s[i + 1], s[i + 2], s[i + 3], s[i + 4], s[i + 5], s[i + 6], s[i + 7]
             c0, c1, c2, c3, c4, c5, c6, c7 = c[i], c[i + 1], c[i + 2], c[i + 3], c[i + 4], c[i + 5], c[i + 6], c[i + 7]
@@ -190,17 +203,14 @@ def take_out(known: np.ndarray, images: np.ndarray) -> None:
     """
     (a, n), k = known.shape, len(images)
     zero = images.dtype.type(0)
-    last, full = a - 1, -(-a // 8) * 8
+    full = -(-a // 8) * 8
     found = np.zeros((k, full))
     for start in range(0, n, SHARED_BLOCK):
         stop = min(start + SHARED_BLOCK, n)
         for r in range(k):
             w = images[r, start:stop]
             for i in range(0, full, 8):
-                r0, r1 = known[i, start:stop], known[min(i + 1, last), start:stop]
-                r2, r3 = known[min(i + 2, last), start:stop], known[min(i + 3, last), start:stop]
-                r4, r5 = known[min(i + 4, last), start:stop], known[min(i + 5, last), start:stop]
-                r6, r7 = known[min(i + 6, last), start:stop], known[min(i + 7, last), start:stop]
+                r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
                 t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
                 for x in range(stop - start):
                     v = w[x]
@@ -228,10 +238,7 @@ def take_out(known: np.ndarray, images: np.ndarray) -> None:
         for r in range(k):
             w = images[r, start:stop]
             for i in range(0, full, 8):
-                r0, r1 = known[i, start:stop], known[min(i + 1, last), start:stop]
-                r2, r3 = known[min(i + 2, last), start:stop], known[min(i + 3, last), start:stop]
-                r4, r5 = known[min(i + 4, last), start:stop], known[min(i + 5, last), start:stop]
-                r6, r7 = known[min(i + 6, last), start:stop], known[min(i + 7, last), start:stop]
+                r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
                 c0, c1, c2, c3 = c[r, i], c[r, i + 1], c[r, i + 2], c[r, i + 3]
                 c4, c5, c6, c7 = c[r, i + 4], c[r, i + 5], c[r, i + 6], c[r, i + 7]
                 for x in range(stop - start):
