@@ -62,7 +62,9 @@ class TorchCurvature(FrameworkCurvature):
                 self._held = list(self._parts())
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(np.asarray(vectors).T, dtype=self.dtype))
+        # Rows of a larger array stay where they are: a trace takes them from there.
+        given = np.asarray(vectors, dtype=self.dtype).T
+        rows = torch.from_numpy(given if min(given.strides) > 0 and given.flags.writeable else given.copy())
         free = self._network._free
         with torch_threads(self._network.threads), torch.enable_grad(), remedy():
             if free is not None:

@@ -17,6 +17,8 @@ VIEWS = {*SAME, aten.t.default, aten.transpose.int, aten.permute.default}
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.mul.Tensor}
 ZEROS = {aten.zeros.default, aten.zeros_like.default}
 SUMS = {aten.add.Tensor, aten.sub.Tensor}
+# Views that another view undoes.
+TURNS = VIEWS - {aten.expand.default}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ def merged(module: fx.GraphModule, arguments: tuple[torch.Tensor, ...]) -> fx.Gr
     Under vmap over s vectors, :math:`AB_s` with a matrix A that all share becomes s products of narrow matrices. Side
     by side the :math:`B_s` are one wide matrix: the same arithmetic, nearer to the processor's peak. What such a
     product leaves is ordered by row, vector and column; operations between products keep the order, so that products
-    follow each other without a copy. Sums with the zeros that forward mode makes of what does not depend on the weights
-    are left out.
+    follow each other without a copy. A product that is only added to another array is taken on top of it. Sums with the
+    zeros that forward mode makes of what does not depend on the weights are left out, and copies in the same precision.
 
     Parameters
     ----------
@@ -118,6 +120,8 @@ class _Merging:
         self._module = module
         self.graph = fx.Graph()
         self._held: dict[fx.Node, Held] = {}
+        # What turns of a matrix product: its factors, and its value before each turn.
+        self._factors: dict[fx.Node, tuple[tuple[Held, Held], list[tuple[Held, Any, tuple[Any, ...]]]]] = {}
 
     def run(self, nodes: list[fx.Node], given: Iterator[torch.Tensor]) -> None:
         # Rows of all vectors below each other, times one matrix, and apart again: one product.
@@ -149,10 +153,20 @@ class _Merging:
                 return self._beside(self._emit(aten.select.int, left, 0, 0), right)
             if right.value.stride(0) == 0:
                 return self._stacked(left, self._emit(aten.select.int, right, 0, 0))
+        if node.target is aten._to_copy.default and not any(node in written(user) for user in node.users):
+            # In one precision it changes nothing.
+            (array,) = args
+            if set(kwargs) <= {"dtype", "layout", "device"} and kwargs.get("dtype") == array.value.dtype:
+                return array
         if node.target in SUMS and len(args) == 2 and not kwargs:
             kept = self._without_zeros(node.target, *args)
             if kept is not None:
                 return kept
+        if node.target is aten.add.Tensor and len(args) == 2 and not kwargs:
+            for one, other, used in ((*args, node.args[1]), (*args[::-1], node.args[0])):
+                added = self._on_top(one, other) if _only_here(used) else None
+                if added is not None:
+                    return added
         if node.target in RESHAPES:
             try:
                 return self._emit(aten.view.default, *args)
@@ -167,8 +181,14 @@ class _Merging:
         node = self.graph.call_function(
             target, *tree_map(lambda a: a.node if isinstance(a, Held) else a, (args, kwargs))
         )
-        args, kwargs = tree_map(lambda a: a.value if isinstance(a, Held) else a, (args, kwargs))
-        return Held(node, target(*args, **kwargs), zero)
+        values, named = tree_map(lambda a: a.value if isinstance(a, Held) else a, (args, kwargs))
+        found = Held(node, target(*values, **named), zero)
+        if target is aten.mm.default:
+            self._factors[node] = (args, [])
+        elif target in TURNS and args[0].node in self._factors:
+            factors, turns = self._factors[args[0].node]
+            self._factors[node] = (factors, [*turns, (args[0], target, args[1:])])
+        return found
 
     def _copy(self, array: Held) -> Held:
         # In C order, by an operation that can write into memory laid out beforehand.
@@ -201,6 +221,30 @@ class _Merging:
         parts = self._emit(aten.view.default, found, [*rows.value.shape[:2], matrix.value.shape[1]])
         return self._turned(parts) if inner else parts
 
+    def _on_top(self, array: Any, product: Any) -> Held | None:
+        # array + product, where the product is one of matrices and then turned: the array is turned back, and again.
+        if not (isinstance(array, Held) and isinstance(product, Held)) or product.node not in self._factors:
+            return None
+        if array.value.shape != product.value.shape or array.value.dtype != product.value.dtype:
+            return None
+        factors, turns = self._factors[product.node]
+        try:
+            for before, target, how in reversed(turns):
+                array = self._back(array, before, target, how)
+        except RuntimeError:  # it takes a copy
+            return None
+        found = self._emit(aten.addmm.default, array, *factors)
+        for _, target, how in turns:
+            found = self._emit(target, found, *how)
+        return found
+
+    def _back(self, array: Held, before: Held, target: Any, how: tuple[Any, ...]) -> Held:
+        if target is aten.permute.default:
+            return self._emit(target, array, [how[0].index(axis) for axis in range(len(how[0]))])
+        if target in RESHAPES:
+            return self._emit(aten.view.default, array, list(before.value.shape))
+        return self._emit(target, array, *how)
+
     def _turned(self, array: Held) -> Held:
         return self._emit(aten.permute.default, array, [1, 0, 2])
 
@@ -222,6 +266,15 @@ class _Merging:
 def _merges(array: torch.Tensor, axis: int) -> bool:
     # Whether an axis and the next are one in memory.
     return array.stride(axis) == array.shape[axis + 1] * array.stride(axis + 1)
+
+
+def _only_here(node: Any) -> bool:
+    # Whether a matrix product and its views have one reader each.
+    while isinstance(node, fx.Node) and len(node.users) == 1:
+        if node.target not in TURNS:
+            return node.target in {aten.mm.default, aten.bmm.default}
+        node = node.args[0]
+    return False
 
 
 def _stack(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
