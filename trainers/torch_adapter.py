@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -44,7 +45,8 @@ class TorchNetwork(FrameworkNetwork):
 
     :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`. The flat vector is the module's parameters in the
     order of ``named_parameters``, each in C order; tied parameters appear once; buffers stay as they are. The module is
-    copied and put in evaluation mode: dropout is off and batch norms use their running statistics.
+    copied and put in evaluation mode: dropout is off and batch norms use their running statistics. Threads may share a
+    network: each works on a copy of the module's structure, made at its first call, with the same tensors.
 
     Parameters
     ----------
@@ -109,6 +111,7 @@ class TorchNetwork(FrameworkNetwork):
             products=products,
         )
         self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
+        self._here = threading.local()
         self.threads = threads
         self._free = self._mask(module)
         # Products that were traced, by kind and shapes; and the name by which copies in other processes share theirs.
@@ -118,7 +121,20 @@ class TorchNetwork(FrameworkNetwork):
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_traced": {}}
+        return {name: kept for name, kept in super().__getstate__().items() if name != "_here"} | {"_traced": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._here = threading.local()
+
+    @property
+    def _own(self) -> torch.nn.Module:
+        # A call puts its weights into the module while it runs. In one for all threads they would meet each other's,
+        # and one sent to another process meanwhile would hold them, or tensors that cannot be sent.
+        if not hasattr(self._here, "module"):
+            shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+            self._here.module = copy.deepcopy(self.module, shared)
+        return self._here.module
 
     def _mask(self, module: torch.nn.Module) -> torch.Tensor | None:
         # 1 where a parameter is trained, 0 where it is frozen; None where all are trained.
@@ -131,7 +147,7 @@ class TorchNetwork(FrameworkNetwork):
     def n_outputs(self) -> int:
         """Outputs of one example."""
         with torch_threads(self.threads):
-            return math.prod(self.module(self._inputs[:1]).shape[1:])
+            return math.prod(self._own(self._inputs[:1]).shape[1:])
 
     def loss(self, weights: np.ndarray) -> float:
         """Evaluate the loss over the data set, in batches."""
@@ -180,7 +196,7 @@ class TorchNetwork(FrameworkNetwork):
 
     def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
         """Evaluate what the submodule called `layer` gives out: (b, width)."""
-        modules = dict(self.module.named_modules())
+        modules = dict(self._own.named_modules())
         if layer not in modules:
             raise ArgumentError(unknown("layer", layer, [name for name in modules if name]))
         caught: list[torch.Tensor] = []
@@ -223,7 +239,7 @@ class TorchNetwork(FrameworkNetwork):
 
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs D_l (b, width), W_l, first layer first, for a Sequential of Linear and elementwise modules."""
-        blocks = list(self.module.named_children()) if isinstance(self.module, torch.nn.Sequential) else []
+        blocks = list(self._own.named_children()) if isinstance(self._own, torch.nn.Sequential) else []
         if not any(isinstance(block, torch.nn.Linear) for _, block in blocks):
             msg = "jacobian_factors needs a torch.nn.Sequential of Linear and elementwise modules; use input_jacobian"
             raise UnsupportedError(msg)
@@ -259,7 +275,7 @@ class TorchNetwork(FrameworkNetwork):
         return {n: part.reshape(shape) for (n, shape), part in zip(self._layers.items(), parts, strict=True)}
 
     def _outputs(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return functional_call(self.module, self._named(w), (x,))
+        return functional_call(self._own, self._named(w), (x,))
 
     def _data_loss(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.loss_fn(self._outputs(w, x), y)
