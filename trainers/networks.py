@@ -125,10 +125,11 @@ class FrameworkNetwork(ABC):
         if kind not in CURVATURE_KINDS:
             raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
         key = (kind, hash(np.asarray(weights).tobytes()))
-        if self._latest is None or self._latest[0] != key:
-            # One entry: the tasks of one checkpoint follow each other.
-            self._latest = (key, self._linearise(weights, kind))
-        return self._latest[1]
+        latest = self._latest
+        if latest is None or latest[0] != key:
+            # One entry: the tasks of one checkpoint follow each other. Another thread may put its own there meanwhile.
+            latest = self._latest = (key, self._linearise(weights, kind))
+        return latest[1]
 
     def _jacobian(
         self, forward: Callable[[np.ndarray], np.ndarray], backward: Callable[[np.ndarray], np.ndarray]

@@ -109,7 +109,7 @@ def hessian_spectrum(
     full reorthogonalisation adds ``4 order^2 P`` operations per probe. Exact: P products and :math:`O(P^3)`. Computed
     on the dask scheduler in force, or in this thread if none is set: use ``dask.config.set(scheduler="processes")`` or
     a ``distributed.Client`` for tasks over checkpoints and probe chunks, one thread each. Each checkpoint's run for
-    atoms starts near the atoms of the one before, in the order of `steps`.
+    atoms starts near the atoms of the one before, in the order of `steps`, and anew at every fourth.
 
     Bias: none from the probes (the trace is unbiased); the quadrature of order m resolves no finer than the range of
     the Lanczos part over m. Atoms have residuals below 1 % of their value, errors of about its square.
