@@ -19,6 +19,7 @@ import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
 from tests.reference.small_fits import decay, fit
 from trajstats.estimators.cluster_blocks import host
+from trajstats.estimators.spectral_blocks import at_workers
 from trajstats.estimators.sums import UNIT
 
 distributed = pytest.importorskip("distributed")
@@ -122,6 +123,17 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     for name in ("nodes", "weights", "residual", "alpha", "beta"):
         np.testing.assert_array_equal(got[name], want[name])
     wait_for_workers(client)
+
+
+def test_a_network_is_at_all_workers_before_its_first_task(client):
+    rng = np.random.default_rng(0)
+    network = SoftmaxLinear(rng.standard_normal((60, 7)), rng.integers(0, 4, 60), n_outputs=4)
+    shared = at_workers(network)
+    (places,) = client.who_has(shared).values()
+    assert len(places) == 2
+    # A scheduler that dask was told to use goes before a client that merely exists.
+    with dask.config.set(scheduler="synchronous"):
+        assert not client.who_has(client.futures_of(at_workers(network)))
 
 
 def test_spectra_of_weights_that_workers_hold(client, run):

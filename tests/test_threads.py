@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import trajstats as ts
 from trajstats.cli_options import computing
-from trajstats.estimators.spectral_blocks import checkpoints, run_losses
+from trajstats.estimators.spectral_blocks import at_workers, checkpoints, run_losses
 from trajstats.estimators.worker_blocks import warn_if_oversubscribed
 from trajstats.threads import on_one_thread, one_thread, torch_threads
 
@@ -190,7 +190,7 @@ class Pools:
 
 def losses():
     run = ts.trajectory_dataset(np.zeros((3, 1)), step=range(3))
-    return run_losses(Pools(), run, checkpoints(run, range(3))).ravel().tolist()
+    return run_losses(at_workers(Pools()), run, checkpoints(run, range(3))).ravel().tolist()
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])

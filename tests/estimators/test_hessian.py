@@ -191,6 +191,24 @@ def test_tasks_read_their_own_weights_and_wait_for_the_network_alone(tmp_path, m
     assert found(run) == [2] * 18
 
 
+def test_every_fourth_run_for_atoms_starts_by_itself():
+    network = NETWORKS["softmax"]
+    options = {"method": "lanczos", "order": 16, "probes": 5, "rng": 0}
+    waits = {}
+
+    def scheduler(graph, keys, **kwargs):
+        graph = dict(graph.__dask_graph__())
+        for key, task in graph.items():
+            if str(key).startswith("atoms_task"):
+                waits[key] = {str(one).partition("-")[0] for one in task.dependencies}
+        return dask.get(graph, keys, **kwargs)
+
+    with dask.config.set(scheduler=scheduler):
+        hessian_spectrum(network, trajectory(network, steps=range(9)), **options)
+    # Nine checkpoints: the first, fifth and ninth wait for the network alone.
+    assert sorted("atoms_task" in names for names in waits.values()) == [False] * 3 + [True] * 6
+
+
 KILLED = """
     import os, sys
     import numpy as np

@@ -9,7 +9,8 @@ import xarray as xr
 
 from trajstats.data.schema import PARAMETER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
-from trajstats.estimators.spectral_blocks import checkpoints, run_losses, run_pairs
+from trajstats.estimators.cluster_blocks import explained
+from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_losses, run_pairs
 from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
 from trajstats.estimators.spectral_tasks import Plan, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
@@ -87,9 +88,11 @@ def extreme_eigenpairs(
     probes_per_chunk(size, 8, order, order, memory, 1)
     plan = Plan(kind, False, order, 0, 1, entropy, selection)
     cells = checkpoints(trajectory, rows)
-    finite_losses(run_losses(network, trajectory, cells), cells)
 
-    results = run_pairs(network, trajectory, cells, (top, bottom), plan)
+    with explained(ANEW):
+        shared = at_workers(network)
+        finite_losses(run_losses(shared, trajectory, cells), cells)
+        results = run_pairs(shared, trajectory, cells, (top, bottom), plan)
 
     values, residuals, vectors = (np.array([[cell[k] for cell in line] for line in results]) for k in range(3))
     dims = (REPLICA, STEP, "rank")

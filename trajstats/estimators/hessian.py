@@ -12,7 +12,7 @@ import xarray as xr
 from trajstats.data.schema import REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError, StoreError, resumable, unknown
 from trajstats.estimators.cluster_blocks import explained
-from trajstats.estimators.spectral_blocks import checkpoints, run_losses, run_spectra
+from trajstats.estimators.spectral_blocks import at_workers, checkpoints, run_losses, run_spectra
 from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import Checkpoint, Plan, probes_per_chunk
@@ -147,9 +147,10 @@ def hessian_spectrum(
 
     how = f"{kept_at} The same call again does the missing tasks."
     with resumable(how), explained(how):
-        losses = finite_losses(run_losses(network, trajectory, cells), cells)
+        shared = at_workers(network)
+        losses = finite_losses(run_losses(shared, trajectory, cells), cells)
         kept = None if store is None else _opened(store, plan, layers, source, losses, cells)
-        results = run_spectra(network, trajectory, cells, probes, plan, kept)
+        results = run_spectra(shared, trajectory, cells, probes, plan, kept)
 
     spectrum = _dataset(results, 1 if exact else probes)
     coords = {REPLICA: trajectory[REPLICA], STEP: trajectory[STEP][rows]}

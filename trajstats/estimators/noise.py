@@ -16,7 +16,8 @@ from trajstats.data.schema import (
     check_trajectory,
 )
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
-from trajstats.estimators.spectral_blocks import checkpoints, run_checkpoints
+from trajstats.estimators.cluster_blocks import explained
+from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints
 from trajstats.estimators.spectral_checks import at_least_one, saved_rows
 from trajstats.estimators.spectral_tasks import Checkpoint
 from trajstats.network import Network
@@ -131,11 +132,13 @@ def gradient_noise(
     stops = trajectory["layer_stop"].values if per == "layer" else np.array([trajectory.sizes[PARAMETER]])
     chosen = np.arange(n) if examples is None else np.sort(np.random.default_rng(rng).permutation(n)[:examples])
     cells = checkpoints(trajectory, rows)
-    if batches is not None:
-        results = run_checkpoints(_fixed, network, trajectory, cells, [np.asarray(b) for b in batches], stops)
-    else:
-        spread = 1.0 if replacement or n == 1 else (n - size) / (n - 1)
-        results = run_checkpoints(_drawn, network, trajectory, cells, chosen, size, spread, stops, memory)
+    with explained(ANEW):
+        shared = at_workers(network)
+        if batches is not None:
+            results = run_checkpoints(_fixed, shared, trajectory, cells, [np.asarray(b) for b in batches], stops)
+        else:
+            spread = 1.0 if replacement or n == 1 else (n - size) / (n - 1)
+            results = run_checkpoints(_drawn, shared, trajectory, cells, chosen, size, spread, stops, memory)
 
     dims = (REPLICA, STEP, LAYER)
     found = np.array(results, dtype=np.float64)

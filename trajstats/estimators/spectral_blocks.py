@@ -11,9 +11,10 @@ import dask
 import numpy as np
 import xarray as xr
 from dask.base import get_scheduler, is_dask_collection
+from dask.delayed import Delayed
 
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
-from trajstats.estimators.cluster_blocks import explained
+from trajstats.estimators.cluster_blocks import client_in_force
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import (
     Checkpoint,
@@ -59,13 +60,38 @@ def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkp
     ]
 
 
-def run_losses(network: Network, trajectory: xr.Dataset, cells: list[list[Checkpoint]]) -> np.ndarray:
+def at_workers(network: Network) -> Delayed:
+    """Put a network where tasks will need it.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+
+    Returns
+    -------
+    Delayed
+        Under a cluster at all of its workers: dask gives a task to one that has what the task needs, and the others
+        would get their first one when the network happens to be sent on.
+    """
+    warn_if_oversubscribed(network_threads(network))
+    shared = dask.delayed(network, pure=False, traverse=False)
+    client = client_in_force()
+    if client is not None:
+        shared = client.persist(shared)
+        client.replicate(client.futures_of(shared))
+    return shared
+
+
+def run_losses(shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpoint]]) -> np.ndarray:
     """Evaluate the loss at every checkpoint.
 
     Parameters
     ----------
-    network, trajectory
-        The network and its trajectory.
+    shared : Delayed
+        The network, from `at_workers`.
+    trajectory : xarray.Dataset
+        Its trajectory.
     cells : list of list of Checkpoint
         Which.
 
@@ -73,13 +99,12 @@ def run_losses(network: Network, trajectory: xr.Dataset, cells: list[list[Checkp
     -------
     ndarray, (replica, step)
     """
-    shared = dask.delayed(network, pure=False)
     out = [[dask.delayed(_done)(loss_task, shared, _weights(trajectory, where)) for where in line] for line in cells]
     return np.array(_compute(out), dtype=np.float64)
 
 
 def run_spectra(
-    network: Network,
+    shared: Delayed,
     trajectory: xr.Dataset,
     cells: list[list[Checkpoint]],
     probes: int,
@@ -90,7 +115,7 @@ def run_spectra(
 
     Parameters
     ----------
-    network, trajectory, cells
+    shared, trajectory, cells
         As in `run_losses`.
     probes : int
         Probes per checkpoint.
@@ -104,8 +129,6 @@ def run_spectra(
     list
         By replica, checkpoint and chunk of probes: the arrays of the task.
     """
-    warn_if_oversubscribed(network_threads(network))
-    shared = dask.delayed(network, pure=False)
     firsts = [0] if plan.exact else list(range(0, probes, plan.chunk))
 
     def task(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -136,13 +159,13 @@ def run_spectra(
 
 
 def run_pairs(
-    network: Network, trajectory: xr.Dataset, cells: list[list[Checkpoint]], ends: tuple[int, int], plan: Plan
+    shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpoint]], ends: tuple[int, int], plan: Plan
 ) -> list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Compute the eigenpairs at both ends of the spectra of some checkpoints.
 
     Parameters
     ----------
-    network, trajectory, cells, plan
+    shared, trajectory, cells, plan
         As in `run_spectra`.
     ends : (int, int)
         How many at the top and at the bottom.
@@ -152,19 +175,16 @@ def run_pairs(
     list
         By replica and checkpoint: values, residuals, vectors.
     """
-    warn_if_oversubscribed(network_threads(network))
-    shared = dask.delayed(network, pure=False)
     tasks = [
         [dask.delayed(_done)(pairs_task, shared, _weights(trajectory, where), plan, where, ends) for where in line]
         for line in cells
     ]
-    with explained(ANEW):
-        return _compute(tasks)
+    return _compute(tasks)
 
 
 def run_checkpoints(
     function: Callable[..., Any],
-    network: Network,
+    shared: Delayed,
     trajectory: xr.Dataset,
     cells: list[list[Checkpoint]],
     *arguments: Any,
@@ -175,7 +195,7 @@ def run_checkpoints(
     ----------
     function : callable
         The task.
-    network, trajectory, cells
+    shared, trajectory, cells
         As in `run_losses`.
     *arguments
         Passed on.
@@ -185,14 +205,11 @@ def run_checkpoints(
     list
         By replica and checkpoint.
     """
-    warn_if_oversubscribed(network_threads(network))
-    shared = dask.delayed(network, pure=False)
     tasks = [
         [dask.delayed(_done)(function, shared, _weights(trajectory, where), where, *arguments) for where in line]
         for line in cells
     ]
-    with explained(ANEW):
-        return _compute(tasks)
+    return _compute(tasks)
 
 
 class _Saved:
