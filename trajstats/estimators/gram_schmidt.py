@@ -8,25 +8,21 @@ import numpy as np
 # Weights per block: its parts of three vectors stay in cache while those of all others pass by once.
 BLOCK = 16384
 # Of this many, the parts of all vectors that several runs stay orthogonal to stay in cache from one run to the next.
-SHARED_BLOCK = 4096
+SHARED_BLOCK = 1024
 # Each kernel is one piece of machine code: functions that are called would be put together in one way by the process
 # that compiles them and in another by those that load them, with other last bits.
 FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @numba.njit(inline="always")
-def _eight(known: np.ndarray, i: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
-    # Parts of eight rows; the last row stands for those that are missing. Put into a kernel before that is compiled.
+def _four(known: np.ndarray, i: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+    # Parts of four rows; the last row stands for those that are missing. Put into a kernel before that is compiled.
     last = len(known) - 1
     return (
-        known[i, start:stop],
+        known[min(i, last), start:stop],
         known[min(i + 1, last), start:stop],
         known[min(i + 2, last), start:stop],
         known[min(i + 3, last), start:stop],
-        known[min(i + 4, last), start:stop],
-        known[min(i + 5, last), start:stop],
-        known[min(i + 6, last), start:stop],
-        known[min(i + 7, last), start:stop],
     )
 
 
@@ -146,7 +142,8 @@ def correct_and_measure(
             norm += w[k] * w[k]
         before += norm
         for i in range(0, full, 8):
-            r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
+            r0, r1, r2, r3 = _four(known, i, start, stop)
+            r4, r5, r6, r7 = _four(known, i + 4, start, stop)
             # Coefficients are named, so that the compiler knows that storing into q and w does not change them.
             s0, s1, s2, s3, s4, s5, s6, s7 = s[i], s[i + 1], s[i + 2], s[i + 3], s[i + 4], s[i + 5], s[i + 6], s[i + 7]
             c0, c1, c2, c3, c4, c5, c6, c7 = c[i], c[i + 1], c[i + 2], c[i + 3], c[i + 4], c[i + 5], c[i + 6], c[i + 7]
@@ -203,44 +200,46 @@ def take_out(known: np.ndarray, images: np.ndarray) -> None:
     """
     (a, n), k = known.shape, len(images)
     zero = images.dtype.type(0)
-    full = -(-a // 8) * 8
-    found = np.zeros((k, full))
+    # Four rows and two vectors at a time: a row is loaded for two. The last row, and the last vector, stand for those
+    # that are missing.
+    found = np.zeros((k + 1, a + 3))
     for start in range(0, n, SHARED_BLOCK):
         stop = min(start + SHARED_BLOCK, n)
-        for r in range(k):
-            w = images[r, start:stop]
-            for i in range(0, full, 8):
-                r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
-                t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
+        for r in range(0, k, 2):
+            u, w = images[r, start:stop], images[min(r + 1, k - 1), start:stop]
+            for i in range(0, a, 4):
+                r0, r1, r2, r3 = _four(known, i, start, stop)
+                s0, s1, s2, s3, t0, t1, t2, t3 = zero, zero, zero, zero, zero, zero, zero, zero
                 for x in range(stop - start):
-                    v = w[x]
-                    t0 += r0[x] * v
-                    t1 += r1[x] * v
-                    t2 += r2[x] * v
-                    t3 += r3[x] * v
-                    t4 += r4[x] * v
-                    t5 += r5[x] * v
-                    t6 += r6[x] * v
-                    t7 += r7[x] * v
-                found[r, i] += t0
-                found[r, i + 1] += t1
-                found[r, i + 2] += t2
-                found[r, i + 3] += t3
-                found[r, i + 4] += t4
-                found[r, i + 5] += t5
-                found[r, i + 6] += t6
-                found[r, i + 7] += t7
-    # The last row stood for those that are missing.
+                    v, z = u[x], w[x]
+                    s0 += r0[x] * v
+                    s1 += r1[x] * v
+                    s2 += r2[x] * v
+                    s3 += r3[x] * v
+                    t0 += r0[x] * z
+                    t1 += r1[x] * z
+                    t2 += r2[x] * z
+                    t3 += r3[x] * z
+                found[r, i] += s0
+                found[r, i + 1] += s1
+                found[r, i + 2] += s2
+                found[r, i + 3] += s3
+                found[r + 1, i] += t0
+                found[r + 1, i + 1] += t1
+                found[r + 1, i + 2] += t2
+                found[r + 1, i + 3] += t3
     found[:, a:] = 0
     c = found.astype(images.dtype)
+    unused = np.empty(min(SHARED_BLOCK, n), images.dtype)
     for start in range(0, n, SHARED_BLOCK):
         stop = min(start + SHARED_BLOCK, n)
-        for r in range(k):
-            w = images[r, start:stop]
-            for i in range(0, full, 8):
-                r0, r1, r2, r3, r4, r5, r6, r7 = _eight(known, i, start, stop)
+        for r in range(0, k, 2):
+            u, w = images[r, start:stop], images[r + 1, start:stop] if r + 1 < k else unused[: stop - start]
+            for i in range(0, a, 4):
+                r0, r1, r2, r3 = _four(known, i, start, stop)
                 c0, c1, c2, c3 = c[r, i], c[r, i + 1], c[r, i + 2], c[r, i + 3]
-                c4, c5, c6, c7 = c[r, i + 4], c[r, i + 5], c[r, i + 6], c[r, i + 7]
+                d0, d1, d2, d3 = c[r + 1, i], c[r + 1, i + 1], c[r + 1, i + 2], c[r + 1, i + 3]
                 for x in range(stop - start):
-                    near = c0 * r0[x] + c1 * r1[x] + c2 * r2[x] + c3 * r3[x]
-                    w[x] -= near + c4 * r4[x] + c5 * r5[x] + c6 * r6[x] + c7 * r7[x]
+                    x0, x1, x2, x3 = r0[x], r1[x], r2[x], r3[x]
+                    u[x] -= c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
+                    w[x] -= d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3
