@@ -4,10 +4,12 @@ import pickle
 import sys
 import threading
 
+import dask
 import numpy as np
 import pytest
 import torch
 
+import trajstats as ts
 from trainers.torch_adapter import TorchNetwork
 
 RNG = np.random.default_rng(0)
@@ -117,3 +119,19 @@ def test_threads_see_a_module_whose_buffers_were_changed(network):
     before = network.outputs(w, X)
     network.module.norm.running_var *= 2
     assert np.abs(network.outputs(w, X) - before).max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.*exceed the .* cores")
+def test_estimators_in_threads_give_what_they_give_in_one():
+    run = ts.trajectory_dataset(np.stack([weights_of(made(), seed) for seed in range(4)]), step=range(4))
+
+    def found(scheduler):
+        network = made()
+        with dask.config.set(scheduler=scheduler, num_workers=4):
+            spectrum = ts.hessian_spectrum(network, run, method="lanczos", order=8, rng=0)
+            noise = ts.gradient_noise(network, run, batch_size=10, rng=0)
+        return spectrum, noise
+
+    for one, other in zip(found("synchronous"), found("threads"), strict=True):
+        for name in one.data_vars:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-9, atol=1e-12, err_msg=name)
