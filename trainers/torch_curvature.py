@@ -27,7 +27,7 @@ ARRAYS_HELD = 8
 # Tracing patches Python's own functions: one thread at a time.
 TRACING = threading.Lock()
 # Traced products by network and shapes: a copy of a network that comes with each call finds those of the call before.
-TRACES: dict[Any, Traced | None] = {}
+TRACES: dict[Any, Traced] = {}
 MOST_TRACES = 8
 Product = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
@@ -135,7 +135,9 @@ class TorchCurvature(FrameworkCurvature):
                 # Whoever copied the network may have changed it since.
                 if found is None or not self._right(found, x, y, rows):
                     found = self._trace(x, y, rows)
-                kept[key] = TRACES[shared] = found
+                kept[key] = found
+                if found is not None:
+                    TRACES[shared] = found
                 while len(TRACES) > MOST_TRACES:
                     del TRACES[next(iter(TRACES))]
         return kept[key]

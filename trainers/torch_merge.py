@@ -23,11 +23,20 @@ TURNS = VIEWS - {aten.expand.default}
 
 @dataclass(frozen=True)
 class Held:
-    """A node of the new graph, its value, and whether that is zero whatever the arguments."""
+    """A node of the new graph, its value, whether that is zero whatever the arguments, and of which product it is."""
 
     node: fx.Node
     value: Any
     zero: bool = False
+    product: Product | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """The factors of a matrix product, and the turns after it: the shape before, the operation and its arguments."""
+
+    factors: tuple[Held, Held]
+    turns: tuple[tuple[torch.Size, Any, tuple[Any, ...]], ...] = ()
 
 
 def merged(module: fx.GraphModule, arguments: tuple[torch.Tensor, ...]) -> fx.GraphModule:
@@ -120,8 +129,6 @@ class _Merging:
         self._module = module
         self.graph = fx.Graph()
         self._held: dict[fx.Node, Held] = {}
-        # What turns of a matrix product: its factors, and its value before each turn.
-        self._factors: dict[fx.Node, tuple[tuple[Held, Held], list[tuple[Held, Any, tuple[Any, ...]]]]] = {}
 
     def run(self, nodes: list[fx.Node], given: Iterator[torch.Tensor]) -> None:
         # Rows of all vectors below each other, times one matrix, and apart again: one product.
@@ -182,13 +189,13 @@ class _Merging:
             target, *tree_map(lambda a: a.node if isinstance(a, Held) else a, (args, kwargs))
         )
         values, named = tree_map(lambda a: a.value if isinstance(a, Held) else a, (args, kwargs))
-        found = Held(node, target(*values, **named), zero)
+        product = None
         if target is aten.mm.default:
-            self._factors[node] = (args, [])
-        elif target in TURNS and args[0].node in self._factors:
-            factors, turns = self._factors[args[0].node]
-            self._factors[node] = (factors, [*turns, (args[0], target, args[1:])])
-        return found
+            product = Product(args)
+        elif target in TURNS and args[0].product is not None:
+            turn = (args[0].value.shape, target, args[1:])
+            product = Product(args[0].product.factors, (*args[0].product.turns, turn))
+        return Held(node, target(*values, **named), zero, product)
 
     def _copy(self, array: Held) -> Held:
         # In C order, by an operation that can write into memory laid out beforehand.
@@ -221,28 +228,27 @@ class _Merging:
         parts = self._emit(aten.view.default, found, [*rows.value.shape[:2], matrix.value.shape[1]])
         return self._turned(parts) if inner else parts
 
-    def _on_top(self, array: Any, product: Any) -> Held | None:
-        # array + product, where the product is one of matrices and then turned: the array is turned back, and again.
-        if not (isinstance(array, Held) and isinstance(product, Held)) or product.node not in self._factors:
+    def _on_top(self, array: Any, other: Any) -> Held | None:
+        # array + other, which is a matrix product and then turned: the array is turned back, and the sum again.
+        if not (isinstance(array, Held) and isinstance(other, Held)) or other.product is None:
             return None
-        if array.value.shape != product.value.shape or array.value.dtype != product.value.dtype:
+        if array.value.shape != other.value.shape or array.value.dtype != other.value.dtype:
             return None
-        factors, turns = self._factors[product.node]
         try:
-            for before, target, how in reversed(turns):
-                array = self._back(array, before, target, how)
+            for shape, target, how in reversed(other.product.turns):
+                array = self._back(array, shape, target, how)
         except RuntimeError:  # it takes a copy
             return None
-        found = self._emit(aten.addmm.default, array, *factors)
-        for _, target, how in turns:
+        found = self._emit(aten.addmm.default, array, *other.product.factors)
+        for _, target, how in other.product.turns:
             found = self._emit(target, found, *how)
         return found
 
-    def _back(self, array: Held, before: Held, target: Any, how: tuple[Any, ...]) -> Held:
+    def _back(self, array: Held, shape: torch.Size, target: Any, how: tuple[Any, ...]) -> Held:
         if target is aten.permute.default:
             return self._emit(target, array, [how[0].index(axis) for axis in range(len(how[0]))])
         if target in RESHAPES:
-            return self._emit(aten.view.default, array, list(before.value.shape))
+            return self._emit(aten.view.default, array, list(shape))
         return self._emit(target, array, *how)
 
     def _turned(self, array: Held) -> Held:

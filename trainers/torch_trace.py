@@ -193,16 +193,20 @@ class Traced:
     def _argument_to_overwrite(
         self, node: fx.Node, step: int, ends: dict[int, int], block_of: dict[int, int]
     ) -> int | None:
-        # A product is added to its first argument, which must be none of its factors.
-        product = node.target is torch.ops.aten.addmm.default
-        if torch.Tag.pointwise not in node.target.tags and not product:
+        if node.target is torch.ops.aten.addmm.default:
+            # A product on top of the first argument, which must not be read as a factor.
+            array, *factors = node.args[:3]
+            if any(self._storages[array] & self._storages[factor] for factor in factors):
+                return None
+            candidates = [array]
+        elif torch.Tag.pointwise in node.target.tags:
+            candidates = node.all_input_nodes
+        else:
             return None
-        for used in node.all_input_nodes[:1] if product else node.all_input_nodes:
+        for used in candidates:
             sharing = [n for n in node.all_input_nodes if self._storages[n] & self._storages[used]]
             block = block_of.get(next(iter(self._storages[used]), -1))
             alike = all(self._layouts.get(n) == self._layouts[node] for n in sharing)
-            if product and len(sharing) > 1:
-                return None
             if block is not None and alike and all(ends[s] == step for s in self._storages[used]):
                 return block
         return None

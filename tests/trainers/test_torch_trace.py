@@ -159,6 +159,11 @@ def traced(function, x, rows):
             torch.cat([p.sin() * q for p, q in zip((x * v).split(2, 1), (v + x).split(2, 1), strict=True)], 1) * v
         ),
         lambda x, v: v,
+        # a product on top of an array that ends there, that is read again, and that is a factor too
+        lambda x, v: (v * x).sin() + (v @ v.T) @ (v + x),
+        lambda x, v: (lambda z: (z + (v @ v.T) @ v) * z)(v * x),
+        lambda x, v: (lambda z: (z + z @ z).repeat(1, 2)[:, :6])(v[:, :4] * 2),
+        lambda x, v: (lambda z: (z + (z.T @ z).T).repeat(1, 2)[:, :6])(v[:, :4] * 2),
     ],
 )
 def test_arrays_are_used_again_only_where_nothing_reads_them(function):
@@ -167,7 +172,7 @@ def test_arrays_are_used_again_only_where_nothing_reads_them(function):
     for at in (x, x + 1):
         program = held.at(at)
         for v in (rows, rows + 1, torch.zeros_like(rows)):
-            torch.testing.assert_close(program(v).clone(), function(at, v.clone()), rtol=0, atol=0)
+            torch.testing.assert_close(program(v).clone(), function(at, v.clone()), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,33 @@ def test_products_with_a_matrix_that_all_share_are_single_ones_without_a_copy():
     # rows that are parts of longer ones are brought together once
     targets = of_matrices(lambda a, b, v: function(a, b, v[:, 4:]), a, b, torch.randn(3, 40, dtype=torch.float64))
     assert targets.count(aten.cat.default) == 1
+
+
+def test_a_product_that_is_only_added_is_taken_on_top_of_the_other_array():
+    a, b, v = (torch.randn(*n, dtype=torch.float64) for n in ((7, 6), (6, 6), (3, 36)))
+    aten = torch.ops.aten
+
+    def layer(a, b, v):
+        return vmap(lambda row: a @ row.view(6, 6).T + torch.tanh(a @ row.view(6, 6)) @ b)(v)
+
+    targets = of_matrices(layer, a, b, v)
+    assert (targets.count(aten.mm.default), targets.count(aten.addmm.default)) == (2, 1)
+    assert aten.add.Tensor not in targets
+    # read twice, of another shape, or scaled: it stays a sum
+    twice = of_matrices(lambda a, b, v: (lambda p: (p + a) * p)(a @ b) * v[0, 0], a, b, v)
+    wider = of_matrices(lambda a, b, v: v[:1, :6] + a @ b, a, b, v)
+    scaled = of_matrices(lambda a, b, v: torch.add(a, a @ b, alpha=2) * v[0, 0], a, b, v)
+    for targets in (twice, wider, scaled):
+        assert aten.add.Tensor in targets
+        assert aten.addmm.default not in targets
+
+
+def test_copies_in_the_same_precision_are_left_out_unless_changed():
+    a, v = torch.randn(5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    copy = torch.ops.aten._to_copy.default
+    assert copy not in of_matrices(lambda a, v: v.to(torch.float64, copy=True) * a, a, v)
+    assert copy in of_matrices(lambda a, v: v.to(torch.float32) * a, a, v)
+    assert copy in of_matrices(lambda a, v: v.to(torch.float64, copy=True).mul_(a) + v, a, v)
 
 
 def test_sums_with_zeros_are_left_out():

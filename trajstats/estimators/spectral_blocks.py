@@ -77,10 +77,19 @@ def at_workers(network: Network) -> Delayed:
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False, traverse=False)
     client = client_in_force()
-    if client is not None:
-        shared = client.persist(shared)
-        client.replicate(client.futures_of(shared))
-    return shared
+    if client is None:
+        return shared
+    wait = sys.modules["distributed"].wait
+    there = client.persist(shared)
+    (sent,) = client.futures_of(there)
+    wait(sent)
+    if sent.status != "finished":
+        # The tasks will say why.
+        return shared
+    # A worker that dies meanwhile leaves its turn to another.
+    options = {"allow_other_workers": True, "pure": False}
+    wait([client.submit(_arrived, sent, workers=[worker], **options) for worker in client.nthreads()])
+    return there
 
 
 def run_losses(shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpoint]]) -> np.ndarray:
@@ -210,6 +219,11 @@ def run_checkpoints(
         for line in cells
     ]
     return _compute(tasks)
+
+
+def _arrived(network: Network) -> None:
+    # What it needs is there when it runs.
+    del network
 
 
 class _Saved:
