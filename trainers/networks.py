@@ -193,6 +193,9 @@ class FrameworkCurvature(LinearOperator):
         ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
     """
 
+    # Of the budget, for the arrays of one part of the examples.
+    _parts_share = 1.0
+
     def __init__(self, network: Any, kind: CurvatureKind) -> None:
         n = network.n_parameters
         super().__init__(network.dtype, (n, n))
@@ -216,6 +219,7 @@ class FrameworkCurvature(LinearOperator):
             return True
         # Where the weights are many and the budget is small, fewer vectors, so that half is left for the examples.
         self._width = max(1, min(memory // (2 * vector), VECTORS_PER_CALL))
+        memory = int(self._parts_share * memory)
         self._examples = max(1, (memory - self._width * vector) // (held + passing * self._width))
         return False
 

@@ -50,6 +50,9 @@ class TorchCurvature(FrameworkCurvature):
         ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
     """
 
+    # The allocator keeps some arrays of the part before.
+    _parts_share = 0.85
+
     def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
         super().__init__(network, kind)
         # Programs that no thread is running; each keeps its constants and its memory.
@@ -62,9 +65,11 @@ class TorchCurvature(FrameworkCurvature):
                 self._held = list(self._parts())
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
-        # Rows of a larger array stay where they are: a trace takes them from there.
         given = np.asarray(vectors, dtype=self.dtype).T
-        rows = torch.from_numpy(given if min(given.strides) > 0 and given.flags.writeable else given.copy())
+        # Rows of a larger array stay where they are: a trace takes them from there.
+        along, inner = given.strides
+        there = along > 0 and inner == given.itemsize and given.flags.writeable
+        rows = torch.from_numpy(given if there else np.array(given, order="C"))
         free = self._network._free
         with torch_threads(self._network.threads), torch.enable_grad(), remedy():
             if free is not None:
