@@ -10,9 +10,9 @@ import xarray as xr
 from trajstats.data.schema import PARAMETER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.cluster_blocks import explained
-from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_losses, run_pairs
+from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints, run_losses
 from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
-from trajstats.estimators.spectral_tasks import Plan, probes_per_chunk
+from trajstats.estimators.spectral_tasks import Plan, pairs_task, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
 
 
@@ -92,7 +92,7 @@ def extreme_eigenpairs(
     with explained(ANEW):
         shared = at_workers(network)
         finite_losses(run_losses(shared, trajectory, cells), cells)
-        results = run_pairs(shared, trajectory, cells, (top, bottom), plan)
+        results = run_checkpoints(pairs_task, shared, trajectory, cells, plan, (top, bottom))
 
     values, residuals, vectors = (np.array([[cell[k] for cell in line] for line in results]) for k in range(3))
     dims = (REPLICA, STEP, "rank")

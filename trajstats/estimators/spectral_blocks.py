@@ -22,7 +22,6 @@ from trajstats.estimators.spectral_tasks import (
     atoms_task,
     exact_task,
     loss_task,
-    pairs_task,
     probes_task,
 )
 from trajstats.estimators.worker_blocks import network_threads, warn_if_oversubscribed
@@ -165,30 +164,6 @@ def run_spectra(
         out.append(spectra)
     with array_kept():
         return _compute(out)
-
-
-def run_pairs(
-    shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpoint]], ends: tuple[int, int], plan: Plan
-) -> list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Compute the eigenpairs at both ends of the spectra of some checkpoints.
-
-    Parameters
-    ----------
-    shared, trajectory, cells, plan
-        As in `run_spectra`.
-    ends : (int, int)
-        How many at the top and at the bottom.
-
-    Returns
-    -------
-    list
-        By replica and checkpoint: values, residuals, vectors.
-    """
-    tasks = [
-        [dask.delayed(_done)(pairs_task, shared, _weights(trajectory, where), plan, where, ends) for where in line]
-        for line in cells
-    ]
-    return _compute(tasks)
 
 
 def run_checkpoints(

@@ -204,7 +204,7 @@ def probes_task(
         return out | {"alpha": np.pad(run.alpha, pad), "beta": np.pad(run.beta, pad)}
 
 
-def pairs_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpoint, ends: tuple[int, int]) -> Any:
+def pairs_task(network: Network, weights: np.ndarray, where: Checkpoint, plan: Plan, ends: tuple[int, int]) -> Any:
     """Give the eigenpairs at both ends of one checkpoint's spectrum.
 
     Parameters
