@@ -1,4 +1,4 @@
-"""Names of checkpoints: natural order, and the optimiser step a name stands for."""
+"""Names: natural order, the optimiser step a checkpoint's name stands for, names of weights without their wrappers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,50 @@ def natural_key(name: object) -> list[tuple[int, int, str]]:
     ['step9', 'step10']
     """
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", str(name)) if part]
+
+
+# What training code and checkpoint files put in front of the names of all weights, and what wrappers around submodules
+# put between their parts (compilation, sharding, recomputed activations).
+WRAPPERS = (
+    "module",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "batch_stats",
+    "state_dict",
+    "model_state_dict",
+    "base_model",
+)
+INNER_WRAPPERS = ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_PYTREE_KEY = re.compile(r"""\[(?:'([^']*)'|"([^"]*)"|(?:<flat index )?([0-9]+)>?)\]""")
+
+
+def plain_name(name: str) -> str:
+    """Take wrappers out of the name of a weight, so that the names of one weight in two programs can be compared.
+
+    Parameters
+    ----------
+    name : str
+        Name of a tensor, with dots or slashes between its parts, or as JAX writes a path of keys.
+
+    Returns
+    -------
+    str
+        The parts joined by dots: without inner wrappers (`INNER_WRAPPERS`), and without leading ones (`WRAPPERS`).
+
+    Examples
+    --------
+    >>> plain_name("module._orig_mod.fc.weight"), plain_name("params/Dense_0/kernel"), plain_name("['hidden']['b'][0]")
+    ('fc.weight', 'Dense_0.kernel', 'hidden.b.0')
+    """
+    name = _PYTREE_KEY.sub(lambda key: "." + next(part for part in key.groups() if part is not None), str(name))
+    parts = [part for part in name.replace("/", ".").split(".") if part and part not in INNER_WRAPPERS]
+    start = 0
+    while start < len(parts) - 1 and parts[start] in WRAPPERS:
+        start += 1
+    return ".".join(parts[start:]) or name
 
 
 # Rules from the surest to the least sure; the first that all names of a series obey is taken.
