@@ -32,12 +32,15 @@ from trajstats.inference.priors import Priors, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
 from trajstats.inference.threshold import threshold_scan
+from trajstats.inference.uncertainty import half_interval, student_t_draws
 from trajstats.threads import one_thread
 
 PRIOR = {"mu": (-0.5, 2.0), "log_smoothing": LOG_SMOOTHING, "modes_differ": (0.0, 1.0)}
 LIKELIHOODS = ("wick", "iid", "seeds", "blocks")
 ESTIMATORS = ("free", "free_simple", "threshold", *MASTER_CURVES)
 _NOISE_DRAWS = 60
+# half a 68 % interval of mu above this share of the width of its prior (0.34 for the prior itself): not identified
+_WIDE = 0.17
 
 
 @one_thread()
@@ -284,9 +287,8 @@ def _from_threshold(
 ) -> Sampled:
     k = _middle(scan)
     value, error = float(scan["mu"][k]), float(scan["stderr"][k])
-    shape = sampled.posterior["mu"].shape
-    mu = value + error * rng.standard_t(max(int(scan["reached"][k]) - 2, 1), size=shape)
-    return sampled.with_mu(mu)
+    freedom = max(int(scan["reached"][k]) - 2, 1)
+    return sampled.with_mu(student_t_draws(value, error, freedom, sampled.posterior["mu"].shape, rng))
 
 
 def _judge(
@@ -305,7 +307,7 @@ def _judge(
         )
     draws = np.clip(sampled.posterior["mu"].values, *bounds["mu"])
     low, high = bounds["mu"]
-    if draws.std() > 0.6 * (high - low) / np.sqrt(12) or runs_into("mu", draws, bounds["mu"]):
+    if half_interval(draws) > _WIDE * (high - low) or runs_into("mu", draws, bounds["mu"]):
         flags.append(f"mu is not identified: its posterior runs into the prior ({low:g}, {high:g})")
         status = "not identified"
     if gap := overlap_gap(pilot.curve, pilot.grid.mode[0]):

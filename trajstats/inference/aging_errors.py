@@ -13,6 +13,7 @@ from trajstats.inference.points import Points, layer_blocks
 from trajstats.inference.priors import Priors
 from trajstats.inference.replicas import seed_table
 from trajstats.inference.resampling import linear_error
+from trajstats.inference.uncertainty import student_t_draws
 
 MIN_BLOCKS, ASKED_REPLICAS = 8, 5
 # from this error of one seed on, the bias that seeds share is not small beside the error of their mean
@@ -89,7 +90,7 @@ def with_errors(
             raise FitError(msg)
         flags.append("error from the scatter over layers: valid only while their motion is independent")
         n_blocks = int(tables["locality"]["n_blocks"])
-        return sampled.with_mu(centre + spread * rng.standard_t(n_blocks - 1, size=shape))
+        return sampled.with_mu(student_t_draws(centre, spread, n_blocks - 1, shape, rng))
     if n_replicas == 1:
         flags.append("one run: Wick covariance, conditional on the clock of this run")
         return sampled
@@ -108,11 +109,12 @@ def with_errors(
                 "biases mu upwards in all seeds alike. likelihood='wick' fits their mean MSD with little of that bias"
             )
         centre, scale = float(seeds["population_mean"]), float(seeds["population_scale"])
-        return sampled.with_mu(centre + scale * rng.standard_t(n_replicas - 1, size=shape))
+        return sampled.with_mu(student_t_draws(centre, scale, n_replicas - 1, shape, rng))
     flags.append(f"mean MSD of {n_replicas} seeds, error from leaving out one at a time (Student t)")
     if float(seeds["p_alike"]) < UNLIKE:
         flags.append(
             f"seeds differ in mu by {float(seeds['seed_spread']):.2g} (standard deviation; p = "
             f"{float(seeds['p_alike']):.2g} for one mu): the mean MSD mixes them; likelihood='seeds' gives their mean"
         )
-    return sampled.with_mu(centre + float(seeds["pooled_stderr"]) * rng.standard_t(n_replicas - 1, size=shape))
+    error = float(seeds["pooled_stderr"])
+    return sampled.with_mu(student_t_draws(centre, error, n_replicas - 1, shape, rng))

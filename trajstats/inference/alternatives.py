@@ -168,8 +168,8 @@ def estimator_table(
     Returns
     -------
     xarray.Dataset
-        Dim `estimator`: ``mu``, ``stderr``, ``lower``, ``upper`` (95 %), ``misfit_ratio`` (noise variance needed, over
-        that of the clock-form free curve: above 1.3 the curve is wrong).
+        Dim `estimator`: ``mu``, ``stderr`` (half the 68 % interval), ``lower``, ``upper`` (95 %),
+        ``misfit_ratio`` (noise variance needed, over that of the clock-form free curve: above 1.3 the curve is wrong).
     """
     names, rows = [], []
     reference = _variance(data, grids["free_clock"], "clock")
@@ -177,7 +177,7 @@ def estimator_table(
         form = "simple" if "simple" in name else "clock"
         lower, upper = grid.quantile(np.array([0.025, 0.975]))
         names.append(name)
-        rows.append((grid.mean, grid.spread[0], lower, upper, _variance(data, grid, form) / reference))
+        rows.append((grid.mean, grid.half_interval, lower, upper, _variance(data, grid, form) / reference))
     for name, curve in curves.items():
         fit = fit_parametric(data, curve, grids["free_clock"].mean, bounds)
         n_free = max(data.log_msd.size - len(fit.values), 1)

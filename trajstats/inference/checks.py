@@ -223,7 +223,7 @@ def window_scan(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> 
             fixed=None if curve.fixed is None else curve.fixed[keep],
         )
         grid = grid_posterior(part, bounds)
-        values.append((grid.mean, grid.spread[0], int(keep.sum())))
+        values.append((grid.mean, grid.half_interval, int(keep.sum())))
     table = np.array(values)
     return xr.Dataset(
         {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trajstats.inference.spline import FreeCurve
+from trajstats.inference.uncertainty import STATED_LEVEL
 
 _COARSE, _FINE, _SMOOTHINGS = 101, 81, 31
 _REACH = 6.0
@@ -64,6 +65,12 @@ class GridPosterior:
             weight /= weight.sum()
             sizes.append(float(np.sqrt(max(weight @ (nodes - weight @ nodes) ** 2, ((nodes[1] - nodes[0]) / 2) ** 2))))
         return sizes[0], sizes[1]
+
+    @property
+    def half_interval(self) -> float:
+        """Half the central 68 % interval of mu, never below half a grid step."""
+        low, high = self.quantile(np.array([(1 - STATED_LEVEL) / 2, (1 + STATED_LEVEL) / 2]))
+        return float(max(high - low, self.mu[1] - self.mu[0]) / 2)
 
     def quantile(self, q: np.ndarray) -> np.ndarray:
         """Quantiles of mu.

@@ -18,6 +18,7 @@ from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
 from trajstats.inference.transition import checked_priors, fit_divergence, maximum
+from trajstats.inference.uncertainty import half_interval
 
 NU_SPREAD = (0.0, 1.0)
 _FEWEST = 100
@@ -157,7 +158,7 @@ def fit_losses(
         status = "not identified"
         flags += [words for words in why if words]
     per_loss = xr.Dataset(
-        {"w_c": ("loss", np.median(each, axis=(0, 1))), "stderr": ("loss", each.std(axis=(0, 1)))},
+        {"w_c": ("loss", np.median(each, axis=(0, 1))), "stderr": ("loss", half_interval(each, axis=(0, 1)))},
         coords={"loss": levels},
     )
     return FitResult(
@@ -270,13 +271,13 @@ def fit_depths(
     depths = xr.Dataset(
         {
             "w_c": ("depth", np.median(pooled["w_c"], axis=(0, 1))),
-            "w_c_stderr": ("depth", pooled["w_c"].std(axis=(0, 1))),
+            "w_c_stderr": ("depth", half_interval(pooled["w_c"], axis=(0, 1))),
             "nu": ("depth", np.median(pooled["nu"], axis=(0, 1))),
-            "nu_stderr": ("depth", pooled["nu"].std(axis=(0, 1))),
+            "nu_stderr": ("depth", half_interval(pooled["nu"], axis=(0, 1))),
             "w_c_alone": ("depth", np.median(alone["w_c"], axis=(0, 1))),
-            "w_c_alone_stderr": ("depth", alone["w_c"].std(axis=(0, 1))),
+            "w_c_alone_stderr": ("depth", half_interval(alone["w_c"], axis=(0, 1))),
             "nu_alone": ("depth", np.median(alone["nu"], axis=(0, 1))),
-            "nu_alone_stderr": ("depth", alone["nu"].std(axis=(0, 1))),
+            "nu_alone_stderr": ("depth", half_interval(alone["nu"], axis=(0, 1))),
             "effective_draws": ("depth", ess),
             "status": ("depth", np.array([fit.status for fit in fits.values()], dtype=object)),
         },

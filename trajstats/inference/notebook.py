@@ -48,7 +48,7 @@ def fit_html(fit: FitResult) -> str:
         status=fit.status,
         converged=fit.converged,
         reason=str(fit.diagnostics["reason"].item()) if "reason" in fit.diagnostics else "",
-        header=["coefficient", "median", "stderr", "68 %", "95 %"],
+        header=["coefficient", "median", "± (half of 68 %)", "68 %", "95 %"],
         rows=rows,
         flags=fit.flags,
         tables=_folded({"diagnostics": fit.diagnostics, **fit.tables}, fit.attrs),

@@ -108,7 +108,7 @@ def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, 
         (jackknife), ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
     """
     form = pooled.curve.form
-    means, errors = np.stack([_fit(row[None], points, form, bounds) for row in points.msd]).T
+    means, errors, stated = np.stack([_fit(row[None], points, form, bounds) for row in points.msd]).T
     mean, scale, spread = population_mean(means, errors)
     weight = errors**-2.0
     apart = (means - weight @ means / weight.sum()) / errors
@@ -116,7 +116,7 @@ def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, 
     return xr.Dataset(
         {
             "mu": (REPLICA, means),
-            "stderr": (REPLICA, errors),
+            "stderr": (REPLICA, stated),
             "population_mean": mean,
             "population_scale": scale,
             "seed_spread": spread,
@@ -133,4 +133,4 @@ def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, 
 def _fit(msd: np.ndarray, points: Points, form: str, bounds: Mapping[str, tuple[float, float]]) -> np.ndarray:
     pilot = pilot_fit(np.log(msd.mean(axis=0)), points, bounds, likelihood="wick")
     grid = pilot.with_form(form, bounds).grid
-    return np.array([grid.mean, grid.spread[0]])
+    return np.array([grid.mean, grid.spread[0], grid.half_interval])

@@ -15,6 +15,7 @@ import xarray as xr
 
 from trajstats.data.kept import load_kept_tree
 from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError
+from trajstats.inference.uncertainty import half_interval
 
 LEVELS = (0.68, 0.90, 0.95)
 BOUNDS = ("lower", "upper")
@@ -27,7 +28,7 @@ _PREDICTORS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """A fit: draws from the posterior and everything needed to judge them.
 
@@ -73,7 +74,7 @@ class FitResult:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     log_likelihood: xr.Dataset = field(default_factory=xr.Dataset)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         # coefficients with their 68 % intervals, then status and flags: what to paste into a notebook
         table = self.summary(levels=(0.68,))
         lines = [f"{self.kind}: {self.status}"]
@@ -106,9 +107,10 @@ class FitResult:
         Returns
         -------
         xarray.Dataset
-            Dim `coefficient`: ``value`` (posterior median), ``stderr`` (posterior standard deviation) and ``interval``
-            with dims (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles. A
-            variable with a labelled dim of its own, such as w_c of each depth, gives one coefficient for each label:
+            Dim `coefficient`: ``value`` (posterior median), ``stderr`` (half the central 68 % interval,
+            whatever `levels` are: draws for few replicas have no standard deviation) and ``interval`` with dims
+            (coefficient, level, bound), bound being ``"lower"`` and ``"upper"``: central quantiles. A variable with a
+            labelled dim of its own, such as w_c of each depth, gives one coefficient for each label:
             ``"w_c[depth=2]"``.
         """
         columns = _scalar_draws(self.posterior)
@@ -118,7 +120,7 @@ class FitResult:
         result = xr.Dataset(
             {
                 "value": ("coefficient", [float(np.median(d)) for d in draws]),
-                "stderr": ("coefficient", [float(np.std(d, ddof=1)) for d in draws]),
+                "stderr": ("coefficient", [float(half_interval(d)) for d in draws]),
                 "interval": (("coefficient", "level", "bound"), np.array([np.quantile(d, tails) for d in draws])),
             },
             coords={"coefficient": names, "level": chosen, "bound": list(BOUNDS)},

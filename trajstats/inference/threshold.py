@@ -6,6 +6,8 @@ import numpy as np
 import xarray as xr
 from scipy.special import log_ndtr
 
+from trajstats.inference.uncertainty import half_interval
+
 N_THRESHOLDS = 15
 _STEPS, _HALVINGS, _NEAR = 50, 30, 1e-12
 # ln of the inverse scatter beyond which the likelihood is not followed: crossings on a line have none
@@ -156,8 +158,8 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
     waiting, lag, log_msd : ndarray, (n,)
         Points.
     noise : ndarray, (draw, n)
-        Draws of the noise of ln MSD (from the covariance of the fit): the error bars are the scatter of the slope
-        under it.
+        Draws of the noise of ln MSD (from the covariance of the fit): the error bars are half the 68 % interval of
+        the slope under it.
 
     Returns
     -------
@@ -168,7 +170,9 @@ def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, no
     # all thresholds at once: a fit of few points is mostly calls from Python
     x, crossing, states = crossing_times(waiting, lag, log_msd, logs)
     scattered = _reached_slopes(*crossing_times(waiting, lag, log_msd + noise, logs))
-    errors = [float(np.nanstd(one)) if np.isfinite(one).sum() > 2 else float("nan") for one in scattered]
+    errors = [
+        float(half_interval(one[np.isfinite(one)])) if np.isfinite(one).sum() > 2 else float("nan") for one in scattered
+    ]
     reached = (states == 0).sum(axis=-1)
     return xr.Dataset(
         {

@@ -10,6 +10,7 @@ import numpy as np
 from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, WAITING_TIME
 from trajstats.estimators.displacement import local_exponent
 from trajstats.inference.results import FitResult
+from trajstats.inference.uncertainty import mean_half_interval
 from trajstats.report.html import Table, interval_text
 from trajstats.report.measured import Measured, largest_layers, total_msd
 
@@ -187,4 +188,4 @@ def _mean_and_error(values: Any) -> str:
     values = np.atleast_1d(values)
     if values.size == 1:
         return f"{values[0]:.3g}"
-    return f"{values.mean():.3g} ± {values.std(ddof=1) / np.sqrt(values.size):.1g}"
+    return f"{values.mean():.3g} ± {mean_half_interval(values):.1g}"

@@ -203,7 +203,9 @@ def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax
     matplotlib.axes.Axes
         The Axes that holds the panels.
     """
-    scalars = [str(k) for k, v in fit.posterior.data_vars.items() if v.dims == ("chain", "draw") and float(v.std()) > 0]
+    scalars = [
+        str(k) for k, v in fit.posterior.data_vars.items() if v.dims == ("chain", "draw") and np.ptp(v.values) > 0
+    ]
     names = list(coefficients) if coefficients is not None else scalars[:4]
     ax = axes(ax, size=(1.7 * len(names) + 1, 1.7 * len(names) + 1))
     ax.axis("off")
@@ -326,7 +328,7 @@ def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     ax.plot(data[STEP].values, data["loss"].values, "o", ms=3, color=CATEGORIES[0], label="loss, logarithmic bins")
     below.plot(data[STEP].values, data["residual"].values, "o-", ms=2.4, lw=0.5, color=CATEGORIES[0])
     floor = fit.posterior["L_inf"].values.ravel()
-    if floor.std() > 0:
+    if np.ptp(floor) > 0:
         edges = np.quantile(floor, [0.025, 0.975])
         ax.axhspan(*edges, color=CATEGORIES[1], alpha=0.25, lw=0, label=r"floor $L_\infty$, 95 %")
     chance = (
