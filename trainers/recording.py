@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.recovery import to_numpy
+from trajstats.data.arrays import to_numpy
 from trajstats.data.store import TrajectoryWriter, open_trajectory
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, StoreNotFoundError, unknown
 

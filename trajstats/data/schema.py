@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 SCHEMA_VERSION = 1
@@ -73,6 +74,7 @@ def trajectory_dataset(
     replica: Any = None,
     series: Mapping[str, Any] | None = None,
     clocks: Mapping[str, Any] | None = None,
+    buffers: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Put arrays in memory into the trajectory data model.
@@ -91,6 +93,8 @@ def trajectory_dataset(
         Scalar series such as ``loss``.
     clocks : mapping name -> array, (step,), optional
         Other clocks: ``proper_time``, ``epoch``.
+    buffers : mapping name -> array, (replica, step, ...) or (step, ...), optional
+        State that is not trained, such as running statistics, kept in its own types.
     attrs : mapping, optional
         Attributes to add; anything that is not text or a number is stored as JSON.
 
@@ -132,6 +136,8 @@ def trajectory_dataset(
         ds[name] = ((REPLICA, STEP), np.broadcast_to(values, (n_replicas, n_steps)).copy())
     for name, values in (clocks or {}).items():
         ds = ds.assign_coords({name: (STEP, np.asarray(values, dtype=np.float64))})
+    if buffers:
+        ds = with_buffer_variable(ds, buffers, shapes, single=np.ndim(weights) == 2)
     ds.attrs = {"schema_version": SCHEMA_VERSION, "uid": uuid.uuid4().hex, "source": "memory", **as_attrs(attrs or {})}
     return check_trajectory(ds)
 
@@ -241,7 +247,7 @@ def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
     if missing:
         msg = f"coordinates {missing} are missing; see the data model in the documentation"
         raise SchemaError(msg)
-    small = [name for name in trajectory.coords if trajectory[name].chunks is not None]
+    small = [name for name in trajectory.coords if trajectory[name].chunks is not None and name != BUFFER_NAME]
     if small:
         trajectory = trajectory.assign_coords({name: trajectory[name].compute() for name in small})
     step = trajectory[STEP].values
@@ -260,7 +266,7 @@ def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
     if (np.diff(stops, prepend=0) < 0).any() or (stops.size and int(stops[-1]) != weights.sizes[along]):
         msg = f"{bounds} {stops[:5].tolist()}... must rise to the size of {along}, {weights.sizes[along]}"
         raise SchemaError(msg)
-    return trajectory
+    return check_buffer_variable(trajectory)
 
 
 def layer_slices(trajectory: xr.Dataset, layers: Sequence[str] | None = None) -> dict[str, slice]:

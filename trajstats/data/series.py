@@ -187,7 +187,7 @@ def _in_memory(step: int, weights: Mapping[str, Any]) -> Checkpoint:
             continue
 
         def read(start: int, stop: int, values: Any = values) -> np.ndarray:
-            from trajstats.data.recovery import to_numpy
+            from trajstats.data.arrays import to_numpy
 
             flat = to_numpy(values).reshape(-1)[start:stop]
             return flat.astype(np.float32) if flat.dtype.name == "bfloat16" else flat

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from trajstats.data.arrays import to_numpy
 from trajstats.data.checks import check_layers, check_same_layers
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import (
@@ -42,7 +43,6 @@ from trajstats.data.recovery import (
     recover,
     state_of,
     stored_reference,
-    to_numpy,
     to_scalars,
 )
 from trajstats.data.rounding import rounding_floor, source_type
