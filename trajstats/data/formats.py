@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError, UnsupportedError
+from trajstats.data.budget import Budget, shorten
+from trajstats.errors import StoreError, StoreNotFoundError, TrajstatsError, UnsafeInputError, UnsupportedError
 
 # name -> type in which the bytes are read; bfloat16 has no NumPy type and is widened to float32, exactly
 RAW: dict[str, np.dtype[Any]] = {
@@ -33,6 +36,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weig
 BOMB_RATIO = 100
 BOMB_BYTES = 64 * 2**20
 MAX_TENSORS = 1_000_000
+MAX_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Checkpoint:
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
-def open_checkpoint(path: str | Path, *, optimizer: bool = False) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, optimizer: bool = False, budget: Budget | None = None) -> Checkpoint:
     """Read the header of a checkpoint of any known format; its tensors are read later, range by range.
 
     Parameters
@@ -91,6 +95,8 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False) -> Checkpoint:
         checkpoint's index or folder, or an orbax folder.
     optimizer : bool
         Keep optimizer state too.
+    budget : Budget, optional
+        What reading it may cost, if it is part of something larger; by default what its own size allows.
 
     Returns
     -------
@@ -107,25 +113,53 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False) -> Checkpoint:
         If the format is not known.
     StoreError
         If the file is truncated or damaged.
-    """
+    """  # noqa: DOC501, DOC502
     path = Path(path)
-    if not path.exists():
-        msg = f"{path} does not exist"
-        raise StoreNotFoundError(msg)
     try:
-        found = _reader(path)(path)
-    except (UnsafeInputError, UnsupportedError, StoreError):
+        if not path.exists():
+            msg = f"{path} does not exist"
+            raise StoreNotFoundError(msg)
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            msg = f"{path} is neither a file nor a folder; it is not read"
+            raise UnsafeInputError(msg)
+        found = _reader(path)(path, budget or Budget.for_size(input_size(path)))
+    except TrajstatsError:
         raise
+    except OSError as error:  # no permission, a loop of links, a disk that fails
+        msg = f"{path} cannot be read: {type(error).__name__}: {error.strerror or error!s:.200}"
+        raise StoreError(msg) from error
     except (RecursionError, MemoryError) as error:
         msg = f"{path}: its header is nested or sized beyond reason ({type(error).__name__}); it is not read"
         raise UnsafeInputError(msg) from error
-    except (ValueError, OSError, KeyError, EOFError, IndexError, TypeError, OverflowError) as error:
-        msg = f"{path} is truncated or damaged: {type(error).__name__}: {error!s:.200}"
-        raise StoreError(msg) from error
     return _tidy(found, optimizer)
 
 
-def _reader(path: Path) -> Callable[[Path], Checkpoint]:
+def input_size(path: Path) -> int:
+    """Add up the bytes of a file, or of what a folder holds; links count for nothing.
+
+    Parameters
+    ----------
+    path : Path
+        A file or folder.
+
+    Returns
+    -------
+    int
+    """
+    if not path.is_dir():
+        return path.stat().st_size
+    total, todo = 0, [str(path)]
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _reader(path: Path) -> Callable[[Path, Budget], Checkpoint]:
     from trajstats.data import formats_flat, formats_msgpack, formats_torch, formats_tree
 
     if path.is_dir():
@@ -286,45 +320,65 @@ def check_shape(where: str, shape: Any) -> tuple[int, ...]:
     Raises
     ------
     UnsafeInputError
-        If it is no shape.
+        If it is not a shape of at most 64 dimensions and 2**60 elements.
     """
-    sizes = tuple(shape) if isinstance(shape, list | tuple) else (None,)
-    if len(sizes) > 64 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in sizes):
-        msg = f"{where}: {shape!r:.80} is no shape"
+    sizes = tuple(shape) if isinstance(shape, list | tuple) and len(shape) <= 64 else (None,)
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in sizes):
+        msg = f"{where}: {shorten(shape)} is not a shape"
+        raise UnsafeInputError(msg)
+    # An empty tensor may have any other sizes; their product must still be a number that arrays can count to.
+    if math.prod(max(n, 1) for n in sizes if n is not None) >= 2**60:
+        msg = f"{where}: {shorten(shape)} is larger than any array"
         raise UnsafeInputError(msg)
     return sizes
 
 
-def flatten(tree: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Flatten nested mappings and lists into dotted names.
+def leaves(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]:
+    """Walk over nested mappings and lists, in their order.
 
     Parameters
     ----------
     tree : mapping or list
-        The nest.
-    prefix : str
-        Put before every name.
-    depth : int
-        How deep this level is.
+        The nest; parts of it may occur in it more than once.
+    where : str
+        The file, for messages.
+    budget : Budget
+        Every value visited is spent from it.
 
-    Returns
-    -------
-    dict name -> leaf
-        Leaves by dotted name.
+    Yields
+    ------
+    tuple of (str, leaf)
+        Dotted name and value.
 
     Raises
     ------
     UnsafeInputError
-        If it is nested more than 64 deep.
+        If it is nested more than 64 deep or holds too much.
     """
-    if depth > 64:
-        msg = "nested more than 64 deep; it is not read"
-        raise UnsafeInputError(msg)
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
-    if items is None:
-        return {prefix: tree}
-    out: dict[str, Any] = {}
-    for key, value in items:
-        name = f"{prefix}.{key}" if prefix else str(key)
-        out.update(flatten(value, name, depth + 1))
-    return out
+    todo: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", tree)]))]
+    while todo:
+        prefix, items = todo[-1]
+        for key, value in items:
+            budget.spend_objects(1, where)
+            text = _key_text(key, where)
+            name = f"{prefix}.{text}" if prefix else text
+            if isinstance(value, Mapping | list | tuple):
+                if len(todo) > 64 or len(name) > MAX_NAME:
+                    msg = f"{where}: {shorten(name)} is nested more than 64 deep, or its name is too long"
+                    raise UnsafeInputError(msg)
+                todo.append((name, iter(value.items() if isinstance(value, Mapping) else enumerate(value))))
+                break
+            yield name, value
+        else:
+            todo.pop()
+
+
+def _key_text(key: Any, where: str) -> str:
+    if isinstance(key, str) and len(key) <= MAX_NAME:
+        return key
+    if isinstance(key, int | float | bool | bytes | tuple | None):
+        text = shorten(key, MAX_NAME)
+        if not text.endswith("..."):
+            return text
+    msg = f"{where}: a key {shorten(key)} is not a name"
+    raise UnsafeInputError(msg)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, check_size, file_tensor
-from trajstats.errors import StoreError, UnsafeInputError
+from trajstats.data.budget import BYTES, Budget, foreign, shorten
+from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor
+from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
 
 SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 SAFETENSORS_BYTES = {
@@ -26,8 +27,8 @@ MAX_HEADER = 100 * 2**20
 MAX_JSON = 64 * 2**20
 
 
-def read_safetensors(path: Path) -> Checkpoint:
-    """Read the header of a safetensors file, and check that its tensors tile the file without gap or overlap."""
+def read_safetensors(path: Path, budget: Budget) -> Checkpoint:
+    """Read the header of a safetensors file, and check that its tensors fit the file without overlap."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
@@ -35,21 +36,30 @@ def read_safetensors(path: Path) -> Checkpoint:
         if length > MAX_HEADER or length + 8 > size:
             msg = f"{path}: a header of {length} bytes in a file of {size}; it is damaged or made to exhaust memory"
             raise UnsafeInputError(msg)
-        header = _json_object(stream.read(length), path)
+        header = json_object(stream.read(length), str(path), budget)
     found = Checkpoint(str(path), {})
     ranges = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        where = f"{path}: tensor {name!r:.80}"
+        where = f"{path}: tensor {shorten(name)}"
+        budget.spend_objects(4, where)
+        if not isinstance(entry, dict):
+            msg = f"{where} is described by {shorten(entry)}, not by a JSON object; this is not safetensors"
+            raise UnsafeInputError(msg)
         shape = check_shape(where, entry.get("shape"))
         kind, offsets = entry.get("dtype"), entry.get("data_offsets")
-        if kind not in SAFETENSORS_BYTES or not isinstance(offsets, list) or len(offsets) != 2:
-            msg = f"{where}: type {kind!r:.20}, offsets {offsets!r:.40}: not safetensors"
+        if not isinstance(kind, str) or kind not in SAFETENSORS_BYTES:
+            msg = f"{where}: type {shorten(kind, 20)} is not a type of safetensors"
+            raise UnsafeInputError(msg)
+        if not isinstance(offsets, list) or len(offsets) != 2:
+            msg = f"{where}: offsets {shorten(offsets)} are not two numbers"
             raise UnsafeInputError(msg)
         start, stop = check_shape(where, offsets)
         if stop - start != math.prod(shape) * SAFETENSORS_BYTES[kind] or 8 + length + stop > size:
-            msg = f"{where}: shape {shape} of {kind} does not fit bytes {start} to {stop} of {size - 8 - length}"
+            msg = (
+                f"{where}: shape {shorten(shape)} of {kind} does not fit bytes {start} to {stop} of {size - 8 - length}"
+            )
             raise UnsafeInputError(msg)
         ranges.append((start, stop, name))
         if kind in SAFETENSORS_TYPES:
@@ -59,80 +69,79 @@ def read_safetensors(path: Path) -> Checkpoint:
     ranges.sort()
     for (_, stop, name), (start, _, other) in zip(ranges, ranges[1:], strict=False):
         if start < stop:
-            msg = f"{path}: tensors {name!r:.80} and {other!r:.80} overlap"
+            msg = f"{path}: tensors {shorten(name)} and {shorten(other)} overlap"
             raise UnsafeInputError(msg)
     return found
 
 
-def read_index(path: Path) -> Checkpoint:
+def read_index(path: Path, budget: Budget) -> Checkpoint:
     """Read the index of a sharded checkpoint, and the headers of its shards."""
     from trajstats.data.formats import open_checkpoint
 
     if path.stat().st_size > MAX_JSON:
         msg = f"{path}: an index of {path.stat().st_size} bytes is not read"
         raise UnsafeInputError(msg)
-    weight_map = _json_object(path.read_bytes(), path).get("weight_map")
+    weight_map = json_object(path.read_bytes(), str(path), budget).get("weight_map")
     if not isinstance(weight_map, dict):
         msg = f"{path} has no weight_map; it is no index of a sharded checkpoint"
         raise StoreError(msg)
+    if wrong := [shard for shard in weight_map.values() if not isinstance(shard, str)]:
+        msg = f"{path}: shard {shorten(wrong[0])} is not a plain file name"
+        raise UnsafeInputError(msg)
     found = Checkpoint(str(path), {})
     for shard in dict.fromkeys(weight_map.values()):
-        if (
-            not isinstance(shard, str)
-            or PurePosixPath(shard).name != shard
-            or "\\" in shard
-            or shard in {"", ".", ".."}
-        ):
-            msg = f"{path}: shard {shard!r:.80} is not a plain file name"
+        if PurePosixPath(shard).name != shard or "\\" in shard or "\0" in shard or shard in {"", ".", ".."}:
+            msg = f"{path}: shard {shorten(shard)} is not a plain file name"
             raise UnsafeInputError(msg)
         file = path.parent / shard
         if file.resolve().parent != path.parent.resolve():
             msg = f"{file} is a link that leads out of its folder; it is not followed"
             raise UnsafeInputError(msg)
         if file.name.endswith(".index.json"):
-            msg = f"{path}: shard {shard!r:.80} is an index again"
+            msg = f"{path}: shard {shorten(shard)} is an index again"
             raise UnsafeInputError(msg)
-        part = open_checkpoint(file, optimizer=True)
+        budget.spend_objects(100, str(file))
+        part = open_checkpoint(file, optimizer=True, budget=budget)
         found.tensors.update({n: t for n, t in part.tensors.items() if weight_map.get(n) == shard})
         found.passed_over.update(part.passed_over)
     if lost := [n for n in weight_map if n not in found.tensors and n not in found.passed_over]:
-        msg = f"{path}: tensor {lost[0]!r:.80} and {len(lost) - 1} more of the index are in no shard"
+        msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
         raise StoreError(msg)
     return found
 
 
-def _json_object(raw: bytes, path: Path) -> dict[str, Any]:
+def json_object(raw: bytes, where: str, budget: Budget) -> dict[str, Any]:
+    """Parse a JSON object in which no name occurs twice; its values are counted before any is made."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
-            msg = f"{path}: a name occurs twice in the header"
+            msg = f"{where}: a name occurs twice in the header"
             raise UnsafeInputError(msg)
         return out
 
-    try:
+    budget.spend_objects(sum(map(raw.count, (b",", b"[", b"{"))), where)
+    with foreign(where, "Its header is not JSON"):
         found = json.loads(raw, object_pairs_hook=once)
-    except UnsafeInputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        msg = f"{path}: the header is not JSON ({error!s:.100})"
-        raise UnsafeInputError(msg) from error
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for k, v in found.items() if k == "weight_map"):
-        msg = f"{path}: the header is not a JSON object"
+    if not isinstance(found, dict):
+        msg = f"{where}: the header is not a JSON object"
         raise UnsafeInputError(msg)
     return found
 
 
 def _npy_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    version = np.lib.format.read_magic(stream)
-    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if reader is None:
+    with foreign(where):
+        version = np.lib.format.read_magic(stream)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        shape, fortran, dtype = reader(stream, max_header_size=10_000) if reader else ((), False, None)
+        offset = stream.tell()
+    if dtype is None:
         msg = f"{where}: npy version {version} is not read"
         raise UnsafeInputError(msg)
-    shape, fortran, dtype = reader(stream, max_header_size=10_000)
     if dtype.hasobject:
         msg = f"{where} holds Python objects, that is a pickle, which can run code; it is not read"
         raise UnsafeInputError(msg)
-    return check_shape(where, shape), fortran, dtype, stream.tell()
+    return check_shape(where, shape), fortran, dtype, offset
 
 
 def _numpy_type(dtype: np.dtype[Any]) -> str | None:
@@ -140,43 +149,65 @@ def _numpy_type(dtype: np.dtype[Any]) -> str | None:
     return next((name for name, raw in RAW.items() if raw == little and name != "bfloat16"), None)
 
 
-def read_npy(path: Path) -> Checkpoint:
+def read_npy(path: Path, budget: Budget) -> Checkpoint:
     """Read the header of one array; a name is made up from the file."""
+    budget.spend_objects(1, str(path))
     with path.open("rb") as stream:
         shape, fortran, dtype, offset = _npy_header(stream, str(path))
     size = path.stat().st_size - offset
     if math.prod(shape) * dtype.itemsize > size:
-        msg = f"{path}: shape {shape} of {dtype} takes {math.prod(shape) * dtype.itemsize} bytes; {size} are there"
+        msg = (
+            f"{path}: shape {shorten(shape)} of {dtype!s:.40} takes {math.prod(shape) * dtype.itemsize} bytes; {size} "
+            "are there"
+        )
         raise UnsafeInputError(msg)
     kind = _numpy_type(dtype)
     if kind is None:
-        return Checkpoint(str(path), {}, {"array": f"type {dtype}"})
+        return Checkpoint(str(path), {}, {"array": f"type {dtype!s:.40}"})
     if fortran or dtype.byteorder == ">":
-        values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
-
-        def read(start: int, stop: int) -> np.ndarray:
-            index = np.unravel_index(np.arange(start, stop), shape)
-            return values[index].astype(dtype.newbyteorder("<"))
-
-        return Checkpoint(str(path), {"array": Tensor(shape, kind, read)})
+        return Checkpoint(str(path), {"array": _mapped_tensor(path, offset, shape, kind, fortran, dtype)})
     return Checkpoint(str(path), {"array": file_tensor(path, offset, shape, kind)})
 
 
-def read_npz(path: Path) -> Checkpoint:
+def _mapped_tensor(
+    path: Path, offset: int, shape: tuple[int, ...], kind: str, fortran: bool, dtype: np.dtype[Any]
+) -> Tensor:
+    """Read an array of other order or byte order that lies in one piece in a file."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if stop <= start:
+            return np.zeros(0, RAW[kind])
+        with foreign(str(path)):
+            values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
+        index = np.unravel_index(np.arange(start, stop), shape)
+        return np.asarray(values[index]).astype(RAW[kind])
+
+    return Tensor(shape, kind, read)
+
+
+def read_npz(path: Path, budget: Budget) -> Checkpoint:
     """Read the headers of the members of an npz archive."""
     found = Checkpoint(str(path), {})
-    with open_zip(path) as archive:
+    with open_zip(path, budget) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
-            where = f"{path}: {info.filename!r:.80}"
-            with archive.open(info) as stream:
+            where = f"{path}: {shorten(info.filename)}"
+            budget.spend_objects(100, where)  # NumPy parses a header as Python
+            with foreign(where):
+                stream = archive.open(info)
+            with stream:
                 shape, fortran, dtype, offset = _npy_header(stream, where)
             if math.prod(shape) * dtype.itemsize != info.file_size - offset:
-                msg = f"{where}: shape {shape} of {dtype} does not fit its {info.file_size - offset} bytes"
+                msg = (
+                    f"{where}: shape {shorten(shape)} of {dtype!s:.40} does not fit its {info.file_size - offset} bytes"
+                )
                 raise UnsafeInputError(msg)
             kind = _numpy_type(dtype)
             if kind is None:
-                found.passed_over[name] = f"type {dtype}"
+                found.passed_over[name] = f"type {dtype!s:.40}"
+            elif name in found.tensors:
+                msg = f"{path}: two arrays are called {shorten(name)}"
+                raise UnsafeInputError(msg)
             else:
                 found.tensors[name] = _member_tensor(path, info, offset, shape, kind, fortran, dtype)
     return found
@@ -191,9 +222,18 @@ def _member_tensor(
     fortran: bool,
     dtype: np.dtype[Any],
 ) -> Tensor:
-    plain = not fortran and dtype.byteorder != ">"
-    if info.compress_type == zipfile.ZIP_STORED and plain:
-        return file_tensor(path, member_offset(path, info) + offset, shape, kind)
+    plain = dtype.byteorder != ">" and (not fortran or len(shape) < 2)
+    if info.compress_type == zipfile.ZIP_STORED:
+        begin = member_offset(path, info) + offset
+        if plain:
+            return file_tensor(path, begin, shape, kind)
+        return _mapped_tensor(path, begin, shape, kind, fortran, dtype)
+    if fortran and len(shape) > 1 and info.file_size > BYTES:
+        msg = (
+            f"{path}: {shorten(info.filename)} is compressed and in Fortran order, and takes {info.file_size} bytes; "
+            "save it with numpy.savez, or in C order"
+        )
+        raise UnsupportedError(msg)
     stream = _Stream(path, info)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -216,7 +256,8 @@ class _Stream:
 
     def read(self, start: int, stop: int) -> bytes:
         """Read bytes of the unpacked member."""
-        with self._lock:
+        where = f"{self._path}: {shorten(self._info.filename)}"
+        with self._lock, foreign(where):
             if self._stream is None or self._stream.tell() > start:
                 self.close()
                 self._archive = zipfile.ZipFile(self._path)
@@ -224,11 +265,11 @@ class _Stream:
             while self._stream.tell() < start:
                 if not self._stream.read(min(2**20, start - self._stream.tell())):
                     break
-            raw = self._stream.read(stop - start)
+            raw: bytes = self._stream.read(stop - start)
             if stop >= self._info.file_size:
                 self.close()
         if len(raw) != stop - start:
-            msg = f"{self._path}: {self._info.filename!r:.80} ends early; it is truncated"
+            msg = f"{where} ends early; it is truncated"
             raise StoreError(msg)
         return raw
 
@@ -240,38 +281,42 @@ class _Stream:
             self._stream = None
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
+def open_zip(path: Path, budget: Budget) -> zipfile.ZipFile:
     """Open a zip archive whose members are plain: no way out of the folder, no overlap, no bomb."""
     size = path.stat().st_size
-    try:
+    with path.open("rb") as stream, foreign(str(path)):
+        # The directory is read whole; an entry takes 46 bytes there and several hundred in memory.
+        end = zipfile._EndRecData(stream) if hasattr(zipfile, "_EndRecData") else None
+    if end is not None:
+        budget.spend_objects(6 * (end[zipfile._ECD_SIZE] // 46), f"{path}: its directory")  # type: ignore[attr-defined]
+    with foreign(str(path)):
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        msg = f"{path} is truncated or no zip archive ({error})"
-        raise StoreError(msg) from error
     infos = archive.infolist()
     try:
         for info in infos:
-            name = info.filename
-            if (
-                ".." in name.replace("\\", "/").split("/")
-                or name.startswith(("/", "\\"))
-                or "\0" in name
-                or ":" in name[:3]
-            ):
-                msg = f"{path}: member {name!r:.80} points out of its folder"
-                raise UnsafeInputError(msg)
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-                msg = f"{path}: member {name!r:.80} is encrypted or packed in an unusual way"
-                raise UnsafeInputError(msg)
-            check_size(f"{path}: member {name!r:.80}", info.file_size, info.compress_size)
+            _check_member(path, info, budget)
         if sum(info.compress_size for info in infos) > size or len({i.filename for i in infos}) != len(infos):
             msg = f"{path}: members overlap or share a name; this looks like a bomb and is not read"
             raise UnsafeInputError(msg)
-        check_size(str(path), sum(info.file_size for info in infos), size)
     except BaseException:
         archive.close()
         raise
     return archive
+
+
+def _check_member(path: Path, info: zipfile.ZipInfo, budget: Budget) -> None:
+    name = info.filename
+    where = f"{path}: member {shorten(name)}"
+    if ".." in name.replace("\\", "/").split("/") or name.startswith(("/", "\\")) or "\0" in name or ":" in name[:3]:
+        msg = f"{where} points out of its folder"
+        raise UnsafeInputError(msg)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        msg = f"{where} is encrypted or packed in an unusual way"
+        raise UnsafeInputError(msg)
+    if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+        msg = f"{where} is not compressed, yet has {info.compress_size} bytes for {info.file_size}; it is damaged"
+        raise StoreError(msg)
+    budget.spend_unpacked(info.file_size, info.compress_size, where)
 
 
 def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -280,11 +325,11 @@ def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
         stream.seek(info.header_offset)
         header = stream.read(30)
     if header[:4] != b"PK\x03\x04" or len(header) != 30:
-        msg = f"{path}: member {info.filename!r:.80} is damaged"
+        msg = f"{path}: member {shorten(info.filename)} is damaged"
         raise StoreError(msg)
     name, extra = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name + extra
     if start + info.file_size > path.stat().st_size:
-        msg = f"{path}: member {info.filename!r:.80} ends beyond the file; it is truncated"
+        msg = f"{path}: member {shorten(info.filename)} ends beyond the file; it is truncated"
         raise StoreError(msg)
     return start

@@ -4,25 +4,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trajstats.data.budget import Budget, foreign, shorten
 from trajstats.data.formats import (
     RAW,
     SKIPPED_FILES,
     Checkpoint,
     Tensor,
     check_shape,
-    check_size,
+    input_size,
     open_checkpoint,
 )
-from trajstats.data.formats_flat import MAX_JSON, open_zip
+from trajstats.data.formats_flat import MAX_JSON, json_object, open_zip
 from trajstats.data.guard import check_links, check_zarr
 from trajstats.data.naming import natural_key
 from trajstats.data.place import Place
@@ -83,12 +83,12 @@ def _known_type(dtype: np.dtype[Any]) -> str | None:
     return name if name in RAW else None
 
 
-def read_hdf5(path: Path) -> Checkpoint:
+def read_hdf5(path: Path, budget: Budget) -> Checkpoint:
     """Read the tree of an HDF5 file, Keras ``.weights.h5`` included."""
-    return _read_hdf5(path, str(path), path.stat().st_size)
+    return _read_hdf5(path, str(path), path.stat().st_size, budget)
 
 
-def _read_hdf5(source: Any, where: str, size: int) -> Checkpoint:
+def _read_hdf5(source: Any, where: str, size: int, budget: Budget) -> Checkpoint:
     h5py = optional_package("h5py", "reading HDF5", "trajstats[hdf5]")
     found = Checkpoint(where, {})
     with h5py.File(source, "r") as file:
@@ -113,11 +113,11 @@ def _read_hdf5(source: Any, where: str, size: int) -> Checkpoint:
                 if isinstance(node, h5py.Group):
                     todo.append((name, node))
                 elif isinstance(node, h5py.Dataset):
-                    _take_dataset(found, source, where, name, node, size)
+                    _take_dataset(found, source, where, name, node, size, budget)
     return found
 
 
-def _take_dataset(found: Checkpoint, source: Any, where: str, name: str, node: Any, size: int) -> None:
+def _take_dataset(found: Checkpoint, source: Any, where: str, name: str, node: Any, size: int, budget: Budget) -> None:
     h5py = optional_package("h5py", "reading HDF5", "trajstats[hdf5]")
     label = f"{where}: {name!r:.80}"
     if node.external or node.is_virtual:
@@ -134,7 +134,7 @@ def _take_dataset(found: Checkpoint, source: Any, where: str, name: str, node: A
     shape = check_shape(label, tuple(int(n) for n in node.shape))
     stored = min(int(node.id.get_storage_size()), size)
     n_bytes = math.prod(shape) * node.dtype.itemsize
-    check_size(label, n_bytes, stored)
+    budget.spend_unpacked(n_bytes, stored, label)
     if not filters and n_bytes > stored and plist.get_layout() != h5py.h5d.CHUNKED and stored:
         msg = f"{label} of {n_bytes} bytes has {stored} in the file; it is truncated"
         raise StoreError(msg)
@@ -150,9 +150,9 @@ def _take_dataset(found: Checkpoint, source: Any, where: str, name: str, node: A
     found.tensors[name] = rows_tensor(shape, _known_type(node.dtype) or "", read_rows)
 
 
-def read_keras(path: Path) -> Checkpoint:
+def read_keras(path: Path, budget: Budget) -> Checkpoint:
     """Read the weights of a ``.keras`` archive; its configuration, which may hold code, is never built."""
-    with open_zip(path) as archive:
+    with open_zip(path, budget) as archive:
         infos = {info.filename: info for info in archive.infolist()}
         config = infos.get("config.json")
         if config is not None:
@@ -171,7 +171,7 @@ def read_keras(path: Path) -> Checkpoint:
             msg = f"{path}: compressed weights of {info.file_size} bytes; unpack the archive and give model.weights.h5"
             raise UnsupportedError(msg)
         with archive.open(info) as stream:
-            found = _read_hdf5(stream, str(path), info.file_size)
+            found = _read_hdf5(stream, str(path), info.file_size, budget)
     for name, tensor in list(found.tensors.items()):
         found.tensors[name] = _from_archive(path, name, tensor)
     return found
@@ -221,7 +221,7 @@ def is_checkpoint_folder(path: Path) -> bool:
     return (path / "default" / "_METADATA").is_file()
 
 
-def read_folder(path: Path) -> Checkpoint:
+def read_folder(path: Path, budget: Budget) -> Checkpoint:
     """Read a folder that is one checkpoint: sharded, with optimizer files beside the weights, or written by orbax."""
     check_links(path)
     names = sorted((entry.name for entry in path.iterdir()), key=natural_key)
@@ -233,67 +233,80 @@ def read_folder(path: Path) -> Checkpoint:
         raise UnsafeInputError(msg)
     for suffix in (".safetensors.index.json", ".index.json"):
         if index := [name for name in names if name.endswith(suffix)]:
-            return open_checkpoint(path / index[0], optimizer=True)
+            return open_checkpoint(path / index[0], optimizer=True, budget=budget)
     for name in WEIGHT_FILES:
         if name in names:
-            return open_checkpoint(path / name, optimizer=True)
+            return open_checkpoint(path / name, optimizer=True, budget=budget)
     if (path / "default" / "_METADATA").is_file():
-        return _read_orbax(path / "default")
+        return _read_orbax(path / "default", budget)
     if set(names) & set(ORBAX_MARKS):
-        return _read_orbax(path)
+        return _read_orbax(path, budget)
     known = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".h5", ".keras", ".msgpack", ".ckpt")
     single = [n for n in names if n.endswith(known) and not n.startswith(SKIPPED_FILES)]
     if len(single) == 1:
-        return open_checkpoint(path / single[0], optimizer=True)
+        return open_checkpoint(path / single[0], optimizer=True, budget=budget)
     msg = f"{path} holds {len(single)} weight files and no index; give the one to read, or a series with ingest"
     raise UnsupportedError(msg)
 
 
-def _read_orbax(path: Path) -> Checkpoint:
+def _read_orbax(path: Path, budget: Budget) -> Checkpoint:
     tensorstore = optional_package("tensorstore", "reading an orbax checkpoint", "trajstats[orbax]")
     file = path / "_METADATA"
     if not file.is_file() or file.stat().st_size > MAX_JSON:
         msg = f"{path} has no readable _METADATA; it was not finished, or written by an orbax older than 0.5"
         raise StoreError(msg)
-    metadata = json.loads(file.read_bytes())
+    metadata = json_object(file.read_bytes(), str(file), budget)
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     base = {"driver": "file", "path": f"{path.resolve()}/"}
     found = Checkpoint(str(path), {})
-    for entry in metadata["tree_metadata"].values():
-        keys = [str(key["key"]) for key in entry["key_metadata"]]
+    present = input_size(path)
+    for keys, entry in _orbax_entries(file, metadata):
         name = ".".join(keys)
-        if any(key in {"..", "."} or "/" in key or "\\" in key for key in keys):
-            msg = f"{path}: tree key {name!r:.80} would leave the folder"
+        where = f"{path}: {shorten(name)}"
+        budget.spend_objects(1000, where)  # opening one takes about a millisecond
+        if any(key in {"..", "."} or "/" in key or "\\" in key or "\0" in key for key in keys):
+            msg = f"{where}: this key of the tree would leave the folder"
             raise UnsafeInputError(msg)
         if metadata.get("use_ocdbt", True):
             store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         else:
             store = {"driver": "file", "path": f"{path.resolve() / name}/"}
-        kind = str(entry.get("value_metadata", {}).get("value_type", ""))
-        if kind in {"None", "Dict", "List", "str", "string"}:
+        described = entry.get("value_metadata")
+        kind = described.get("value_type") if isinstance(described, dict) else ""
+        if kind in ("None", "Dict", "List", "str", "string"):
             found.passed_over[name] = kind
             continue
         spec = {"driver": driver, "kvstore": store}
-        array = tensorstore.open(spec, open=True, read=True, context=_bounded(tensorstore)).result()
+        with foreign(where):
+            array = tensorstore.open(spec, open=True, read=True, context=_bounded(tensorstore)).result()
         if array.dtype.name not in RAW:
             found.passed_over[name] = f"type {array.dtype.name}"
             continue
-        shape = check_shape(f"{path}: {name!r:.80}", tuple(int(n) for n in array.shape))
-        check_size(f"{path}: {name!r:.80}", math.prod(shape) * RAW[array.dtype.name].itemsize, _folder_bytes(path))
+        shape = check_shape(where, tuple(int(n) for n in array.shape))
+        budget.spend_unpacked(math.prod(shape) * RAW[array.dtype.name].itemsize, present, where)
 
-        def read_rows(start: int, stop: int, array: Any = array, shape: tuple[int, ...] = shape) -> np.ndarray:
-            return (array[start:stop] if shape else array).read().result()
+        def read_rows(
+            start: int, stop: int, array: Any = array, shape: tuple[int, ...] = shape, where: str = where
+        ) -> np.ndarray:
+            with foreign(where):
+                return (array[start:stop] if shape else array).read().result()
 
         found.tensors[name] = rows_tensor(shape, array.dtype.name, read_rows)
     return found
 
 
+def _orbax_entries(file: Path, metadata: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    tree = metadata.get("tree_metadata")
+    for entry in tree.values() if isinstance(tree, dict) else [None]:
+        path = entry.get("key_metadata") if isinstance(entry, dict) else None
+        if not isinstance(path, list) or not all(isinstance(key, dict) and "key" in key for key in path):
+            msg = f"{file} does not describe a tree of arrays; it is damaged, or of an orbax that is not known here"
+            raise StoreError(msg)
+        yield [str(key["key"]) if isinstance(key["key"], str | int) else "" for key in path], dict(entry or {})
+
+
 def _bounded(tensorstore: Any) -> Any:
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
-
-
-def _folder_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoint]]:
@@ -330,7 +343,7 @@ def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoi
         with path.open("rb") as stream:
             hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
         if hdf5:
-            read_hdf5(path)  # for its checks
+            read_hdf5(path, Budget.for_size(path.stat().st_size))  # for its checks
             optional_package("h5netcdf", "reading netCDF 4", "h5netcdf")
         data = xr.open_dataset(path, engine="h5netcdf" if hdf5 else "scipy")
     if along not in data.dims:
