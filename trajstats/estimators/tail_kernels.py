@@ -201,11 +201,12 @@ def _power(p: np.ndarray, x: np.ndarray, low: float) -> np.ndarray:
 
 def _truncated(p: np.ndarray, x: np.ndarray, low: float) -> np.ndarray:
     alpha, rate = 1 + math.exp(p[0]), math.exp(p[1])
-    return -alpha * np.log(x / low) - rate * (x - low) - _log_truncated_norm(alpha, rate * low) - math.log(low)
+    return -alpha * np.log(x / low) - rate * (x - low) - log_truncated_norm(alpha, rate * low) - math.log(low)
 
 
-def _log_truncated_norm(alpha: float, b: float) -> float:
-    # log of the integral over t > 1 of t^-alpha exp(-b (t - 1)); t = exp(v), trapezium in v
+def log_truncated_norm(alpha: float, b: float) -> float:
+    """Evaluate the log of the integral over t > 1 of t^-alpha exp(-b (t - 1))."""
+    # t = exp(v), trapezium in v
     top = min(50.0 / max(alpha - 1.0, 1e-3), math.log1p(60.0 / max(b, 1e-300)))
     v = np.linspace(0.0, top, 1001)
     f = np.exp(-(alpha - 1.0) * v - b * np.expm1(v))
@@ -296,6 +297,17 @@ class TailLaw:
     names: tuple[str, ...]
     starts: Callable[[np.ndarray], list[list[float]]]
     natural: Callable[[np.ndarray], np.ndarray] = np.exp
+
+    def scaled(self, step: float) -> list[float]:
+        """Return by what each parameter grows when the values are multiplied by `step`; NaN where there is none."""
+        powers = [{"scale": 1.0, "rate": -1.0}.get(name, 0.0) for name in self.names]
+        return [step**power for power in powers] + [math.nan] * (2 - len(powers))
+
+    def shifted(self, step: float) -> list[float]:
+        """Return what is added to each parameter when the values are multiplied by `step`."""
+        return [math.log(step) if name == "mean_log" else 0.0 for name in self.names] + [math.nan] * (
+            2 - len(self.names)
+        )
 
 
 def _scale(x: np.ndarray) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,21 @@ from scipy import special
 
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
+from trajstats.estimators.tail_discrete import (
+    FEWEST_LEVELS,
+    find_grid,
+    fit_zeta,
+    log_zeta_law,
+    on_integers,
+    spread_rounded,
+    truncated_zeta,
+    zeta_p_value,
+    zeta_stderr,
+)
 from trajstats.estimators.tail_kernels import (
     LAWS,
+    PowerLaw,
+    TailLaw,
     bootstrap_p_value,
     fit_law,
     fit_power_law,
@@ -51,6 +66,8 @@ def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
     Notes
     -----
     A power law shows as a plateau; a Gaussian rises without one as k falls. Bias grows with k, variance with 1/k.
+    Values on a uniform grid (integers, quantised weights) enter level by level, with the threshold half a step above
+    the level below; values rounded to a short float format are spread evenly over their rounding intervals.
 
     References
     ----------
@@ -64,13 +81,22 @@ def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
     2.0
     """  # noqa: DOC502 (raised by the checks it calls)
     ordered = _clean(values, FEWEST)
-    top = np.log(ordered[::-1])
+    grid = find_grid(ordered)
+    if grid.kind == "rounded":
+        ordered = spread_rounded(ordered, grid.bits)
+    top = ordered[::-1]
     k = np.unique(np.geomspace(2, ordered.size - 1, points).astype(int))
-    k = k[top[0] > top[k]]
-    mean = np.cumsum(top)[k - 1] / k - top[k]
+    threshold = top[k]
+    if grid.kind == "uniform":
+        # all values of one level enter together, and the level below ends half a step above itself
+        k = np.unique(np.searchsorted(-top, -threshold, side="left"))
+        k = k[k > 1]
+        threshold = top[k] + grid.step / 2
+    k, threshold = k[top[0] > top[k]], threshold[top[0] > top[k]]
+    mean = np.cumsum(np.log(top))[k - 1] / k - np.log(threshold)
     result = xr.Dataset(
         {"index": ("k", 1 / mean), "stderr": ("k", 1 / mean / np.sqrt(k))},
-        coords={"k": k, "threshold": ("k", np.exp(top[k]))},
+        coords={"k": k, "threshold": ("k", threshold)},
     )
     return annotate(
         result,
@@ -127,19 +153,27 @@ def tail_fit(
         ``alpha``, ``alpha_stderr`` :math:`(\alpha-1)/\sqrt{n}`, ``x_min``, ``n_tail``, ``ks_distance``, ``p_value``
         (small: not a power law) and, along ``law``, ``log_likelihood_ratio`` (positive favours the power law) with its
         ``comparison_p_value`` (Vuong's test; the chi-squared one for the truncated power law, which holds the power
-        law) and ``law_parameters`` along ``law_parameter``.
+        law) and ``law_parameters`` along ``law_parameter``. ``kind`` is ``"continuous"``, ``"discrete"`` (values on a
+        uniform grid, fitted by a zeta law) or ``"rounded"`` (a float format of at most 11 significant bits), and
+        ``grid_step`` the spacing of a uniform grid (NaN elsewhere).
 
     Raises
     ------
     ArgumentError
         If an argument is out of range.
     FitError
-        If fewer than `min_tail` values are above the cut-off, or all values are equal.
+        If fewer than `min_tail` values are above the cut-off, all values are equal, values on a grid have fewer than
+        five levels, or many values are copies of others on no grid.
     NonFiniteError
         If a value is NaN or infinite.
 
     Notes
     -----
+    Ties are not ignored. Where the values are multiples of one step (integers, quantised weights), k = x / step follows
+    the zeta law :math:`P(k)=k^{-\alpha}/\zeta(\alpha,k_{min})`, fitted by discrete maximum likelihood; the truncated
+    power law is then a sum too, and the other laws are integrated over [k - 1/2, k + 1/2]. Values in bfloat16, float16
+    or float8 are spread evenly over their rounding intervals before a continuous fit.
+
     Every value is a candidate cut-off up to 20,000 candidates; the search is exact (candidates are bounded from below
     at 48 points first) and takes about 5 ms at n = 5000. A p-value tests the whole procedure, cut-off included.
     Its power is that of the values kept: 5000 Gaussian numbers are rejected (p at most 0.1) in 10 of 20 samples with
@@ -168,33 +202,15 @@ def tail_fit(
     if x_min is not None and not (x_min > 0 and (ordered >= x_min).sum() >= min_tail):
         msg = f"{int((ordered >= x_min).sum())} values are at least x_min={x_min}; {min_tail} are needed: lower x_min"
         raise FitError(msg)
-    fit = fit_power_law(ordered, min_tail=min_tail, x_min=x_min, alpha_range=(low, high))
-    if fit is None:
-        msg = f"no cut-off leaves {min_tail} values with an exponent in ({low}, {high}); widen alpha_range"
-        raise FitError(msg)
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
-    p_value = math.nan
-    if bootstrap:
-        p_value = bootstrap_p_value(
-            ordered,
-            fit,
-            draws=bootstrap,
-            min_tail=min_tail,
-            scan=x_min is None,
-            alpha_range=(low, high),
-            rng=np.random.default_rng(entropy),
-        )
-    data: dict[str, Any] = {
-        "alpha": fit.alpha,
-        "alpha_stderr": (fit.alpha - 1) / math.sqrt(fit.n_tail),
-        "x_min": fit.x_min,
-        "n_tail": float(fit.n_tail),
-        "ks_distance": fit.distance,
-        "p_value": p_value,
-    }
-    result = xr.Dataset(data)
-    if compare:
-        result = result.merge(_comparison(ordered[ordered.size - fit.n_tail :], fit))
+    how = _How(x_min, min_tail, (low, high), bootstrap, compare, np.random.default_rng(entropy))
+    grid = find_grid(ordered)
+    if grid.kind == "uniform":
+        result = _discrete(ordered, grid.step, how)
+    else:
+        if grid.kind == "rounded":
+            ordered = spread_rounded(ordered, grid.bits)
+        result = _continuous(ordered, how).assign(kind=grid.kind, grid_step=math.nan)
     return annotate(
         result,
         name="tail_fit",
@@ -228,11 +244,94 @@ def _clean(values: Any, fewest: int) -> np.ndarray:
     return x
 
 
-def _comparison(tail: np.ndarray, fit: Any) -> xr.Dataset:
-    own = power_law_log_density(fit, tail)
+@dataclass(frozen=True)
+class _How:
+    """The checked options of a fit."""
+
+    x_min: float | None
+    min_tail: int
+    alpha_range: tuple[float, float]
+    bootstrap: int
+    compare: bool
+    rng: np.random.Generator
+
+    def p_value(self, test: Callable[..., float], values: np.ndarray, fit: PowerLaw) -> float:
+        """Bootstrap the p-value, NaN where none is wanted."""
+        if not self.bootstrap:
+            return math.nan
+        return test(
+            values,
+            fit,
+            draws=self.bootstrap,
+            min_tail=self.min_tail,
+            scan=self.x_min is None,
+            alpha_range=self.alpha_range,
+            rng=self.rng,
+        )
+
+
+def _continuous(ordered: np.ndarray, how: _How) -> xr.Dataset:
+    """Fit a continuous power law."""
+    fit = fit_power_law(ordered, min_tail=how.min_tail, x_min=how.x_min, alpha_range=how.alpha_range)
+    if fit is None:
+        raise FitError(_no_cut_off(how))
+    result = _table(fit, (fit.alpha - 1) / math.sqrt(fit.n_tail), how.p_value(bootstrap_p_value, ordered, fit))
+    if how.compare:
+        tail = ordered[ordered.size - fit.n_tail :]
+        result = result.merge(_comparison(tail, fit.x_min, power_law_log_density(fit, tail), LAWS))
+    return result
+
+
+def _discrete(ordered: np.ndarray, step: float, how: _How) -> xr.Dataset:
+    """Fit a zeta law to values on a uniform grid; cut-off and result are in units of the values."""
+    k = np.rint(ordered / step)
+    levels, counts = np.unique(k, return_counts=True)
+    if levels.size < FEWEST_LEVELS:
+        msg = (
+            f"the values lie on a grid of step {step:.4g} and take only {levels.size} levels; at least {FEWEST_LEVELS} "
+            "are needed to tell a power law. Give the values before they were rounded."
+        )
+        raise FitError(msg)
+    k_min = None if how.x_min is None else float(np.ceil(how.x_min / step - 1e-6))
+    fit = fit_zeta(levels, counts, min_tail=how.min_tail, k_min=k_min, alpha_range=how.alpha_range)
+    if fit is None:
+        raise FitError(_no_cut_off(how))
+    result = _table(fit, zeta_stderr(fit), how.p_value(zeta_p_value, k, fit))
+    if how.compare:
+        tail = k[k.size - fit.n_tail :]
+        laws = {name: replace(law, log_density=on_integers(law.log_density)) for name, law in LAWS.items()}
+        laws["truncated_power_law"] = replace(LAWS["truncated_power_law"], log_density=truncated_zeta)
+        result = result.merge(_comparison(tail, fit.x_min, log_zeta_law(fit.alpha, tail, fit.x_min), laws))
+        scales = xr.DataArray([law.scaled(step) for law in LAWS.values()], dims=("law", "law_parameter"))
+        shifts = xr.DataArray([law.shifted(step) for law in LAWS.values()], dims=("law", "law_parameter"))
+        result["law_parameters"] = result["law_parameters"] * scales + shifts
+    return result.assign(kind="discrete", grid_step=step, x_min=fit.x_min * step)
+
+
+def _no_cut_off(how: _How) -> str:
+    """Return the message of a fit without a candidate."""
+    low, high = how.alpha_range
+    return f"no cut-off leaves {how.min_tail} values with an exponent in ({low}, {high}); widen alpha_range"
+
+
+def _table(fit: PowerLaw, stderr: float, p_value: float) -> xr.Dataset:
+    """Return what every fit reports."""
+    values = {
+        "alpha": fit.alpha,
+        "alpha_stderr": stderr,
+        "x_min": fit.x_min,
+        "n_tail": float(fit.n_tail),
+        "ks_distance": fit.distance,
+        "p_value": p_value,
+    }
+    return xr.Dataset(values)
+
+
+def _comparison(tail: np.ndarray, x_min: float, own: np.ndarray, laws: dict[str, TailLaw]) -> xr.Dataset:
+    """Compare the log densities `own` of a power law with those of the other laws, fitted to the same tail."""
     ratio, p_value, parameters = [], [], np.full((len(LAWS), 2), np.nan)
-    for i, (name, law) in enumerate(LAWS.items()):
-        found, theirs = fit_law(law, tail, fit.x_min)
+    for i, (name, law) in enumerate(laws.items()):
+        found, theirs = fit_law(law, tail, x_min)
         parameters[i, : found.size] = found
         difference = own - theirs
         total = float(difference.sum())

@@ -12,8 +12,9 @@ import xarray as xr
 
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_shapes, layer_slices
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.estimators.tail_discrete import find_grid
 from trajstats.estimators.tail_kernels import hill_index
-from trajstats.estimators.tails import FEWEST, tail_fit
+from trajstats.estimators.tails import FEWEST, hill_plot, tail_fit
 from trajstats.theory.random_matrix import MarchenkoPastur
 
 
@@ -47,14 +48,15 @@ def weight_tails(
     -------
     xarray.Dataset
         What `tail_fit` gives, with dims (replica, step, layer) in front, and ``hill_index``, ``hill_stderr`` and
-        ``excess_kurtosis``.
+        ``excess_kurtosis``. Where a layer cannot be fitted (all zero, too few levels, NaN) its numbers are NaN and
+        ``reason`` says why; ``reason`` is empty elsewhere.
 
     Raises
     ------
     ArgumentError
         If a step or layer is not there, or no layer is large enough.
     FitError
-        If the weights of a layer have no tail (all equal).
+        If no layer can be fitted at any checkpoint.
 
     Notes
     -----
@@ -81,10 +83,10 @@ def weight_tails(
         msg = f"hill_share={hill_share}: give a share between 0 and 1"
         raise ArgumentError(msg)
 
-    def one(values: np.ndarray, seed: int) -> xr.Dataset:
+    def one(name: str, values: np.ndarray, seed: int) -> xr.Dataset:
         fit = tail_fit(values, bootstrap=bootstrap, compare=compare, rng=seed)
         moduli = np.abs(values[values != 0])
-        index, stderr = hill_index(moduli, min(max(25, round(hill_share * moduli.size)), moduli.size - 1))
+        index, stderr = _hill(moduli, min(max(25, round(hill_share * moduli.size)), moduli.size - 1))
         centred = values - values.mean()
         kurtosis = float(np.mean(centred**4) / np.mean(centred**2) ** 2 - 3)
         return fit.assign(hill_index=index, hill_stderr=stderr, excess_kurtosis=kurtosis)
@@ -131,12 +133,15 @@ def spectral_tails(
     -------
     xarray.Dataset
         With dims (replica, step, layer): what `tail_fit` gives for the eigenvalues (``alpha`` is what WeightWatcher
-        calls alpha), ``bulk_variance``, ``bulk_edge``, ``n_spikes`` and ``largest``.
+        calls alpha), ``bulk_variance``, ``bulk_edge``, ``n_spikes`` and ``largest``. Where a matrix cannot be fitted
+        its numbers are NaN and ``reason`` says why.
 
     Raises
     ------
     ArgumentError
         If a step or layer is not there, or no layer is large enough.
+    FitError
+        If no matrix can be fitted at any checkpoint.
 
     References
     ----------
@@ -150,7 +155,7 @@ def spectral_tails(
     >>> run = trajectory_dataset(w.reshape(1, -1), step=[0], layers={"0.weight": (100, 200)})
     >>> int(spectral_tails(run, rng=0).n_spikes.squeeze())
     0
-    """
+    """  # noqa: DOC502 (raised by the checks it calls)
     trajectory = check_trajectory(trajectory)
     shapes = layer_shapes(trajectory)
     sides = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items() if len(shape) >= 2}
@@ -161,12 +166,16 @@ def spectral_tails(
     if wrong or not chosen:
         msg = f"no matrix with a smaller side of at least {FEWEST} in {wrong or list(shapes)}; name larger layers"
         raise ArgumentError(msg)
-    n_cells = trajectory.sizes[REPLICA] * (trajectory.sizes[STEP] if steps is None else len(np.atleast_1d(steps)))
-    order = iter([sides[name] for _ in range(n_cells) for name in chosen])
 
-    def one(values: np.ndarray, seed: int) -> xr.Dataset:
-        rows, columns = next(order)
+    def one(name: str, values: np.ndarray, seed: int) -> xr.Dataset:
+        rows, columns = sides[name]
         n, big = min(rows, columns), max(rows, columns)
+        if not np.isfinite(values).all():
+            msg = f"{int((~np.isfinite(values)).sum())} weights are NaN or infinite"
+            raise NonFiniteError(msg)
+        if not values.any():
+            msg = "all weights are zero: there is no spectrum to fit"
+            raise FitError(msg)
         eigenvalues = np.linalg.svd(values.reshape(rows, columns), compute_uv=False) ** 2 / big
         variance = float(np.median(eigenvalues)) / _median(n / big)
         edge = MarchenkoPastur(n / big, variance=variance).edges[1]
@@ -219,20 +228,44 @@ def _along_training(
         raise ArgumentError(unknown("step", missing[0], saved.tolist()))
     spans = layer_slices(trajectory, layers)
     generator = np.random.default_rng(rng)
-    replicas = []
+    cells: list[list[list[xr.Dataset | str]]] = []
+    failures: list[FitError | NonFiniteError] = []
     for r in range(trajectory.sizes[REPLICA]):
-        rows = []
+        cells.append([])
         for step in wanted:
             weights = np.asarray(trajectory[WEIGHTS][r, int(np.searchsorted(saved, step))].values, dtype=np.float64)
-            fits = []
+            fits: list[xr.Dataset | str] = []
             for name, span in spans.items():
+                seed = int(generator.integers(2**63))
                 try:
-                    fits.append(one(weights[span], int(generator.integers(2**63))))
+                    fits.append(one(name, weights[span], seed))
                 except (FitError, NonFiniteError) as error:
-                    msg = f"layer {name!r}, replica {r}, step {step}: {error}"
-                    raise type(error)(msg) from None
-            rows.append(xr.concat(fits, LAYER, coords="minimal", compat="override"))
-        replicas.append(xr.concat(rows, STEP, coords="minimal", compat="override"))
+                    failures.append(type(error)(f"layer {name!r}, replica {r}, step {step}: {error}"))
+                    fits.append(str(error))
+            cells[-1].append(fits)
+    fitted = next((fit for rows in cells for row in rows for fit in row if not isinstance(fit, str)), None)
+    if fitted is None:
+        raise failures[0]
+    none = _without_numbers(fitted)
+    replicas = []
+    for rows in cells:
+        filled = [[none.assign(reason=f) if isinstance(f, str) else f.assign(reason="") for f in row] for row in rows]
+        along = [xr.concat(row, LAYER, coords="minimal", compat="override") for row in filled]
+        replicas.append(xr.concat(along, STEP, coords="minimal", compat="override"))
     result = xr.concat(replicas, REPLICA, coords="minimal", compat="override")
     coords = {REPLICA: trajectory[REPLICA].values, STEP: wanted, LAYER: np.array(list(spans), dtype=object)}
     return result.assign_coords(coords).drop_attrs()
+
+
+def _without_numbers(fit: xr.Dataset) -> xr.Dataset:
+    """Return a fit's layout with NaN for every number and empty texts."""
+    return fit.map(lambda a: xr.full_like(a, np.nan) if a.dtype.kind == "f" else xr.full_like(a, ""))
+
+
+def _hill(moduli: np.ndarray, k: int) -> tuple[float, float]:
+    """Estimate Hill's index as `hill_plot` does on a grid; NaN where all of the k largest are equal."""
+    plot = hill_plot(moduli, points=moduli.size) if find_grid(np.sort(moduli)).kind != "continuous" else None
+    if plot is None:
+        return hill_index(moduli, k)
+    at = plot.sel(k=k, method="nearest")
+    return float(at["index"]), float(at["stderr"])

@@ -67,6 +67,8 @@ def plot_tail_index(tails: xr.Dataset, *, quantity: str = "hill_index", ax: Axes
     replicas = tails.sizes["replica"]
     for colour, layer in zip(CATEGORIES, tails["layer"].values, strict=False):
         one = tails[quantity].sel(layer=layer)
+        if not np.isfinite(one).any():
+            continue  # a layer that could not be fitted; tails.reason says why
         own = tails["hill_stderr" if quantity == "hill_index" else "alpha_stderr"].sel(layer=layer)
         mean = one.mean("replica")
         error = one.std("replica", ddof=1) / np.sqrt(replicas) if replicas > 1 else own.isel(replica=0)
