@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 import trajstats as ts
+from trajstats.data.folder import Folder
 from trajstats.data.journal import FileJournal
 from trajstats.data.maintenance import compact, delete_after
 from trajstats.data.verify import verify
@@ -46,7 +47,7 @@ def test_torn_end_is_no_row(tmp_path, cut):
     weights = unfinished(path, 5)
     file = next((path / "journal").glob("*.rows"))
     raw = file.read_bytes()
-    start = FileJournal(path / "journal", 4 * N, 2**20).scan(0)[0][3].offset + 4 * N  # where the last record begins
+    start = FileJournal(Folder(path), 4 * N, 2**20).scan(0)[0][3].offset + 4 * N  # where the last record begins
     file.write_bytes(raw[: start + cut])
     run = ts.open_trajectory(path)
     np.testing.assert_array_equal(run.weights.values[0], weights[:4])
@@ -62,7 +63,7 @@ def test_every_flipped_bit_of_a_journal_is_reported(tmp_path):
     unfinished(path, 4)
     file = next((path / "journal").glob("*.rows"))
     raw = file.read_bytes()
-    ends = [r.offset + 4 * N for r in FileJournal(path / "journal", 4 * N, 2**20).scan(0)[0]]
+    ends = [r.offset + 4 * N for r in FileJournal(Folder(path), 4 * N, 2**20).scan(0)[0]]
     rng = np.random.default_rng(0)
     for position in {*range(0, 60, 2), *rng.integers(0, len(raw), 40).tolist(), len(raw) - 1}:
         bad = bytearray(raw)

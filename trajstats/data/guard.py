@@ -12,6 +12,7 @@ from typing import Any
 
 from zarr.core.sync import sync
 
+from trajstats.data.folder import check_plain
 from trajstats.data.layout import COMMITTED, INITIAL, JOURNAL, STORE_FORMAT
 from trajstats.data.place import Place
 from trajstats.data.schema import SKETCH, WEIGHTS
@@ -71,7 +72,7 @@ def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, SKETCH, INITIA
         msg = f"{place} is a zarr {root.get('node_type')}, not a group; give the folder above it"
         raise SchemaError(msg)
     if place.local is not None:
-        check_links(place.local)
+        check_plain(place.local)
     rows = attrs.get(COMMITTED)
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows < 2**53):
         msg = f"{place}: committed_rows is {rows!r:.40}, which is no number of rows"
@@ -111,9 +112,9 @@ def read_json(place: Place, key: str) -> dict[str, Any] | None:
         If it is too large or no JSON object.
     """
     if place.local is not None:
-        file = place.local / key
-        if file.is_file() and file.stat().st_size > MAX_METADATA_BYTES:
-            msg = f"{file}: {file.stat().st_size} bytes of metadata; at most {MAX_METADATA_BYTES} are read"
+        size = place.folder.size(key) or 0
+        if size > MAX_METADATA_BYTES:
+            msg = f"{place}/{key:.200}: {size} bytes of metadata; at most {MAX_METADATA_BYTES} are read"
             raise UnsafeInputError(msg)
     raw = place.get(key)
     if raw is None:

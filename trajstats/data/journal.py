@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
+from trajstats.data.folder import Folder
 from trajstats.data.layout import JOURNAL
 from trajstats.data.object_journal import ObjectJournal
-from trajstats.data.place import Place, sync_folder
+from trajstats.data.place import Place
 from trajstats.data.records import (
     HEADER_BYTES,
     MAGIC,
@@ -30,6 +32,8 @@ from trajstats.data.records import (
 from trajstats.errors import StoreError
 
 __all__ = ["Damage", "FileJournal", "Journal", "ObjectJournal", "Record", "open_journal"]
+
+_IS_ROWS = re.compile(r"[0-9]{1,18}\.rows")
 
 
 def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
@@ -50,7 +54,7 @@ def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
         The journal.
     """
     if place.local is not None:
-        return FileJournal(place.local / JOURNAL, row_bytes, rows_per_file)
+        return FileJournal(place.folder, row_bytes, rows_per_file)
     return ObjectJournal(place, row_bytes)
 
 
@@ -59,15 +63,15 @@ class FileJournal:
 
     Parameters
     ----------
-    folder : Path
-        The folder ``journal`` of the store.
+    folder : Folder
+        The folder of the store.
     row_bytes : int
         Bytes of one row.
     rows_per_file : int
         A new file begins at every multiple of this row.
     """
 
-    def __init__(self, folder: Path, row_bytes: int, rows_per_file: int) -> None:
+    def __init__(self, folder: Folder, row_bytes: int, rows_per_file: int) -> None:
         self._folder = folder
         self._row_bytes = row_bytes
         self._rows_per_file = rows_per_file
@@ -75,15 +79,17 @@ class FileJournal:
         self._name = ""
         self._end = 0
 
-    def files(self) -> list[Path]:
-        """List the files in the order of their rows."""
-        found = [f for f in self._folder.glob("*.rows") if f.stem.isdigit() and not f.is_symlink()]
-        return sorted(found, key=lambda f: int(f.stem))
+    def files(self) -> list[str]:
+        """List the names of the files in the order of their rows."""
+        return sorted(filter(_IS_ROWS.fullmatch, self._folder.names(JOURNAL)), key=_first_row)
+
+    def _end_row(self, file: str) -> int:
+        return (_first_row(file) // self._rows_per_file + 1) * self._rows_per_file
 
     def scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
         """List the rows from `first_row` on whose checksums hold, up to the first that does not."""
         records: list[Record] = []
-        files = [f for f in self.files() if (int(f.stem) // self._rows_per_file + 1) * self._rows_per_file > first_row]
+        files = [file for file in self.files() if self._end_row(file) > first_row]
         for number, file in enumerate(files):
             try:
                 found, damage = self._scan_file(file)
@@ -93,7 +99,7 @@ class FileJournal:
                 if record.row == first_row + len(records):
                     records.append(record)
                 elif record.row > first_row + len(records):
-                    return records, Damage(file.name, 0, first_row + len(records), len(found), torn=False)
+                    return records, Damage(file, 0, first_row + len(records), len(found), torn=False)
             if damage is not None:
                 later = sum(len(self._scan_file(f)[0]) for f in files[number + 1 :])
                 row = first_row + len(records) if damage.row is None else damage.row
@@ -101,22 +107,22 @@ class FileJournal:
                 return records, Damage(damage.where, damage.offset, row, damage.after + later, torn)
         return records, None
 
-    def _scan_file(self, file: Path) -> tuple[list[Record], Damage | None]:
+    def _scan_file(self, file: str) -> tuple[list[Record], Damage | None]:
         records: list[Record] = []
-        size = file.stat().st_size
         offset = 0
-        with file.open("rb", buffering=0) as stream:
+        with self._stream(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             while offset < size:
                 record, length, row = self._read_record(stream, file, offset, size)
                 if record is None:
                     after = self._whole_after(stream, file, offset, length, size)
                     short = size < offset + (length or HEADER_BYTES + self._row_bytes)
-                    return records, Damage(file.name, offset, row, after, torn=short and not after)
+                    return records, Damage(file, offset, row, after, torn=short and not after)
                 records.append(record)
                 offset += length
         return records, None
 
-    def _read_record(self, stream: Any, file: Path, offset: int, size: int) -> tuple[Record | None, int, int | None]:
+    def _read_record(self, stream: Any, file: str, offset: int, size: int) -> tuple[Record | None, int, int | None]:
         stream.seek(offset)
         header = stream.read(HEADER_BYTES)
         fields = decode_header(header)
@@ -138,12 +144,12 @@ class FileJournal:
         if got != crc:
             return None, length, row
         return (
-            Record(row, step, decode_metadata(text, file.name), file.name, offset + HEADER_BYTES + n_text),
+            Record(row, step, decode_metadata(text, file), file, offset + HEADER_BYTES + n_text),
             length,
             row,
         )
 
-    def _whole_after(self, stream: Any, file: Path, offset: int, length: int, size: int) -> int:
+    def _whole_after(self, stream: Any, file: str, offset: int, length: int, size: int) -> int:
         # How many whole records follow a bad one: none after a torn write, some after a change to the file.
         starts = [offset + length] if length else []
         if not starts:
@@ -169,16 +175,23 @@ class FileJournal:
     def continue_after(self, records: Sequence[Record]) -> None:
         """Cut off whatever follows the last of `records` and get ready to append."""
         self.close()
-        self._folder.mkdir(parents=True, exist_ok=True)
         last = records[-1] if records else None
         for file in self.files():
-            if last is None or int(file.stem) > int(Path(last.where).stem):
-                file.unlink()
+            if last is None or _first_row(file) > _first_row(last.where):
+                self._folder.remove(f"{JOURNAL}/{file}")
         if last is not None:
-            with (self._folder / last.where).open("r+b") as stream:
+            with self._stream(last.where, os.O_RDWR) as stream:
                 stream.truncate(last.offset + self._row_bytes)
                 os.fsync(stream.fileno())
-        sync_folder(self._folder)
+        self._sync_folder()
+
+    def _stream(self, file: str, flags: int = os.O_RDONLY) -> io.FileIO:
+        handle = self._folder.open(f"{JOURNAL}/{file}", flags, alone=bool(flags & os.O_RDWR))
+        return io.FileIO(handle, "r+" if flags & os.O_RDWR else "r")
+
+    def _sync_folder(self) -> None:
+        if os.name == "posix":  # so that the names in it survive a power cut; others have no handles of folders
+            self._folder.sync(JOURNAL)
 
     def append(self, row: int, step: int, metadata: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> Record:
         """Append a row; on any error the journal is as it was before."""
@@ -208,12 +221,12 @@ class FileJournal:
         if self._handle is not None:
             self.make_durable()
             self.close()
-        existing = [f for f in self.files() if int(f.stem) // self._rows_per_file == row // self._rows_per_file]
-        file = existing[-1] if existing else self._folder / f"{row:012d}.rows"
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        existing = [f for f in self.files() if _first_row(f) // self._rows_per_file == row // self._rows_per_file]
+        file = existing[-1] if existing else f"{row:012d}.rows"
+        self._handle = self._folder.open(f"{JOURNAL}/{file}", os.O_RDWR | os.O_CREAT, alone=True)
         self._end = os.lseek(self._handle, 0, os.SEEK_END)
-        self._name = file.name
-        sync_folder(self._folder)
+        self._name = file
+        self._sync_folder()
         return self._handle
 
     def make_durable(self) -> None:
@@ -223,17 +236,15 @@ class FileJournal:
 
     def read(self, record: Record, start: int, stop: int) -> bytes:
         """Read the bytes from `start` to `stop` of the weights of a row."""
-        with (self._folder / record.where).open("rb", buffering=0) as stream:
+        with self._stream(record.where) as stream:
             stream.seek(record.offset + start)
             return stream.read(stop - start)
 
     def drop(self, before_row: int) -> None:
         """Delete whatever holds only rows before `before_row`."""
         for file in self.files():
-            first = int(file.stem)
-            end = (first // self._rows_per_file + 1) * self._rows_per_file
-            if end <= before_row and file.name != self._name:
-                file.unlink()
+            if self._end_row(file) <= before_row and file != self._name:
+                self._folder.remove(f"{JOURNAL}/{file}")
 
     def close(self) -> None:
         """Let go of open files."""
@@ -241,6 +252,10 @@ class FileJournal:
             os.close(self._handle)
             self._handle = None
             self._name = ""
+
+
+def _first_row(file: str) -> int:
+    return int(file.removesuffix(".rows"))
 
 
 def _write_all(handle: int, parts: list[memoryview]) -> None:

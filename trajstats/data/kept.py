@@ -1,7 +1,10 @@
-"""Results that were kept (fits, batches, pairs, spectra), opened as carefully as a trajectory of a stranger."""
+"""Saved results (fits, batches, pairs, spectra): written whole or not at all, opened with care."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +14,9 @@ import xarray as xr
 import zarr
 from zarr.storage import StorePath
 
+from trajstats.data.folder import check_plain
+from trajstats.data.folder_store import FolderStore
 from trajstats.data.formats import check_size
-from trajstats.data.guard import check_links
 from trajstats.data.unpacking import bounded_codecs
 
 # Format 3 has no codec that runs code; both readers are told so, else they look for format 2 as well.
@@ -31,7 +35,7 @@ def open_kept(place: Path | StorePath, /) -> xr.Dataset:
     -------
     xarray.Dataset
         Chunks that unpack to more than the metadata say raise UnsafeInputError when they are read, and so does here a
-        link that leads out of a folder.
+        link in the folder.
     """
     _look(place)
     with bounded_codecs():
@@ -95,9 +99,54 @@ def kept_arrays(place: Path, /) -> Iterator[zarr.Group]:
         yield zarr.open_group(place, mode="r", zarr_format=3)
 
 
+def save_kept(path: Path, data: xr.Dataset | xr.DataTree, /, *, former: Path | None = None) -> None:
+    """Write a result to a folder, which takes its place under its name once it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; what is there under this name, also a link, is replaced and not written into.
+    data : Dataset or DataTree
+        The result.
+    former : Path, optional
+        Where the old one is while the new one takes its place; a name that nobody knows if not given.
+    """
+    scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir()  # new, so that nothing can be prepared in it
+    try:
+        data.to_zarr(FolderStore(scratch), mode="w", consolidated=False)
+        _replace(path, scratch, former)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(path: Path, scratch: Path, former: Path | None) -> None:
+    if not os.path.lexists(path):
+        scratch.rename(path)
+        return
+    retired = former or path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
+    path.rename(retired)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        if not os.path.lexists(path):
+            retired.rename(path)
+        raise
+    remove_kept(retired)
+
+
+def remove_kept(path: Path, /) -> None:
+    """Delete a result; of a link the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
 def _look(place: Path | StorePath) -> None:
     if isinstance(place, Path) and place.exists():
-        check_links(place)
+        check_plain(place)
 
 
 def _believe(place: Path | StorePath, claimed: int) -> None:

@@ -242,8 +242,7 @@ def create_store(
         COMMITTED: 0,
     }
     if place.local is not None:
-        files = [str(f.relative_to(place.local)) for f in place.local.rglob("*") if f.is_file()]
-        place.make_durable([f for f in files if not f.startswith(JOURNAL)])
+        place.make_durable([key for key in place.folder.files() if not key.startswith(JOURNAL)])
     group = zarr.open_group(place.path(), mode="r+", use_consolidated=False)
     group.attrs.put(root)
     place.make_durable(["zarr.json"], "create")

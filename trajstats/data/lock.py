@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from trajstats.data.layout import JOURNAL
@@ -47,23 +45,22 @@ class WriterLock:
         self._place = place
         self._key = f"{JOURNAL}/lock" if place.local is not None else f"{JOURNAL}/lock/zarr.json"
         self._handle: int | None = None
-        self._name = str(place.local.resolve()) if place.local is not None else ""
+        self._name = os.path.realpath(place.local) if place.local is not None else ""
         holder = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}
         )
         if place.local is not None:
-            self._take_file(place.local / self._key, holder, take_over)
+            self._take_file(holder, take_over)
         else:
             raw = place.get(self._key)
             self._refuse(_holder(raw), take_over, alive=None)
             node = {"zarr_format": 3, "node_type": "group", "attributes": json.loads(holder)}
             place.set(self._key, json.dumps(node).encode())
 
-    def _take_file(self, file: Path, holder: str, take_over: bool) -> None:
+    def _take_file(self, holder: str, take_over: bool) -> None:
         if self._name in _HELD:
             self._refuse({"pid": os.getpid(), "host": socket.gethostname()}, False, alive=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        handle = self._place.folder.open(self._key, os.O_RDWR | os.O_CREAT, alone=True)
         try:
             found = _holder(os.read(handle, 4096))
             if fcntl is not None:
@@ -71,7 +68,7 @@ class WriterLock:
                     fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     self._refuse(found or {"pid": "?", "host": "?"}, False, alive=True)
-                if not file.exists() or file.stat().st_ino != os.fstat(handle).st_ino:
+                if self._place.folder.inode(self._key) != os.fstat(handle).st_ino:
                     msg = f"{self._place} was being finished by another writer just now; open it again"
                     raise StoreError(msg)
                 self._refuse(found, take_over, alive=False)
@@ -89,7 +86,7 @@ class WriterLock:
         if found is None or take_over:
             return
         here = found.get("host") == socket.gethostname()
-        who = f"process {found.get('pid')} on {found.get('host')} since {found.get('since', 'now')}"
+        who = f"process {found.get('pid')!s:.20} on {found.get('host')!s:.80} since {found.get('since', 'now')!s:.40}"
         if alive is None:
             alive = not here or _alive(found.get("pid"))
         if alive:
@@ -119,29 +116,27 @@ class WriterLock:
             elif self._place.get(self._key) is not None:
                 self._place.delete(self._key)
         elif self._handle is not None:
-            file = self._place.local / self._key
             os.ftruncate(self._handle, 0)
             if remove_journal:  # the lock goes last, while it is still held, so that no rows of another writer are hit
-                for other in file.parent.iterdir():
-                    if other != file:
-                        other.unlink()
-                file.unlink()
+                for name in self._place.folder.names(JOURNAL):
+                    if f"{JOURNAL}/{name}" != self._key:
+                        self._place.folder.remove(f"{JOURNAL}/{name}")
+                self._place.folder.remove(self._key)
             os.close(self._handle)
             self._handle = None
             _HELD.pop(self._name, None)
             if remove_journal:
-                with contextlib.suppress(OSError):  # another writer may have begun in the meantime
-                    file.parent.rmdir()
+                self._place.folder.remove_empty(JOURNAL)  # another writer may have begun in the meantime
 
 
 def _holder(raw: bytes | None) -> dict[str, Any] | None:
     try:
         found = json.loads(raw) if raw else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(found, dict):
-        return found.get("attributes", found)
-    return None
+        found = found.get("attributes", found)
+    return found if isinstance(found, dict) else None
 
 
 def _alive(pid: Any) -> bool:
@@ -150,6 +145,8 @@ def _alive(pid: Any) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
+        return False
+    except OverflowError:  # no number of a process
         return False
     except OSError:
         return True

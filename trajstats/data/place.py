@@ -17,6 +17,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
+from trajstats.data.folder import Folder, check_plain
+from trajstats.data.folder_store import FolderStore
 from trajstats.data.redaction import without_credentials
 from trajstats.data.retrying import RetryingStore
 from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError
@@ -51,6 +53,7 @@ class Place:
         self._branch = branch
         self._prefix = ""
         self._store: Store | None = None
+        self.folder: Folder
         if isinstance(target, Place):
             target = target.target
         self.target: Any = target
@@ -62,20 +65,23 @@ class Place:
             if self.local.exists() and not self.local.is_dir():
                 msg = f"{target} is a file; a trajectory store is a folder. Checkpoint files are read with ingest(...)"
                 raise ArgumentError(msg)
-            self._store = LocalStore(self.local, read_only=not write)
+            self._store = FolderStore(self.local, read_only=not write)
         elif isinstance(target, str):
             self._store, self._prefix = _from_url(target)
         elif isinstance(target, StorePath):
             self._store, self._prefix = target.store, target.path.strip("/")
-            if not isinstance(self._store, LocalStore | MemoryStore | RetryingStore):
+            if isinstance(self._store, LocalStore):
+                self._store = FolderStore(self._store.root, read_only=self._store.read_only)
+            elif not isinstance(self._store, FolderStore | MemoryStore | RetryingStore):
                 self._store = RetryingStore(self._store)
         elif isinstance(target, Store):
             self._store = target
             if write and target.read_only:
                 msg = f"{target} is opened for reading only; give the path, or a store that may be written"
                 raise StoreError(msg)
-            if isinstance(target, LocalStore):
+            if isinstance(target, LocalStore | FolderStore):
                 self.local = target.root
+                self._store = FolderStore(self.local, read_only=target.read_only)
             elif not isinstance(target, MemoryStore | RetryingStore):
                 self._store = RetryingStore(target)
         elif hasattr(target, "writable_session"):
@@ -83,6 +89,11 @@ class Place:
         else:
             msg = f"{type(target).__name__} is not a place for a store; give a path, a URL or a zarr store object"
             raise ArgumentError(msg)
+
+        if self.local is not None:
+            self.folder = Folder(self.local)
+        if write and isinstance(self._store, FolderStore):
+            check_plain(self._store.root / self._prefix)
 
     def __repr__(self) -> str:
         return without_credentials(self.target)
@@ -164,29 +175,13 @@ class Place:
         elif self.local is not None:
             folders = set()
             for key in keys:
-                file = self.local / key
-                folders.add(file.parent)
-                sync_file(file)
-            for folder in folders:
-                sync_folder(folder)
+                folders.add(key.rpartition("/")[0] or ".")
+                self.folder.sync(key)
+            for folder in folders if os.name == "posix" else ():  # others have no handles of folders
+                self.folder.sync(folder)
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
-
-
-def sync_file(file: Path) -> None:
-    """Fsync one file."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that the names in it survive a power cut (systems without folder handles skip this)."""
-    if os.name == "posix":
-        sync_file(folder)
 
 
 def _local_path(text: str) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.checks import check_series_name
+from trajstats.data.folder import PARTIAL
 from trajstats.data.journal import Journal, Record
 from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
@@ -266,7 +267,7 @@ def check_vacant(place: Place) -> None:
     """
     if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
         return
-    others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(".partial")]
+    others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(PARTIAL)]
     if others:
         msg = f"{place} is a folder that holds other things ({', '.join(sorted(others)[:3])}); choose a new path"
         raise StoreError(msg)
@@ -281,5 +282,5 @@ def clean(place: Place) -> None:
         The store.
     """
     if place.local is not None:
-        for file in place.local.rglob("*.partial"):
-            file.unlink(missing_ok=True)
+        for key in [key for key in place.folder.files() if key.endswith(PARTIAL)]:
+            place.folder.remove(key)

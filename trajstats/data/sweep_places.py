@@ -11,7 +11,7 @@ from typing import Any
 
 from trajstats.data.naming import natural_key
 from trajstats.data.redaction import without_credentials
-from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsafeInputError
 
 SUFFIX = ".zarr"
 _DEEPEST = 4
@@ -36,6 +36,8 @@ def sweep_members(paths: Any) -> dict[str, Any]:
         If two stores would have one name, or `paths` is none of these.
     StoreNotFoundError
         If there is no store.
+    UnsafeInputError
+        If a link leads out of the folder.
     """
     if isinstance(paths, str | os.PathLike):
         found, root = _remote(str(paths)) if "://" in str(paths) else _local(str(paths))
@@ -73,7 +75,8 @@ def _local(text: str) -> tuple[list[str], str]:
         root = Path(text)
         if _is_store(root):
             return [text], str(root.absolute().parent)
-        return sorted(_below(root, 1), key=natural_key), str(root.absolute())
+        inside = os.path.realpath(root)
+        return sorted(_below(root, 1, inside), key=natural_key), str(root.absolute())
     if glob.has_magic(text):
         found = sorted((p for p in glob.glob(text, recursive=True) if Path(p).is_dir()), key=natural_key)
         return found, _fixed_part(str(Path(text).absolute()))
@@ -85,15 +88,18 @@ def _is_store(folder: Path) -> bool:
     return (folder / "zarr.json").is_file() or folder.name.endswith(SUFFIX)
 
 
-def _below(folder: Path, depth: int) -> list[str]:
+def _below(folder: Path, depth: int, inside: str) -> list[str]:
     found: list[str] = []
     for entry in folder.iterdir():
         if entry.name.startswith(".") or not entry.is_dir():
             continue
+        if entry.is_symlink() and not os.path.realpath(entry).startswith(os.path.join(inside, "")):
+            msg = f"{entry} is a link that leads out of {inside}; give the stores to open in a list, or a pattern"
+            raise UnsafeInputError(msg)
         if _is_store(entry):
             found.append(str(entry))
         elif depth < _DEEPEST:
-            found += _below(entry, depth + 1)
+            found += _below(entry, depth + 1, inside)
     return found
 
 

@@ -122,7 +122,8 @@ class Tiles:
         if self.place.local is None:
             named = [name for name in node_names(self.place) if name != JOURNAL]
             return {n: array_of(group, n) for n in named if self.place.get(f"{n}/zarr.json") is not None}
-        names = sorted(e.name for e in self.place.local.iterdir() if (e / "zarr.json").is_file() and e.name != JOURNAL)
+        folder = self.place.folder
+        names = sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
         return {name: array_of(group, name) for name in names}
 
     def tile_key(self, slab: int, *where: int) -> str:
@@ -315,21 +316,21 @@ class Tiles:
         leads_at = [tuple(i + a for i, (a, _) in zip(lead, bounds[2:-1], strict=True)) for lead in leads]
         keys = [self.tile_key(slab, *lead, at) for slab in slabs for lead in leads_at for at in across]
         if self.place.local is not None:
-            return [key for key in keys if not (self.place.local / key).is_file()]
+            return [key for key in keys if self.place.folder.size(key) is None]
         return [key for key in keys if self.place.get(key, 0, 1) is None]
 
     def missing(self, rows: int) -> list[str]:
         """List the files that `rows` committed rows must have and that are not there."""
         small = self.small_chunks(rows)
         if self.place.local is not None:
-            root = self.place.local
-            lost = [key for key in small if not (root / key).is_file()]
+            folder = self.place.folder
+            lost = [key for key in small if folder.size(key) is None]
             if not rows or not self.layout.size:
                 return lost
             for slab in range(self.slabs(rows)):
                 wanted = self.keys_of_slab(slab)
                 folders = {key.rpartition("/")[0] for key in wanted}
-                there = {f"{f}/{e.name}" for f in folders if (root / f).is_dir() for e in (root / f).iterdir()}
+                there = {f"{above}/{name}" for above in folders for name in folder.names(above)}
                 lost += [key for key in wanted if key not in there]
             return lost
         lost = [key for key in small if self.place.get(key) is None]

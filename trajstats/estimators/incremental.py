@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.data.kept import open_kept
+from trajstats.data.kept import open_kept, save_kept
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
 from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, resumable
 from trajstats.estimators.cluster_blocks import explained
@@ -159,31 +157,11 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
         wanted = extend_pairs(previous, run)
         if wanted is previous:
             return previous
-    scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     kept = "is as it was" if path.exists() else "is not made"
-    try:
-        how = f"{path} {kept}. The same call again computes the missing pairs."
-        with resumable(how), explained(how):
-            wanted.compute().drop_encoding().to_zarr(scratch, mode="w-", consolidated=False)
-        _replace(path, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    how = f"{path} {kept}. The same call again computes the missing pairs."
+    with resumable(how), explained(how):
+        save_kept(path, wanted.compute().drop_encoding())
     return open_kept(path)
-
-
-def _replace(path: Path, scratch: Path) -> None:
-    if not path.exists():
-        scratch.rename(path)
-        return
-    retired = path.with_name(f"{path.name}.{uuid.uuid4().hex}.old")
-    path.rename(retired)
-    try:
-        scratch.rename(path)
-    except BaseException:
-        if not path.exists():
-            retired.rename(path)
-        raise
-    shutil.rmtree(retired)
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:

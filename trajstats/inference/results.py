@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.kept import load_kept_tree
+from trajstats.data.kept import load_kept_tree, save_kept
 from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError
 from trajstats.inference.uncertainty import half_interval
 
@@ -185,14 +185,12 @@ class FitResult:
             If something is there already.
         """
         target = Path(path)
-        if target.exists():
+        if os.path.lexists(target):
             msg = f"{target} exists; a fit is never overwritten. Choose another name or remove it."
             raise StoreError(msg)
-        partial = target.with_name(target.name + ".partial")
         tree = self.to_datatree().map_over_datasets(storable)
         tree.attrs = self.to_datatree().attrs
-        tree.to_zarr(partial, mode="w", consolidated=False)
-        partial.rename(target)
+        save_kept(target, tree)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FitResult:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.kept import load_kept
+from trajstats.data.kept import load_kept, remove_kept, save_kept
 from trajstats.errors import ArgumentError, FitError, StoreError, unknown
 
 TAU_FACTOR = 50
@@ -197,16 +197,9 @@ class _Ensemble:
             },
             attrs={"position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
         )
-        partial = store.with_name(store.name + ".partial")
-        kept.to_zarr(partial, mode="w", consolidated=False)
-        if store.exists():
-            if _former(store).exists():  # it was stopped while the one before was removed
-                _remove(_former(store))
-            store.rename(_former(store))
-            partial.rename(store)
-            _remove(_former(store))
-        else:
-            partial.rename(store)
+        if _former(store).exists():  # it was stopped while the one before was removed
+            remove_kept(_former(store))
+        save_kept(store, kept, former=_former(store))
 
     def _resume(self, store: Path) -> None:
         import emcee
@@ -234,12 +227,6 @@ class _Ensemble:
 
 def _former(store: Path) -> Path:
     return store.with_name(store.name + ".old")
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def scatter_walkers(
