@@ -469,7 +469,7 @@ def test_link_out_of_a_store(stranger, tmp_path):
     file = stranger / "weights" / "c" / "0" / "0" / "0"
     file.unlink()
     file.symlink_to(secret)
-    with pytest.raises(ts.UnsafeInputError, match="leads out of"):
+    with pytest.raises(ts.UnsafeInputError, match="is a link"):
         ts.open_trajectory(stranger)
 
 
@@ -516,9 +516,8 @@ def test_kept_results_are_read_like_trajectories(tmp_path, make, attack):
         chunk.symlink_to(tmp_path / "secret")
     tracemalloc.start()
     try:
-        if make is kept_member:  # what is damaged is made anew
+        if make is kept_member and attack != "link":  # what is damaged is made anew
             xr.testing.assert_identical(read(), want)
-            assert not chunk.is_symlink()
         elif (make, attack) != (kept_pairs, "claim"):
             with pytest.raises(ts.UnsafeInputError):
                 read()
