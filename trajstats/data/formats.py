@@ -160,7 +160,7 @@ def input_size(path: Path) -> int:
 
 
 def _reader(path: Path) -> Callable[[Path, Budget], Checkpoint]:
-    from trajstats.data import formats_flat, formats_msgpack, formats_torch, formats_tree
+    from trajstats.data import formats_flat, formats_hdf5, formats_msgpack, formats_torch, formats_tree
 
     if path.is_dir():
         return formats_tree.read_folder
@@ -172,13 +172,13 @@ def _reader(path: Path) -> Callable[[Path, Budget], Checkpoint]:
     if suffix == ".safetensors":
         return formats_flat.read_safetensors
     if magic[:8] == b"\x89HDF\r\n\x1a\n" or suffix in {".h5", ".hdf5", ".weights.h5"}:
-        return formats_tree.read_hdf5
+        return formats_hdf5.read_hdf5
     if suffix == ".npy" or magic[:6] == b"\x93NUMPY":
         return formats_flat.read_npy
     if suffix == ".npz":
         return formats_flat.read_npz
     if suffix == ".keras":
-        return formats_tree.read_keras
+        return formats_hdf5.read_keras
     if suffix in {".msgpack", ".flax"}:
         return formats_msgpack.read_msgpack
     if suffix in {".pkl", ".pickle", ".joblib", ".dill"} or path.name == ".metadata":

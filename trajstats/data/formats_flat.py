@@ -319,6 +319,16 @@ def _check_member(path: Path, info: zipfile.ZipInfo, budget: Budget) -> None:
     budget.spend_unpacked(info.file_size, info.compress_size, where)
 
 
+def read_member(archive: zipfile.ZipFile, path: Path, name: str, most: int) -> bytes:
+    """Unpack a member of at most `most` bytes."""
+    info = archive.getinfo(name)
+    if info.file_size > most:
+        msg = f"{path}: {shorten(name)} takes {info.file_size} bytes; at most {most} are read"
+        raise UnsafeInputError(msg)
+    with foreign(f"{path}: {shorten(name)}"):
+        return archive.read(info)
+
+
 def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
     """Find where the data of an uncompressed member begin."""
     with path.open("rb") as stream:

@@ -22,7 +22,7 @@ import numpy as np
 
 from trajstats.data.budget import Budget, foreign, shorten
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves
-from trajstats.data.formats_flat import member_offset, open_zip
+from trajstats.data.formats_flat import member_offset, open_zip, read_member
 from trajstats.errors import StoreError, UnsafeInputError
 
 STORAGES = {
@@ -355,10 +355,10 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
             msg = f"{path} holds {len(pickles)} data.pkl or code (TorchScript); only state dicts are read"
             raise UnsafeInputError(msg)
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in infos and _member(archive, path, f"{root}byteorder", 64).strip() != b"little":
+        if f"{root}byteorder" in infos and read_member(archive, path, f"{root}byteorder", 64).strip() != b"little":
             msg = f"{path} was written on a big-endian machine; save it again on a little-endian one"
             raise StoreError(msg)
-        machine = _Machine(io.BytesIO(_member(archive, path, pickles[0], MAX_PICKLE)), str(path), budget)
+        machine = _Machine(io.BytesIO(read_member(archive, path, pickles[0], MAX_PICKLE)), str(path), budget)
         tree = _run(machine, str(path))
 
     def locate(storage: _Storage) -> tuple[int, int]:
@@ -369,15 +369,6 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
         return member_offset(path, info), info.file_size
 
     return _collect(path, tree, locate, budget)
-
-
-def _member(archive: zipfile.ZipFile, path: Path, name: str, most: int) -> bytes:
-    info = archive.getinfo(name)
-    if info.file_size > most:
-        msg = f"{path}: {shorten(name)} takes {info.file_size} bytes; at most {most} are read"
-        raise UnsafeInputError(msg)
-    with foreign(f"{path}: {shorten(name)}"):
-        return archive.read(info)
 
 
 def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
