@@ -22,11 +22,10 @@ from trajstats.data.formats import (
     open_checkpoint,
 )
 from trajstats.data.formats_flat import MAX_JSON, json_object
-from trajstats.data.formats_hdf5 import float_name, read_hdf5
-from trajstats.data.guard import check_links, check_zarr
+from trajstats.data.formats_hdf5 import float_name
+from trajstats.data.guard import check_links
 from trajstats.data.naming import natural_key
-from trajstats.data.place import Place
-from trajstats.data.unpacking import bounded_codecs
+from trajstats.data.series_files import open_dataset
 from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, UnsupportedError, optional_package, unknown
 
 WEIGHT_FILES = (
@@ -164,27 +163,18 @@ def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoi
     ArgumentError
         If no dimension is named, or no variable has it.
     """
-    import xarray as xr
-
     along = dims.get("step")
     if along is None or set(dims) != {"step"}:
         msg = f"dims={dict(dims)}: name the dimension of time, as in dims={{'step': 'time'}}"
         raise ArgumentError(msg)
-    if path.is_dir():
-        check_zarr(Place(path), lazy=_array_names(path))
-        with bounded_codecs():
-            data = xr.open_zarr(path, consolidated=False, chunks=None)
-    else:
-        with path.open("rb") as stream:
-            hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
-        if hdf5:
-            read_hdf5(path, Budget.for_size(path.stat().st_size))  # for its checks
-            optional_package("h5netcdf", "reading netCDF 4", "h5netcdf")
-        data = xr.open_dataset(path, engine="h5netcdf" if hdf5 else "scipy")
+    budget = Budget.for_size(input_size(path))
+    data = open_dataset(path, budget)
     if along not in data.dims:
         raise ArgumentError(unknown("dimension", along, data.dims))
-    steps = data[along].values if along in data.coords else np.arange(data.sizes[along])
     names = [str(n) for n, v in data.data_vars.items() if along in v.dims and float_name(v.dtype)]
+    budget.spend_objects(data.sizes[along] * (2 + 4 * len(names)), f"{path}: dimension {along!r}")
+    with foreign(f"{path}: {along!r}"):
+        steps = data[along].values if along in data.coords else np.arange(data.sizes[along])
     series = []
     for k, step in enumerate(steps):
         found = Checkpoint(f"{path}[{along}={step}]", {})
@@ -192,13 +182,10 @@ def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoi
             variable = data[name].variable
             shape = tuple(n for d, n in variable.sizes.items() if d != along)
 
-            def read_box(box: Box, v: Any = variable, k: int = k) -> np.ndarray:
-                return np.asarray(v.isel({along: k})[box])
+            def read_box(box: Box, v: Any = variable, k: int = k, where: str = f"{path}: {name!r}") -> np.ndarray:
+                with foreign(where):
+                    return np.asarray(v.isel({along: k})[box])
 
             found.tensors[name] = box_tensor(shape, float_name(variable.dtype) or "", read_box)
         series.append((int(step), found))
     return series
-
-
-def _array_names(path: Path) -> tuple[str, ...]:
-    return tuple(entry.name for entry in path.iterdir() if entry.is_dir())
