@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trajstats.cli_options import EXIT_CODES, json_option, say, say_json, scheduler_options
+from trajstats.cli_options import EXIT_CODES, clock_option, json_option, say, say_json, scheduler_options
 from trajstats.errors import resumable
 
 
@@ -15,13 +15,22 @@ from trajstats.errors import resumable
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page."
 )
-@click.option("--waiting-time", "waiting", metavar="STEP", type=int, multiple=True, help="Saved step; repeat for more.")
+@click.option(
+    "--waiting-time", "waiting", metavar="TIME", type=float, multiple=True, help="Saved time; repeat for more."
+)
+@clock_option
 @click.option("--title", help="Heading of the page.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the fits.")
 @scheduler_options
 @json_option
 def analyze_command(
-    paths: tuple[str, ...], out: Path, waiting: tuple[int, ...], title: str | None, seed: int, as_json: bool
+    paths: tuple[str, ...],
+    out: Path,
+    waiting: tuple[float, ...],
+    clock: str | None,
+    title: str | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Analyse a run, or several seeds of one architecture, and write one self-contained page.
 
@@ -33,7 +42,9 @@ def analyze_command(
 
     source = paths[0] if len(paths) == 1 else list(paths)
     with resumable(f"{out} was not touched. The same command again starts the analysis anew."):
-        page = analyze(source, out, waiting_time=waiting or None, rng=seed, title=title, progress=not as_json)
+        page = analyze(
+            source, out, waiting_time=waiting or None, clock=clock, rng=seed, title=title, progress=not as_json
+        )
     if as_json:
         say_json({"page": str(page.absolute()), "sources": paths, "seed": seed})
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trajstats.cli_options import EXIT_CODES, FOUND, json_option, say, say_json, scheduler_options
+from trajstats.cli_options import EXIT_CODES, FOUND, clock_option, json_option, say, say_json, scheduler_options
 from trajstats.errors import StoreError
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def fit_command() -> None:
 
 
 @fit_command.command("subaging", epilog=EXIT_CODES)
-@click.option("--waiting-time", "waiting", metavar="STEP", type=float, multiple=True, help="Repeat for more.")
+@click.option("--waiting-time", "waiting", metavar="TIME", type=float, multiple=True, help="Repeat for more.")
 @click.option("--lags-per-decade", type=click.IntRange(min=1), default=8, show_default=True, help="Of each.")
-@click.option("--clock", default="step", show_default=True, help="Clock of the times.")
+@click.option("--min-lag", metavar="TIME", type=float, help="Shortest lag.")
+@clock_option
 @click.option("--layer", default="total", show_default=True, help="One layer, or all together.")
 @click.option("--estimator", default="free", show_default=True, help="Whose posterior is kept, such as power_law.")
 @_fit
@@ -59,7 +60,8 @@ def subaging_command(
     paths: tuple[str, ...],
     waiting: tuple[float, ...],
     lags_per_decade: int,
-    clock: str,
+    min_lag: float | None,
+    clock: str | None,
     layer: str,
     estimator: str,
     out: Path,
@@ -73,6 +75,7 @@ def subaging_command(
 
     Example: trajstats fit subaging runs/a_seed*.zarr --waiting-time 100 --waiting-time 1000 --out a.fit
     """
+    from trajstats.data.clocks import check_clock, choose_clock, default_reason, with_reason
     from trajstats.data.schedules import time_pairs
     from trajstats.data.schema import clock_values
     from trajstats.data.store import open_trajectory
@@ -81,9 +84,12 @@ def subaging_command(
 
     _check_vacant(out)
     run = open_trajectory(list(paths))
-    times = list(waiting) or _waiting_times(clock_values(run, clock))
-    pairs = time_pairs(run, waiting_time=times, lags_per_decade=lags_per_decade, clock=clock)
-    delta = msd(run, pairs, clock=clock)
+    chosen = choose_clock(run, clock, waiting_time=waiting or None, min_lag=min_lag)
+    saved = clock_values(run, chosen)
+    check_clock(saved, run["step"].values, chosen)
+    times = list(waiting) or _waiting_times(saved)
+    pairs = time_pairs(run, waiting_time=times, lags_per_decade=lags_per_decade, min_lag=min_lag, clock=chosen)
+    delta = msd(run, with_reason(pairs, "" if clock else default_reason(chosen)))
     fit = fit_subaging(delta, rng=seed, estimator=estimator, over=layer, max_steps=max_steps, progress=not as_json)
     _finish(fit, out, as_json)
 
@@ -91,13 +97,13 @@ def subaging_command(
 @fit_command.command("decay", epilog=EXIT_CODES)
 @click.option("--series", default="loss", show_default=True, help="Series to fit; seeds are averaged.")
 @click.option("--curve", default="power_law", show_default=True, help="Law of the decay.")
-@click.option("--clock", default="step", show_default=True, help="Clock of the times.")
+@clock_option
 @_fit
 def decay_command(
     paths: tuple[str, ...],
     series: str,
     curve: str,
-    clock: str,
+    clock: str | None,
     out: Path,
     seed: int,
     max_steps: int,
@@ -107,6 +113,8 @@ def decay_command(
 
     Example: trajstats fit decay runs/a.zarr --out decay.fit
     """
+    from trajstats.data.clocks import choose_clock
+    from trajstats.data.schema import clock_values
     from trajstats.data.store import open_trajectory
     from trajstats.errors import ArgumentError, unknown
     from trajstats.inference.decay import fit_decay
@@ -116,7 +124,11 @@ def decay_command(
     if series not in run.data_vars or run[series].dims != ("replica", "step"):
         known = [str(name) for name, values in run.data_vars.items() if values.dims == ("replica", "step")]
         raise ArgumentError(unknown("series", series, known))
-    fit = fit_decay(run[series].mean("replica"), rng=seed, curve=curve, clock=clock, max_steps=max_steps)
+    chosen = choose_clock(run, clock)
+    loss = run[series].mean("replica").assign_coords({chosen: ("step", clock_values(run, chosen))})
+    fit = fit_decay(loss, rng=seed, curve=curve, clock=chosen, max_steps=max_steps)
+    if clock is None and chosen != "step":
+        fit = _with_steps(fit, fit_decay(loss, rng=seed, curve=curve, max_steps=max_steps), chosen)
     _finish(fit, out, as_json)
 
 
@@ -151,6 +163,25 @@ def divergence_command(
     runs = open_sweep(paths[0] if len(paths) == 1 else list(paths))
     times = learning_times(runs, loss=losses[0] if len(losses) == 1 else losses, series=series, clock=clock)
     _finish(fit_divergence(times, rng=seed, nu=nu, max_steps=max_steps), out, as_json)
+
+
+def _with_steps(fit: FitResult, on_steps: FitResult, clock: str) -> FitResult:
+    # A fit on a clock that was not given names it, with the exponent on steps.
+    from dataclasses import replace
+
+    from trajstats.data.clocks import REASON, default_reason, unit_of
+
+    words = []
+    for one in (fit, on_steps):
+        row = one.summary(levels=(0.95,)).sel(coefficient="beta")
+        low, high = (float(edge) for edge in row["interval"].values.ravel())
+        words.append(f"{float(row['value']):.3f} [{low:.3f}, {high:.3f}]")
+    reason = default_reason(clock)
+    flag = (
+        f"times are in {clock} ({unit_of(clock)}): {reason}; beta is {words[0]} on {clock} and {words[1]} on optimiser "
+        "steps"
+    )
+    return replace(fit, flags=(flag, *fit.flags), attrs={**fit.attrs, REASON: reason})
 
 
 def _check_vacant(out: Path) -> None:
@@ -190,7 +221,16 @@ def _finish(fit: FitResult, out: Path, as_json: bool) -> None:
             }
             for name in table["coefficient"].values
         }
-        say_json({"out": str(out), "kind": fit.kind, "status": fit.status, "flags": fit.flags, "coefficients": rows})
+        say_json(
+            {
+                "out": str(out),
+                "kind": fit.kind,
+                "status": fit.status,
+                "clock": fit.attrs.get("clock"),
+                "flags": fit.flags,
+                "coefficients": rows,
+            }
+        )
     else:
         say(str(fit))
         say(f"saved to {out}")

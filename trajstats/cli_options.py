@@ -23,6 +23,11 @@ Exit codes:
   3    done, but something was found: a damaged store, a fit that says no
   130  interrupted; what to do to go on is printed"""
 
+clock_option = click.option(
+    "--clock",
+    help="Clock of all times, such as step or proper_time. Default: step, or proper_time where it is stored and not "
+    "proportional to the step; numbers then need --clock.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line, for machines.")
 
 

@@ -342,13 +342,28 @@ def clock_values(trajectory: xr.Dataset, clock: str = "step") -> np.ndarray:
     Raises
     ------
     ArgumentError
-        If the trajectory has no such clock.
+        If the trajectory has no such clock, or its replicas have different ones.
     """
+    if clock in CLOCKS and clock in trajectory.data_vars and trajectory[clock].dims == (REPLICA, STEP):
+        return _shared_clock(trajectory, clock)
     known = [str(name) for name, coord in trajectory.coords.items() if coord.dims == (STEP,)]
     if clock not in known:
         raise ArgumentError(unknown("clock", clock, known, do="Add it with .assign_coords(...)."))
     values = trajectory[clock].values
     return values if clock == STEP else values.astype(np.float64)
+
+
+def _shared_clock(trajectory: xr.Dataset, clock: str) -> np.ndarray:
+    # The clock of joined runs, where it is the same in all of them.
+    values = trajectory[clock].values.astype(np.float64)
+    if not np.allclose(values, values[:1], rtol=1e-9, atol=0, equal_nan=True):
+        last = ", ".join(f"{v:.6g}" for v in values[:5, -1])
+        msg = (
+            f"{clock} is not the same in the {len(values)} replicas (at the last step: {last}); select one with "
+            ".isel(replica=[0]), or count in steps with clock='step'"
+        )
+        raise ArgumentError(msg)
+    return values[0]
 
 
 def annotate(

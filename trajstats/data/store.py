@@ -378,14 +378,15 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         raise SchemaError(msg)
     runs = [run if run.sizes[STEP] == len(common) else run.sel({STEP: common}) for run in runs]
     # A clock that is not the same in all runs cannot stay a coordinate along step.
-    for name in [str(n) for n, c in first.coords.items() if c.dims == (STEP,) and n != STEP]:
-        if not all(
-            name in run.coords and np.array_equal(run[name], first_of[name], equal_nan=True)
-            for run in runs
-            for first_of in runs[:1]
-        ):
-            runs = [run.reset_coords(name) if name in run.coords else run for run in runs]
-            runs = [run.assign({name: run[name].expand_dims(REPLICA)}) if name in run else run for run in runs]
+    known = dict.fromkeys(str(n) for run in runs for n, c in run.coords.items() if c.dims == (STEP,) and n != STEP)
+    for name in known:
+        lacking = np.full(len(common), np.nan)
+        values = [run[name].values if name in run.coords else lacking for run in runs]
+        if not all(np.array_equal(own, values[0], equal_nan=True) for own in values):
+            rows = [((REPLICA, STEP), own[None]) for own in values]
+            runs = [
+                run.drop_vars(name, errors="ignore").assign({name: row}) for run, row in zip(runs, rows, strict=True)
+            ]
     shared = set.intersection(*(set(run.data_vars) for run in runs))
     runs = [run[sorted(shared, key=str)] for run in runs]
     joined = xr.concat(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import REASON, carried_clock, clock_attrs, clock_of, on_steps, unit_of
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME, annotate
 from trajstats.errors import ArgumentError, TooFewReplicasError
 
@@ -144,11 +145,13 @@ def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
         arguments={"points": points},
         source=str(delta.attrs.get("source", "")),
         error_from="none: one replica" if source is None else str(source),
-        clock=delta.attrs.get("clock", STEP),
+        **(carried_clock(delta) or clock_attrs(STEP)),
     )
 
 
-def epoch_echo(delta: xr.DataArray, /, *, epoch: float, tolerance: float = 0.02) -> xr.Dataset:
+def epoch_echo(
+    delta: xr.DataArray, /, *, epoch: float, clock: str | None = None, tolerance: float = 0.02
+) -> xr.Dataset:
     r"""Find dips of the MSD at lags of whole epochs, the echo of a batch order that repeats.
 
     The depth of the echo at :math:`t=kE` is :math:`1-\Delta(t_w,t)/\Delta_\mathrm{base}`, the base interpolated on
@@ -160,7 +163,10 @@ def epoch_echo(delta: xr.DataArray, /, *, epoch: float, tolerance: float = 0.02)
     delta : xarray.DataArray, (replica, pair)
         `trajstats.msd` with ``per="all"`` or one layer selected, lags dense enough to see an epoch.
     epoch : float
-        E, on the clock of `delta`.
+        E, on `clock`.
+    clock : str, optional
+        That of `delta` if not given, or ``"step"``. Required where `delta` is in proper time because no clock was
+        given: there E could also mean optimiser steps.
     tolerance : float
         Part of an epoch by which a lag may miss a whole number of epochs.
 
@@ -173,7 +179,8 @@ def epoch_echo(delta: xr.DataArray, /, *, epoch: float, tolerance: float = 0.02)
     Raises
     ------
     ArgumentError
-        If no saved lag is a whole number of epochs with neighbours on both sides.
+        If no saved lag is a whole number of epochs with neighbours on both sides, or E could be on either of two
+        clocks.
 
     Notes
     -----
@@ -192,6 +199,7 @@ def epoch_echo(delta: xr.DataArray, /, *, epoch: float, tolerance: float = 0.02)
     >>> round(float(epoch_echo(delta, epoch=10).mean_depth), 3)
     0.5
     """
+    delta = _on_clock(delta, clock, epoch)
     waiting, lag = delta[WAITING_TIME].values, delta[LAG].values.astype(np.float64)
     values = delta.mean(REPLICA).values if REPLICA in delta.dims else delta.values
     if values.ndim != 1:
@@ -229,6 +237,24 @@ def epoch_echo(delta: xr.DataArray, /, *, epoch: float, tolerance: float = 0.02)
         long_name="depth of the epoch echo",
         units="1",
         estimator="epoch_echo",
-        arguments={"epoch": epoch, "tolerance": tolerance},
+        arguments={"epoch": epoch, "clock": clock_of(delta), "tolerance": tolerance},
         source=str(delta.attrs.get("source", "")),
+        **(carried_clock(delta) or clock_attrs(STEP)),
     )
+
+
+def _on_clock(delta: xr.DataArray, clock: str | None, epoch: float) -> xr.DataArray:
+    own = clock_of(delta)
+    if clock is None and carried_clock(delta).get(REASON):
+        msg = (
+            f"epoch={epoch:g} could mean {epoch:g} optimiser steps or {epoch:g} on the clock of delta, {own} "
+            f"({unit_of(own)}), which was chosen because no clock was given. Give clock='step' or clock={own!r}."
+        )
+        raise ArgumentError(msg)
+    if clock is None or clock == own:
+        return delta
+    steps = on_steps(delta) if clock == STEP else None
+    if steps is None:
+        msg = f"clock={clock!r}, but delta is in {own!r}; measure with msd(run, pairs, clock={clock!r})"
+        raise ArgumentError(msg)
+    return steps

@@ -68,7 +68,7 @@ class Job:
     overlap_k: float
     arguments: dict[str, Any]
 
-    def listed(self, trajectory: xr.Dataset, coords: Mapping[str, Any], clock: str) -> xr.Dataset:
+    def listed(self, trajectory: xr.Dataset, coords: Mapping[str, Any], clock: Mapping[str, str]) -> xr.Dataset:
         """Label the observables along `pair`.
 
         Parameters
@@ -77,8 +77,8 @@ class Job:
             What was prepared.
         coords : mapping
             Coordinates along `pair`.
-        clock : str
-            Clock they are on.
+        clock : mapping
+            Attributes that name the clock they are on.
 
         Returns
         -------
@@ -93,7 +93,7 @@ class Job:
             out = self._with_distance(out, stack(found), PAIR)
         if FLOOR in trajectory and trajectory[FLOOR].dims == (REPLICA, STEP, LAYER):
             out = out.assign_coords({FLOOR: self._floor(trajectory, coords)})
-        return self._annotated(out, trajectory, "two_time", clock=clock)
+        return self._annotated(out, trajectory, "two_time", **clock)
 
     def matrices(self, trajectory: xr.Dataset) -> xr.Dataset:
         """Label the observables along `step` and `step_prime`, symmetric; pairs not in the request are NaN.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from trajstats.data.schema import LAG, PAIR, STEP, WAITING_TIME, annotate, clock_values
+from trajstats.data.clocks import pair_clock, pair_coords
+from trajstats.data.schema import annotate
 from trajstats.data.sketch import check_sketch, sketch_msd
 from trajstats.errors import UnsupportedError
 from trajstats.estimators.groups import Per, read_groups
@@ -29,7 +30,7 @@ def is_sketched(trajectory: object) -> bool:
 
 
 def sketched_two_time(
-    trajectory: xr.Dataset, pairs: xr.Dataset, *, observables: object, per: Per, clock: str, blocks: int | None
+    trajectory: xr.Dataset, pairs: xr.Dataset, *, observables: object, per: Per, clock: str | None, blocks: int | None
 ) -> xr.Dataset:
     """Estimate the MSD of listed pairs from sketches.
 
@@ -59,17 +60,11 @@ def sketched_two_time(
         raise UnsupportedError(msg)
     trajectory = check_sketch(trajectory)
     rows = [saved_rows(trajectory, pairs[end].values) for end in ("first", "second")]
-    groups, times = read_groups(trajectory, per), clock_values(trajectory, clock)
-    coords = {
-        WAITING_TIME: (PAIR, times[rows[0]]),
-        LAG: (PAIR, times[rows[1]] - times[rows[0]]),
-        "first": (PAIR, trajectory[STEP].values[rows[0]]),
-        "second": (PAIR, trajectory[STEP].values[rows[1]]),
-        **groups.coords(),
-    }
+    groups, carried = read_groups(trajectory, per), pair_clock(trajectory, pairs, clock)
+    coords = {**pair_coords(trajectory, rows[0], rows[1], carried), **groups.coords()}
     estimate, stderr = sketch_msd(trajectory, pairs, per=str(per))
     out = xr.Dataset({"msd": estimate.assign_coords(coords), STDERR: stderr.assign_coords(coords)})
-    about = {"estimator": "two_time", "source": str(trajectory.attrs["uid"]), "clock": clock}
+    about = {"estimator": "two_time", "source": str(trajectory.attrs["uid"]), **carried}
     arguments = {
         "observables": wanted,
         "per": groups.argument,

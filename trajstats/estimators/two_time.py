@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, PAIR, STEP, WAITING_TIME, annotate, check_trajectory, clock_values
+from trajstats.data.clocks import carried_clock, clock_of, pair_clock, pair_coords
+from trajstats.data.schema import STEP, annotate, check_trajectory
 from trajstats.errors import ArgumentError
 from trajstats.estimators.blocks import Plan
 from trajstats.estimators.groups import Per
@@ -23,7 +24,7 @@ def msd(
     /,
     *,
     per: Per = "layer",
-    clock: str = "step",
+    clock: str | None = None,
     blocks: int | None = None,
     method: str = "direct",
     on_nan: str = "raise",
@@ -47,9 +48,9 @@ def msd(
     per : {"layer", "kind", "all"} or mapping
         Which parameters are averaged: each layer, each kind of layer (weight, bias, norm, other), the whole network, or
         the groups of a mapping name -> layer names or shell patterns.
-    clock : str
-        Clock of the result's ``waiting_time`` and ``lag``: ``"step"``, ``"epoch"``, ``"proper_time"`` or any other
-        coordinate along `step`, such as a noise clock.
+    clock : str, optional
+        Clock of the result's ``waiting_time`` and ``lag``: that of `pairs` if not given, or ``"step"``, ``"epoch"``,
+        ``"proper_time"`` or any other coordinate along `step`, such as a noise clock.
     blocks : int, optional
         Keep this many random blocks of parameters apart, along dim `block`.
     method : {"direct", "reference"}
@@ -112,8 +113,9 @@ def msd(
         long_name="mean squared displacement",
         units="weight^2",
         estimator="msd",
-        arguments={"clock": clock} | {k: arguments[k] for k in ("per", "blocks", "method", "on_nan", "rng")},
+        arguments={"clock": clock_of(result)} | {k: arguments[k] for k in ("per", "blocks", "method", "on_nan", "rng")},
         source=result.attrs["source"],
+        **carried_clock(result),
     )
 
 
@@ -124,7 +126,7 @@ def two_time(
     *,
     observables: str | Sequence[str] = "msd",
     per: Per = "layer",
-    clock: str = "step",
+    clock: str | None = None,
     blocks: int | None = None,
     wavenumber: Sequence[float] | float | None = None,
     epsilon: float | None = None,
@@ -197,6 +199,7 @@ def two_time(
     if is_sketched(trajectory):
         return sketched_two_time(trajectory, pairs, observables=observables, per=per, clock=clock, blocks=blocks)
     trajectory = check_trajectory(trajectory)
+    about = pair_clock(trajectory, pairs, clock)
     first, second = (saved_rows(trajectory, pairs[end].values) for end in ("first", "second"))
     job = prepare(
         trajectory,
@@ -217,14 +220,7 @@ def two_time(
     if VELOCITY in job.arguments["observables"]:
         msg = f"{VELOCITY} is a function of all pairs of successive displacements; ask all_pairs for it"
         raise ArgumentError(msg)
-    times, steps = clock_values(trajectory, clock), trajectory[STEP].values
-    coords = {
-        WAITING_TIME: (PAIR, times[first]),
-        LAG: (PAIR, times[second] - times[first]),
-        "first": (PAIR, steps[first]),
-        "second": (PAIR, steps[second]),
-    }
-    return job.listed(trajectory, coords, clock)
+    return job.listed(trajectory, pair_coords(trajectory, first, second, about), about)
 
 
 def all_pairs(

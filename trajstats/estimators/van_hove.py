@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME, annotate, check_trajectory, clock_values
+from trajstats.data.clocks import pair_clock, pair_coords
+from trajstats.data.schema import PAIR, REPLICA, annotate, check_trajectory
 from trajstats.errors import ArgumentError, unknown
 from trajstats.estimators.blocks import as_array, block_sums, later, stack
 from trajstats.estimators.groups import Per
@@ -28,7 +29,7 @@ def van_hove(
     reach: float = 6.0,
     scale: str = "linear",
     per: Per = "all",
-    clock: str = "step",
+    clock: str | None = None,
     on_nan: str = "raise",
 ) -> xr.Dataset:
     r"""Self part of the van Hove function: the law of the displacements of single weights, for chosen pairs.
@@ -85,6 +86,7 @@ def van_hove(
         msg = f"bins={bins}, reach={reach}: give at least 2 bins and a reach above 0.001"
         raise ArgumentError(msg)
     trajectory = check_trajectory(trajectory)
+    about = pair_clock(trajectory, pairs, clock)
     first, second = (saved_rows(trajectory, pairs[end].values) for end in ("first", "second"))
     job = prepare(trajectory, first, second, observables="non_gaussian_parameter", per=per, on_nan=on_nan)
     low, high = (-reach, reach) if scale == "linear" else (-3.0, float(np.log10(reach)))
@@ -98,14 +100,7 @@ def van_hove(
         job.request.layer_stop,
         job.groups.of_layer,
     )
-    times, steps = clock_values(trajectory, clock), trajectory[STEP].values
-    coords = {
-        WAITING_TIME: (PAIR, times[first]),
-        LAG: (PAIR, times[second] - times[first]),
-        "first": (PAIR, steps[first]),
-        "second": (PAIR, steps[second]),
-    }
-    moments = job.listed(trajectory, coords, clock)
+    moments = job.listed(trajectory, pair_coords(trajectory, first, second, about), about)
     group = [] if job.groups.dim is None else [job.groups.dim]
     rms = np.sqrt(moments["msd"].transpose(REPLICA, PAIR, *group).data.reshape(-1, first.size, len(job.groups)))
     scales = [later(np.asarray, rms[r]) for r in range(rms.shape[0])]
@@ -128,7 +123,7 @@ def van_hove(
     out["null"] = (BIN, null)
     out["density"].attrs = {"long_name": r"density of $\delta/\sqrt{\Delta}$", "units": "1"}
     out[BIN].attrs = {"long_name": r"$\delta/\sqrt{\Delta}$" if scale == "linear" else r"$|\delta|/\sqrt{\Delta}$"}
-    arguments = {"bins": bins, "reach": reach, "scale": scale, "per": job.groups.argument, "clock": clock}
+    arguments = {"bins": bins, "reach": reach, "scale": scale, "per": job.groups.argument, "clock": about["clock"]}
     return annotate(
         out,
         name="",
@@ -137,7 +132,7 @@ def van_hove(
         estimator="van_hove",
         arguments=arguments,
         source=str(trajectory.attrs["uid"]),
-        clock=clock,
+        **about,
     )
 
 

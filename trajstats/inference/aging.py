@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAG, PAIR, REPLICA, WAITING_TIME
+from trajstats.data.clocks import CLOCK, REASON, carried_clock, clock_attrs
+from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.errors import ArgumentError, TooFewReplicasError, optional_package, unknown
 from trajstats.inference.aging_errors import with_errors
 from trajstats.inference.aging_posteriors import Sampled, sample_free, sample_parametric
@@ -23,6 +24,7 @@ from trajstats.inference.alternatives import (
     parametric_log_msd,
 )
 from trajstats.inference.checks import overlap_gap, residual_check, structured, window_scan
+from trajstats.inference.clock_readings import check_predicted_clock, clock_flag, clock_readings, time_coords
 from trajstats.inference.identified import runs_into
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
@@ -114,8 +116,9 @@ def fit_subaging(
     -------
     FitResult
         Posterior ``mu``, ``N_eff``, ``log_smoothing``, ``curve``. Tables: ``estimators``, ``models``, ``window_scan``,
-        ``threshold_scan``, ``predictive_check``, ``seeds`` for several replicas, and ``evidence`` where asked. `flags`
-        say what the error rests on.
+        ``threshold_scan``, ``predictive_check``, ``seeds`` for several replicas, ``evidence`` where asked, and
+        ``clocks`` where times are not in steps: mu on their clock and on optimiser steps. `flags` say what the error
+        rests on, and name a clock that was taken because none was given. ``attrs["clock"]`` is the clock of `delta`.
 
     Notes
     -----
@@ -165,7 +168,9 @@ def fit_subaging(
     else:
         sampled = sample_free(pilot, bounds, rng, sampler=sampler, max_steps=max_steps, progress=progress)
     tables, noise = _tables(pilot, points, bounds, differences, rng, curve_chosen, name)
-    flags, status = [*points.flags], "ok"
+    readings = clock_readings(delta, points, pilot, bounds, likelihood="iid" if likelihood == "iid" else "wick")
+    tables |= {} if readings is None else {"clocks": readings}
+    flags, status = [*clock_flag(delta, points, readings), *points.flags], "ok"
     scores = xr.Dataset()
     if groups == WAITING_TIME:
         scores = left_out_waiting_times(pilot.curve, sampled.posterior, curve_chosen)
@@ -192,7 +197,7 @@ def fit_subaging(
             "estimator": name,
             "likelihood": likelihood,
             "over": points.over,
-            "clock": points.clock,
+            **clock_attrs(points.clock, carried_clock(delta).get(REASON, "")),
             "source": points.source,
             "pivot": points.pivot,
             "form": pilot.curve.form,
@@ -323,13 +328,17 @@ def _judge(
 
 def _observed(points: Points, log_msd: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
-        {"msd": (PAIR, np.exp(log_msd))},
-        coords={WAITING_TIME: (PAIR, points.waiting_time), LAG: (PAIR, points.lag)},
+        {"msd": (PAIR, np.exp(log_msd))}, coords=time_coords(points.waiting_time, points.lag, points.clock)
     )
 
 
 def predict(
-    fit: FitResult, *, waiting_time: Any = None, lag: Any = None, curve: MasterCurve | None = None
+    fit: FitResult,
+    *,
+    waiting_time: Any = None,
+    lag: Any = None,
+    clock: str | None = None,
+    curve: MasterCurve | None = None,
 ) -> xr.DataArray:
     """Predict the MSD from each draw.
 
@@ -338,7 +347,11 @@ def predict(
     fit : FitResult
         Of `fit_subaging`.
     waiting_time, lag : array, optional
-        Where; the fitted points if not given. Beyond the data the free curve is continued as a power law.
+        Where, on the clock of the fit; the fitted points if not given. Beyond the data the free curve is continued as a
+        power law.
+    clock : str, optional
+        Clock of these numbers, which must be that of the fit. Required where the fit took proper time because no clock
+        was given: there a number could also mean optimiser steps.
     curve : MasterCurve, optional
         Needed only for a result made with a curve of your own.
 
@@ -350,8 +363,9 @@ def predict(
     Raises
     ------
     ArgumentError
-        If the fit was made with a curve that is not given.
+        If the fit was made with a curve that is not given, or the numbers are not on the clock of the fit.
     """
+    check_predicted_clock(fit, clock, {WAITING_TIME: waiting_time, LAG: lag})
     wait = (
         fit.data[WAITING_TIME].values if waiting_time is None else np.atleast_1d(np.asarray(waiting_time, dtype=float))
     )
@@ -387,6 +401,6 @@ def predict(
     return xr.DataArray(
         np.exp(log_msd).reshape(*mu.shape, -1),
         dims=("chain", "draw", PAIR),
-        coords={WAITING_TIME: (PAIR, wait), LAG: (PAIR, lags)},
+        coords=time_coords(wait, lags, str(fit.attrs.get(CLOCK, STEP))),
         name="msd",
     )

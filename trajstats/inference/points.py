@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import clock_of
 from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.options import real_values
@@ -149,11 +150,11 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
         values[:, keep],
         labels,
         chosen,
-        _clock(delta),
+        clock_of(delta),
         str(delta.attrs.get("source", "")),
         flags,
     )
-    _check_size(points)
+    check_size(points)
     return points.subset(thin(points.waiting_time, points.lag, max_points))
 
 
@@ -179,16 +180,6 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
         raise ArgumentError(msg)
     share = delta["n_parameters"] / sizes.sum()
     return (delta * share).sum(LAYER, skipna=False), "total"
-
-
-def _clock(delta: xr.DataArray) -> str:
-    import json
-
-    try:
-        given = json.loads(str(delta.attrs.get("arguments", "{}")))
-    except ValueError:
-        given = {}
-    return str(delta.attrs.get("clock", given.get("clock", "step") if isinstance(given, dict) else "step"))
 
 
 def _check_times(waiting: np.ndarray, lag: np.ndarray) -> None:
@@ -222,7 +213,19 @@ def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> N
             raise FitError(msg + hint)
 
 
-def _check_size(points: Points) -> None:
+def check_size(points: Points) -> None:
+    """Refuse points that cannot determine a master curve and an exponent.
+
+    Parameters
+    ----------
+    points : Points
+        Waiting times, lags and MSD.
+
+    Raises
+    ------
+    FitError
+        If there are too few waiting times, points or lags, or nothing varies.
+    """
     n, waits = points.lag.size, np.unique(points.waiting_time)
     if waits.size < 2:
         msg = (

@@ -12,7 +12,9 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from trajstats.data.schema import LAYER, REPLICA, STEP, check_trajectory
+from trajstats.data.clocks import check_clock, choose_clock, unit_of
+from trajstats.data.schedules import is_saved
+from trajstats.data.schema import LAYER, REPLICA, STEP, check_trajectory, clock_values
 from trajstats.data.store import open_trajectory
 from trajstats.errors import ArgumentError, StoreError, TrajstatsError
 from trajstats.estimators.hessian import hessian_spectrum
@@ -41,7 +43,8 @@ def analyze(
     *,
     network: Network | None = None,
     rng: int | np.random.Generator = 0,
-    waiting_time: Sequence[int] | None = None,
+    waiting_time: Sequence[float] | None = None,
+    clock: str | None = None,
     progress: bool = True,
     title: str | None = None,
 ) -> Path:
@@ -60,8 +63,11 @@ def analyze(
         With it, the spectrum of its curvature at three checkpoints of the first replica is shown.
     rng : int or numpy.random.Generator
         Seed of fits and spectra; a generator gives one integer, which the page states.
-    waiting_time : sequence of int, optional
-        Saved steps to measure from; by default up to eight, even in the logarithm, that have most lags.
+    waiting_time : sequence of float, optional
+        Saved times to measure from, on `clock`; by default up to eight, even in the logarithm, that have most lags.
+    clock : str, optional
+        Clock of all times. If not given: ``"step"``, or ``"proper_time"`` where that is stored and is not proportional
+        to the step; the page says so and shows mu on both. Then `waiting_time` could mean either, and needs `clock`.
     progress : bool
         Show a progress bar.
     title : str, optional
@@ -75,7 +81,8 @@ def analyze(
     Raises
     ------
     ArgumentError
-        If the network has another number of weights than the run, or a waiting time is not positive.
+        If the network has another number of weights than the run, a waiting time was not saved or is not positive, or
+        it could be on either of two clocks.
     StoreError
         If the folder of the page does not exist, or `source` cannot be opened.
 
@@ -103,7 +110,7 @@ def analyze(
         raise StoreError(msg)
     seed = int(rng) if isinstance(rng, int | np.integer) else int(np.random.default_rng(rng).integers(2**31))
     run, opened, name = _open(source)
-    _check(run, network, waiting_time)
+    _check(run, network, waiting_time, clock)
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -115,7 +122,7 @@ def analyze(
             bar.update()
 
         try:
-            found = measure(run, source=opened, seed=seed, waiting_time=waiting_time, done=done)
+            found = measure(run, source=opened, seed=seed, waiting_time=waiting_time, clock=clock, done=done)
             done("curvature")
             curvature = [] if network is None else [_curvature(network, found)]
             done("page")
@@ -155,7 +162,7 @@ def _one_line(value: Any) -> str:
     return "".join(c for c in str(value) if c.isalnum() or c in "-_")
 
 
-def _check(run: xr.Dataset, network: Network | None, waiting_time: Sequence[int] | None) -> None:
+def _check(run: xr.Dataset, network: Network | None, waiting_time: Sequence[float] | None, clock: str | None) -> None:
     if network is not None and "weights" not in run:
         msg = "the run holds sketches, and a spectrum needs weights; leave network out, or record the weights"
         raise ArgumentError(msg)
@@ -165,13 +172,15 @@ def _check(run: xr.Dataset, network: Network | None, waiting_time: Sequence[int]
             "network that was trained, with its parameters in the order of the store"
         )
         raise ArgumentError(msg)
-    if waiting_time is not None:
-        saved = run[STEP].values
-        if missing := [t for t in waiting_time if t <= 0 or t not in saved]:
-            msg = (
-                f"waiting times {missing[:5]} were not saved or are not positive; saved steps: {saved[:8].tolist()}..."
-            )
-            raise ArgumentError(msg)
+    chosen = choose_clock(run, clock, waiting_time=waiting_time)
+    saved = clock_values(run, chosen)
+    check_clock(saved, run[STEP].values, chosen)
+    if waiting_time is not None and (missing := [t for t in waiting_time if t <= 0 or not is_saved(saved, t, chosen)]):
+        msg = (
+            f"waiting times {missing[:5]} were not saved or are not positive; saved times ({unit_of(chosen)}): "
+            f"{saved[:8].tolist()}..."
+        )
+        raise ArgumentError(msg)
 
 
 def _curvature(network: Network, found: Measured) -> Section:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import check_clock, choose_clock, default_reason, with_reason
 from trajstats.data.schedules import time_pairs
-from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
+from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME, clock_values
 from trajstats.errors import TrajstatsError
 from trajstats.estimators.displacement import local_exponent
 from trajstats.estimators.one_time import loss_regimes
@@ -42,6 +43,10 @@ class Measured:
         Seed of the fits.
     pairs : str
         Python that picks the pairs of times.
+    clock : str
+        Clock of the times.
+    reason : str
+        Why this clock was taken where none was given and it is not the step; empty otherwise.
     series : str or None
         The recorded loss.
     regimes : xarray.Dataset or None
@@ -67,6 +72,8 @@ class Measured:
     run: xr.Dataset
     seed: int
     pairs: str
+    clock: str = STEP
+    reason: str = ""
     series: str | None = None
     regimes: xr.Dataset | None = None
     delta: xr.DataArray | None = None
@@ -85,21 +92,21 @@ class Measured:
         return "".join("_" + word for word in "".join(c if c.isalnum() else " " for c in self.label).split())
 
 
-def choose_waiting_times(step: np.ndarray, *, at_most: int = WAITING_TIMES) -> list[int]:
-    """Choose waiting times among saved steps: even in the logarithm, each with as many decades of lags as there are.
+def choose_waiting_times(step: np.ndarray, *, at_most: int = WAITING_TIMES) -> list[float]:
+    """Choose waiting times among saved times: even in the logarithm, each with as many decades of lags as there are.
 
     Parameters
     ----------
-    step : ndarray of int, (n,)
-        Saved steps, increasing.
+    step : ndarray, (n,)
+        Saved steps, or saved times on another clock, increasing.
     at_most : int
         How many.
 
     Returns
     -------
-    list of int
-        Saved steps above 0, up to two thirds of the last one. Of the steps in one interval of the logarithm the one
-        whose later checkpoints fill most of a log grid of lags is taken. Empty where no such step has a later one.
+    list of int or float
+        Saved times above 0, up to two thirds of the last one. Of those in one interval of the logarithm the one whose
+        later checkpoints fill most of a log grid of lags is taken. Empty where none of them has a later one.
 
     Examples
     --------
@@ -110,9 +117,7 @@ def choose_waiting_times(step: np.ndarray, *, at_most: int = WAITING_TIMES) -> l
     rows = np.flatnonzero((step > 0) & (step <= step[-1] / REACH)) if step.size else np.zeros(0, dtype=int)
     if not rows.size:
         return []
-    filled = np.array(
-        [np.unique(np.rint(np.log10(step[row + 1 :] - step[row]) * LAGS_PER_DECADE)).size for row in rows]
-    )
+    filled = np.array([_filled(step[row + 1 :] - step[row]) for row in rows])
     place = np.log(step[rows])
     width = (np.ptp(place) + 1e-12) / at_most
     cell = np.minimum((place - place[0]) / width, at_most - 1).astype(int)
@@ -122,7 +127,12 @@ def choose_waiting_times(step: np.ndarray, *, at_most: int = WAITING_TIMES) -> l
         if chosen and place[best] - place[chosen[-1]] < width / 2:  # neighbours across an edge: the better one stays
             best = max(chosen.pop(), best, key=lambda row: filled[row])
         chosen.append(best)
-    return [int(step[rows[row]]) for row in chosen]
+    return [step[rows[row]].item() for row in chosen]
+
+
+def _filled(lags: np.ndarray) -> int:
+    # a clock may stand still, at a learning rate of zero
+    return int(np.unique(np.rint(np.log10(lags[lags > 0]) * LAGS_PER_DECADE)).size)
 
 
 def measure(
@@ -132,8 +142,9 @@ def measure(
     source: str,
     label: str = "",
     seed: int = 0,
-    waiting_time: Sequence[int] | np.ndarray | None = None,
-    lag: Sequence[int] | np.ndarray | None = None,
+    waiting_time: Sequence[float] | np.ndarray | None = None,
+    lag: Sequence[float] | np.ndarray | None = None,
+    clock: str | None = None,
     fit_from: Mapping[str, float] | None = None,
     layer_fits: int = LAYER_FITS,
     done: Callable[[str], Any] = lambda part: None,
@@ -150,8 +161,10 @@ def measure(
         Its name on the page.
     seed : int
         Seed of the fits.
-    waiting_time, lag : sequence of int, optional
-        Pairs of times; by default `choose_waiting_times` and 8 lags a decade.
+    waiting_time, lag : sequence of float, optional
+        Pairs of times on `clock`; by default `choose_waiting_times` and 8 lags a decade.
+    clock : str, optional
+        Clock of all times; by default that of `time_pairs`.
     fit_from : mapping, optional
         Smallest ``"waiting_time"`` and ``"lag"`` of the fit. By default waiting times from t1 of `loss_regimes`, where
         the loss shows one, and all lags.
@@ -164,15 +177,23 @@ def measure(
     -------
     Measured
     """
+    chosen = choose_clock(run, clock, waiting_time=waiting_time, lag=lag, fit_from=list((fit_from or {}).values()))
+    reason = "" if clock is not None else default_reason(chosen)
+    times = clock_values(run, chosen)
+    check_clock(times, run[STEP].values, chosen)
     refused: dict[str, str] = {}
     done("loss")
-    series, regimes = _loss(run, seed, refused)
+    series, regimes = _loss(run, seed, chosen, refused)
     done("displacements")
-    waits = choose_waiting_times(run[STEP].values) if waiting_time is None else [int(t) for t in waiting_time]
-    lags = None if lag is None else [int(t) for t in lag]
+    waits = choose_waiting_times(times) if waiting_time is None else _plain(waiting_time)
+    lags = None if lag is None else _plain(lag)
     spelled = f"lags_per_decade={LAGS_PER_DECADE}" if lags is None else f"lag={lags}"
-    found = Measured(label, source, run, seed, f"waiting_time={waits}, {spelled}", series, regimes, refused=refused)
-    delta, skipped = _displacements(run, waits, lags, refused)
+    named = "" if chosen == STEP else f", clock={chosen!r}"
+    found = Measured(
+        label, source, run, seed, f"waiting_time={waits}, {spelled}{named}", chosen, reason, series, regimes,
+        refused=refused,
+    )  # fmt: skip
+    delta, skipped = _displacements(run, waits, lags, found, refused)
     if delta is None:
         return found
     start = _fit_from(delta, regimes, fit_from or {})
@@ -196,6 +217,8 @@ def measure(
         run,
         seed,
         found.pairs,
+        chosen,
+        reason,
         series,
         regimes,
         delta,
@@ -244,7 +267,12 @@ def largest_layers(delta: xr.DataArray, n: int) -> list[str]:
     return [str(delta[LAYER].values[k]) for k in np.sort(order)]
 
 
-def _loss(run: xr.Dataset, seed: int, refused: dict[str, str]) -> tuple[str | None, xr.Dataset | None]:
+def _plain(values: Sequence[float] | np.ndarray) -> list[float]:
+    # whole numbers stay so: the page spells them
+    return [int(t) if float(t).is_integer() else float(t) for t in values]
+
+
+def _loss(run: xr.Dataset, seed: int, clock: str, refused: dict[str, str]) -> tuple[str | None, xr.Dataset | None]:
     series = [str(name) for name, values in run.data_vars.items() if values.dims == (REPLICA, STEP)]
     named = sorted((name for name in series if "loss" in name.lower()), key=lambda name: (name != "loss", name))
     if not named:
@@ -252,14 +280,14 @@ def _loss(run: xr.Dataset, seed: int, refused: dict[str, str]) -> tuple[str | No
         refused["loss"] = f"No loss was recorded{others}. Record it with append(step, weights, loss=...)."
         return None, None
     try:
-        return named[0], loss_regimes(run, rng=seed, series=named[0])
+        return named[0], loss_regimes(run, rng=seed, series=named[0], clock=clock)
     except TrajstatsError as error:
         refused["loss"] = f"The regimes of the loss were not looked for: {error}"
         return named[0], None
 
 
 def _displacements(
-    run: xr.Dataset, waits: list[int], lags: list[int] | None, refused: dict[str, str]
+    run: xr.Dataset, waits: list[float], lags: list[float] | None, found: Measured, refused: dict[str, str]
 ) -> tuple[xr.DataArray | None, int]:
     if not waits:
         refused["msd"] = (
@@ -268,7 +296,9 @@ def _displacements(
         )
         return None, 0
     try:
-        pairs = time_pairs(run, waiting_time=waits, lag=lags, lags_per_decade=LAGS_PER_DECADE if lags is None else None)
+        per_decade = LAGS_PER_DECADE if lags is None else None
+        pairs = time_pairs(run, waiting_time=waits, lag=lags, lags_per_decade=per_decade, clock=found.clock)
+        pairs = with_reason(pairs, found.reason)
         delta = msd(run, pairs, on_nan="skip").compute()
     except TrajstatsError as error:
         refused["msd"] = str(error)

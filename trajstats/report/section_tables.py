@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, WAITING_TIME
+from trajstats.data.clocks import clock_of, unit_of
+from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.estimators.displacement import local_exponent
 from trajstats.inference.results import FitResult
 from trajstats.inference.uncertainty import mean_half_interval
@@ -36,6 +38,26 @@ def mu_text(fit: FitResult | None) -> str:
         return "not fitted"
     row = fit.summary(levels=(0.95,)).sel(coefficient="mu")
     return interval_text(float(row["value"]), *row["interval"].values[0])
+
+
+def step_mu_text(fit: FitResult | None) -> str:
+    """Word the exponent of the same displacements with times in optimiser steps.
+
+    Parameters
+    ----------
+    fit : FitResult, optional
+        Of `fit_subaging`.
+
+    Returns
+    -------
+    str
+    """
+    if fit is None or "clocks" not in fit.tables:
+        return mu_text(fit)
+    table = fit.tables["clocks"]
+    if STEP not in table["clock"].values:
+        return "not found"
+    return _with_interval(*(float(table[key].sel(clock=STEP)) for key in ("mu", "lower", "upper")))
 
 
 def fit_tables(label: str, fit: FitResult) -> list[Table]:
@@ -74,8 +96,15 @@ def fit_tables(label: str, fit: FitResult) -> list[Table]:
         ]
         for name in models["model"].values
     ]
+    clocks = fit.tables.get("clocks")
+    by_clock = [] if clocks is None else [
+        [*lead, f"{str(name).replace('_', ' ')} ({unit_of(str(name))})",
+         _with_interval(*(float(clocks[key].sel(clock=name)) for key in ("mu", "lower", "upper")))]
+        for name in clocks["clock"].values
+    ]  # fmt: skip
     quality = ["coefficient", "median", "68 % interval", "95 % interval", "R-hat", "effective samples"]
     return [
+        *([Table([*first, "clock", "µ of the free curve, 95 % interval"], by_clock)] if by_clock else []),
         Table([*first, "estimator of µ", "µ, 95 % interval", "noise needed / that of the free curve"], by_estimator),
         Table([*first, "model of aging", "ln Bayes factor against free µ", "ln score on waiting times left out, minus "
                "that of free µ"], by_model),
@@ -124,21 +153,28 @@ def grid_table(found: Measured) -> Table:
     decades = np.arange(np.floor(np.log10(lags.min())), np.ceil(np.log10(lags.max())) + 1)
     decades = decades[(10.0**decades * NEAR >= lags.min()) & (10.0**decades / NEAR <= lags.max())]
     shown = 10.0 ** decades[:: -(-decades.size // GRID_COLUMNS) or 1]
-    rows = []
-    for wait in waits:
-        mine = np.flatnonzero(delta[WAITING_TIME].values == wait)
-        cells = []
-        for lag in shown:
-            near = mine[np.argmin(np.abs(np.log(lags[mine] / lag)))]
-            fits = abs(np.log(lags[near] / lag)) <= np.log(NEAR)
-            cells.append(f"{float(total[near]):.3g}" if fits else "")
-        rows.append([*([found.label] if found.label else []), f"{wait:,.6g}", *cells])
-    header = [
-        *(["run"] if found.label else []),
-        "MSD at waiting time \\ lag (steps)",
-        *(f"{lag:,.6g}" for lag in shown),
-    ]
-    return Table(header, rows)
+    nearest = np.array([[_nearest(delta, wait, lag) for lag in shown] for wait in waits])
+    heads, cells = [], np.full(nearest.shape, "", dtype=object)
+    for k, lag in enumerate(shown):
+        there = np.flatnonzero(nearest[:, k] >= 0)
+        real = {f"{lags[near]:,.6g}" for near in nearest[there, k]}
+        # one saved lag for all waiting times heads the column; where they differ each cell names its own
+        heads.append(real.pop() if len(real) == 1 else f"near {lag:,.6g}")
+        for row in there:
+            near = nearest[row, k]
+            own = "" if not heads[-1].startswith("near") else f" (lag {lags[near]:,.6g})"
+            cells[row, k] = f"{float(total[near]):.3g}{own}"
+    lead = [found.label] if found.label else []
+    rows = [[*lead, f"{wait:,.6g}", *line] for wait, line in zip(waits, cells, strict=True)]
+    about = f"MSD at waiting time \\ lag ({unit_of(clock_of(delta))})"
+    return Table([*(["run"] if found.label else []), about, *heads], rows)
+
+
+def _nearest(delta: xr.DataArray, wait: float, lag: float) -> int:
+    # the pair of this waiting time whose saved lag is nearest to a lag; -1 where none is near
+    mine = np.flatnonzero(delta[WAITING_TIME].values == wait)
+    away = np.abs(np.log(delta[LAG].values[mine] / lag))
+    return int(mine[np.argmin(away)]) if away.min() <= np.log(NEAR) else -1
 
 
 def layer_table(found: Measured) -> Table:
@@ -179,7 +215,7 @@ def layer_table(found: Measured) -> Table:
                 mu_text(found.layer_fits.get(name) if len(names) > 1 else found.fit),
             ]
         )
-    time = f"waiting time {waits[at]:,.6g}, lag {lags[at]:,.6g}"
+    time = f"waiting time {waits[at]:,.6g}, lag {lags[at]:,.6g} ({unit_of(clock_of(delta))})"
     header = ["layer", "kind", "shape", "weights", f"MSD at {time}", "local exponent there", "µ, 95 % interval"]
     return Table([*(["run"] if found.label else []), *header], rows)
 

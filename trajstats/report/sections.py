@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import LAYER, REPLICA, STEP
+from trajstats.data.clocks import unit_of
+from trajstats.data.schema import LAYER, REPLICA, STEP, clock_values
 from trajstats.inference.alternatives import WRONG_CURVE_RATIO
 from trajstats.inference.results import FitResult
 from trajstats.report.html import Section, Table
@@ -28,7 +29,7 @@ from trajstats.report.plots import (
     plot_top_eigenvalues,
 )
 from trajstats.report.redaction import shown_attrs
-from trajstats.report.section_tables import LAYER_ROWS, fit_tables, grid_table, layer_table, mu_text
+from trajstats.report.section_tables import LAYER_ROWS, fit_tables, grid_table, layer_table, mu_text, step_mu_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +67,7 @@ def numbers_section(
     Section
     """
     extra = more or {}
+    elsewhere = any(found.clock != STEP for found in runs)
     rows = []
     for k, found in enumerate(runs):
         run = found.run
@@ -83,6 +85,7 @@ def numbers_section(
                 loss,
                 *(str(texts[k]) for texts in extra.values()),
                 mu_text(found.fit),
+                *([step_mu_text(found.fit)] if elsewhere else []),
                 found.fit.status if found.fit is not None else "refused",
             ]
         )
@@ -94,12 +97,14 @@ def numbers_section(
         "checkpoints (steps)",
         "final loss",
         *extra,
-        "µ, 95 % interval",
+        "µ, 95 % interval" + _on_clock(runs),
+        *(["µ on optimiser steps (free curve)"] if elsewhere else []),
         "fit",
     ]
     words = [
         "The exponent µ says how the time to forget grows with age: 0 in a steady state, 1 for full aging, in between "
         "for subaging.",
+        *[_prefix(found) + clock_words(found) for found in runs if found.clock != STEP],
         *text,
         *[_prefix(found) + word for found in runs for word in _judgement(found)],
     ]
@@ -124,10 +129,11 @@ def loss_section(runs: Runs) -> Section:
         if found.series is not None and (found.run[STEP].values > 0).any():
             s = found.suffix
             shown = f", regimes{s}" if found.regimes is not None else ""
+            named = "" if found.clock == STEP else f", clock={found.clock!r}"
             if found.regimes is not None:
-                code.append(f"regimes{s} = ts.loss_regimes(run{s}, rng={found.seed}, series={found.series!r})")
-            code.append(f"ts.plot_loss(run{s}{shown}, series={found.series!r})")
-            ax = plot_loss(found.run, found.regimes, series=found.series)
+                code.append(f"regimes{s} = ts.loss_regimes(run{s}, rng={found.seed}, series={found.series!r}{named})")
+            code.append(f"ts.plot_loss(run{s}{shown}, series={found.series!r}{named})")
+            ax = plot_loss(found.run, found.regimes, series=found.series, clock=found.clock)
             figures.append((_figure(ax), f"{_of(found, 'Loss')}, every replica; dashed: corners of its regimes."))
         if "loss" in found.refused:
             text.append(_prefix(found) + found.refused["loss"])
@@ -321,13 +327,20 @@ def _measure_code(found: Measured) -> str:
             f'delta{s} = ts.msd(run{s}, pairs{s}, on_nan="skip").compute().dropna("pair")',
         ]
     if found.fit is not None:
-        inside = f"(delta{s}.waiting_time >= {found.from_waiting_time:g}) & (delta{s}.lag >= {found.from_lag:g})"
+        inside = (
+            f"(delta{s}.waiting_time >= {_exact(found.from_waiting_time)}) & (delta{s}.lag >= {_exact(found.from_lag)})"
+        )
         lines += [
             f"window{s} = delta{s}.isel(pair=np.flatnonzero({inside}))",
             f"fit{s} = ts.fit_subaging(window{s}, rng={found.seed})",
             f"print(fit{s})",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _exact(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
 
 
 def _figure(ax: Axes) -> Figure:
@@ -360,10 +373,37 @@ def _judgement(found: Measured) -> list[str]:
     if found.fit is None:
         return [f"No exponent was fitted: {_why_no_fit(found)}"]
     part = (
-        f"µ is fitted to waiting times from {found.from_waiting_time:,.6g} and lags from {found.from_lag:,.6g} steps. "
+        f"µ is fitted to waiting times from {found.from_waiting_time:,.6g} and lags from {found.from_lag:,.6g} "
+        f"({unit_of(found.clock)}). "
         "What its interval rests on: "
     )
     return [part + ("; ".join(found.fit.flags) or "no flag was raised") + "."]
+
+
+def _on_clock(runs: Runs) -> str:
+    clocks = dict.fromkeys(found.clock for found in runs)
+    return "" if list(clocks) == [STEP] else ", on " + " or ".join(name.replace("_", " ") for name in clocks)
+
+
+def clock_words(found: Measured) -> str:
+    """Name the clock of a run whose times are not optimiser steps.
+
+    Parameters
+    ----------
+    found : Measured
+        The run.
+
+    Returns
+    -------
+    str
+    """
+    why = f": {found.reason}" if found.reason else ", as requested"
+    last = f"{float(clock_values(found.run, found.clock)[-1]):,.6g}"
+    return (
+        f"Times are in {found.clock.replace('_', ' ')} ({unit_of(found.clock)}){why}. The last step, "
+        f"{int(found.run[STEP].values[-1]):,}, is at {last}. µ is shown on optimiser steps too; the two differ because "
+        "the learning rate was not constant."
+    )
 
 
 def _spread(fit: FitResult) -> str:

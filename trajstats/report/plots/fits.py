@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import unit_of
 from trajstats.data.schema import LAG, STEP, WAITING_TIME
 from trajstats.inference.models import scaled_time
 from trajstats.inference.results import FitResult
@@ -79,8 +80,9 @@ def plot_collapse(delta: xr.DataArray | None, fit: FitResult, *, ax: Axes | None
         ax.plot(u[here], data["msd"].values[here], "o", ms=3, color=colour, label=f"$t_w$ = {level:.4g}")
         below.plot(u[here], data["residual"].values[here], "o", ms=2.4, color=colour)
     below.fill_between(u[order], low, high, color=_BAND, lw=0)
+    clock = str(fit.attrs.get("clock", STEP))
     variable = r"\int_{t_w}^{t_w+t}(s/t_p)^{-\mu}ds/t_p" if form == "clock" else r"(t/t_p)/(t_w/t_p)^\mu"
-    below.set_xlabel(rf"scaling variable $u={variable}$,  $t_p$ = {pivot:.4g}")
+    below.set_xlabel(rf"scaling variable $u={variable}$,  $t_p$ = {pivot:.4g} ({unit_of(clock)})")
     below.set_ylabel(r"$\delta\ln\Delta$")
     ax.set(xscale="log", yscale="log", ylabel=r"MSD $\Delta$ (squared weight)")
     ax.set_title(rf"$\mu$ = {_stated(row)}" + ("" if fit.status == "ok" else f"  ({fit.status})"), fontsize=10)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
-from trajstats.data.schema import CLOCK_UNITS
+from trajstats.data.clocks import PROPER_TIME, clock_of
+from trajstats.data.schema import CLOCK_UNITS, LAG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +57,7 @@ def ordered_colours(values: Any) -> list[tuple[float, ...]]:
     return [tuple(mpl.colormaps["viridis"](0.9 * r / scale)) for r in rank]
 
 
-def clock_label(symbol: str, clock: str) -> str:
+def clock_label(symbol: str, clock: str, units: str = "") -> str:
     """Word an axis of time with its unit.
 
     Parameters
@@ -64,13 +66,34 @@ def clock_label(symbol: str, clock: str) -> str:
         What the time is, such as ``"lag $t$"``.
     clock : str
         Name of the clock.
+    units : str
+        Unit of a clock of your own.
 
     Returns
     -------
     str
         For example ``"lag $t$ (optimiser steps)"``.
     """
-    return f"{symbol} ({CLOCK_UNITS.get(clock, clock)})"
+    unit, name = CLOCK_UNITS.get(clock, units), plain(clock.replace("_", " "))
+    if clock == PROPER_TIME or (clock not in CLOCK_UNITS and unit not in ("", clock)):
+        return f"{symbol} ({name}: {plain(unit)})"
+    return f"{symbol} ({unit or name})"
+
+
+def lag_label(result: xr.Dataset | xr.DataArray) -> str:
+    """Word the axis of lags of a two-time result, with its clock and unit.
+
+    Parameters
+    ----------
+    result : Dataset or DataArray
+        With the coordinate ``lag``.
+
+    Returns
+    -------
+    str
+        For example ``"lag $t$ (proper time: sum of learning rates)"``.
+    """
+    return clock_label("lag $t$", clock_of(result), str(result[LAG].attrs.get("units", "")))
 
 
 def plain(name: str) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import clock_of, default_clock
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, STEP_PRIME, WAITING_TIME, clock_values
 from trajstats.errors import ArgumentError
-from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours, plain
+from trajstats.report.plots.style import CATEGORIES, axes, clock_label, lag_label, ordered_colours, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +61,8 @@ def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | No
         middle = np.nanmedian(values[:, lag > 0], axis=0)
         floor = 0.4 * np.nanmin(np.where(middle > 0, middle / shown**exponent, np.nan))
         ax.plot(x, floor * x**exponent, ":", color="0.4", lw=1.2, label=rf"$\propto t^{{{exponent:g}}}$")
-    clock = str(delta.attrs.get("clock", STEP))
-    ax.set(xscale="log", yscale="log", xlabel=clock_label("lag $t$", clock))
+    clock = clock_of(delta)
+    ax.set(xscale="log", yscale="log", xlabel=lag_label(delta))
     ax.set_ylabel(r"MSD $\Delta(t_w,t_w+t)$ (squared weight)")
     _legend(ax, rf"$t_w$ ({clock})", levels.size)
     return ax
@@ -114,20 +115,21 @@ def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None
             title = legend.get_title().get_text()
             legend.remove()
     figure.legend(handles, texts, title=title, fontsize=7, title_fontsize=7, frameon=False, loc="outside right upper")
-    figure.supxlabel(clock_label("lag $t$", str(delta.attrs.get("clock", STEP))), fontsize=9)
+    figure.supxlabel(lag_label(delta), fontsize=9)
     figure.supylabel(r"MSD $\Delta(t_w,t_w+t)$ (squared weight)", fontsize=9)
     return panels.ravel()[: len(names)]
 
 
-def plot_two_time_map(result: xr.DataArray, *, clock: str = "step", ax: Axes | None = None) -> Axes:
+def plot_two_time_map(result: xr.DataArray, *, clock: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw an all-pairs observable as a map over both times, on logarithmic times.
 
     Parameters
     ----------
     result : xarray.DataArray, (replica, step, step_prime)
         A variable of `trajstats.all_pairs` with ``per="all"``, or one layer. Replicas are averaged.
-    clock : str
-        Coordinate along `step` for both axes.
+    clock : str, optional
+        Coordinate along `step` for both axes; if not given ``"step"``, or ``"proper_time"`` where that is stored and is
+        not proportional to the step.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
 
@@ -146,6 +148,7 @@ def plot_two_time_map(result: xr.DataArray, *, clock: str = "step", ax: Axes | N
     if set(mean.dims) != {STEP, STEP_PRIME}:
         msg = f"a map needs dims (step, step_prime), got {result.dims}; select one layer with .sel(layer=...)"
         raise ArgumentError(msg)
+    clock = clock or default_clock(result)
     ax = axes(ax, size=(5.0, 4.2))
     values = mean.transpose(STEP, STEP_PRIME).values
     times = result[clock].values.astype(float)
@@ -203,7 +206,7 @@ def plot_van_hove(histogram: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_xscale("log" if logarithmic else "linear")
     ax.set_xlabel(str(histogram["bin"].attrs["long_name"]) + " (rms displacements)")
     ax.set_ylabel(r"density of single-weight displacements")
-    _legend(ax, f"$t_w$, $t$ ({histogram.attrs.get('clock', STEP)})", density.shape[0])
+    _legend(ax, f"$t_w$, $t$ ({clock_of(histogram)})", density.shape[0])
     return ax
 
 
@@ -234,8 +237,8 @@ def plot_local_exponent(slopes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     for value, name in ((1.0, "diffusion"), (2.0, "drift")):
         ax.axhline(value, color="0.5", lw=0.8, ls="--")
         ax.annotate(name, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-    clock = str(slopes.attrs.get("clock", STEP))
-    ax.set(xscale="log", xlabel=clock_label("lag $t$", clock), ylabel=r"local exponent $d\ln\Delta/d\ln t$")
+    clock = clock_of(slopes)
+    ax.set(xscale="log", xlabel=lag_label(slopes), ylabel=r"local exponent $d\ln\Delta/d\ln t$")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, -0.1), max(high, 2.2))
     _legend(ax, rf"$t_w$ ({clock})", levels.size)
@@ -247,7 +250,7 @@ def plot_loss(
     regimes: xr.Dataset | None = None,
     *,
     series: str = "loss",
-    clock: str = "step",
+    clock: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the loss along training, one line per replica, with the regimes if given.
@@ -260,15 +263,25 @@ def plot_loss(
         `trajstats.loss_regimes`: t1 and t2 are drawn as lines with their 95 % intervals as bands.
     series : str
         Name of the series.
-    clock : str
-        Clock of the horizontal axis.
+    clock : str, optional
+        Clock of the horizontal axis: if not given that of `regimes`, or else ``"step"``.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If `regimes` are on another clock than `clock`.
     """
+    own = STEP if regimes is None else clock_of(regimes)
+    if regimes is not None and clock is not None and clock != own:
+        msg = f"clock={clock!r}, but the regimes are on {own!r}; give loss_regimes(..., clock={clock!r})"
+        raise ArgumentError(msg)
+    clock = clock or own
     ax = axes(ax)
     times = clock_values(trajectory, clock).astype(float)
     values = trajectory[series].transpose(REPLICA, STEP).values
