@@ -165,6 +165,15 @@ def divergence_command(
     _finish(fit_divergence(times, rng=seed, nu=nu, max_steps=max_steps), out, as_json)
 
 
+def _other_clock(fit: FitResult) -> dict[str, Any] | None:
+    # mu of the same displacements on steps, for a fit on another clock
+    table = fit.tables.get("clocks")
+    if table is None or "step" not in table["clock"].values:
+        return None
+    row = table.sel(clock="step")
+    return {"clock": "step", **{name: float(row[name]) for name in ("mu", "lower", "upper")}}
+
+
 def _with_steps(fit: FitResult, on_steps: FitResult, clock: str) -> FitResult:
     # A fit on a clock that was not given names it, with the exponent on steps.
     from dataclasses import replace
@@ -227,6 +236,7 @@ def _finish(fit: FitResult, out: Path, as_json: bool) -> None:
                 "kind": fit.kind,
                 "status": fit.status,
                 "clock": fit.attrs.get("clock"),
+                "other_clock": _other_clock(fit),
                 "flags": fit.flags,
                 "coefficients": rows,
             }

@@ -14,6 +14,7 @@ import dask
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import CLOCK
 from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.estimators.cluster_blocks import client_for, explained, in_process, local_threads, lost
 from trajstats.estimators.worker_blocks import warn_if_oversubscribed
@@ -352,6 +353,8 @@ def _outcome(result: Any) -> Outcome:
         reason = str(result.diagnostics["reason"].values) if "reason" in result.diagnostics else ""
         flagged = "; ".join(result.flags) if result.status != "ok" else ""
         row = result.summary().assign(converged=result.converged)
+        if CLOCK in result.attrs:
+            row = row.assign_coords({CLOCK: str(result.attrs[CLOCK])})
         return Outcome(result.status, "; ".join(text for text in (reason, flagged) if text), row)
     if isinstance(result, xr.DataArray):
         name = str(result.name or "value")
