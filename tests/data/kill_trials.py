@@ -20,6 +20,8 @@ import numpy as np
 import xarray as xr
 
 import trajstats as ts
+from trajstats.data.buffers import buffers_at
+from trajstats.data.digests import tensor_digest
 from trajstats.data.maintenance import compact
 from trajstats.data.verify import verify
 
@@ -31,21 +33,31 @@ def row(step: int) -> np.ndarray:
     return np.random.default_rng(step).standard_normal(N).astype(np.float32)
 
 
+def state(step: int) -> dict[str, Any]:
+    """Buffers: one that changes at every step, one now and then, one never."""
+    return {
+        "bn.running_mean": np.random.default_rng(10**6 + step).standard_normal(60).astype(np.float32),
+        "bn.num_batches_tracked": np.int64(step),
+        "seldom": np.full((3, 4), step // 7, dtype=np.float16),
+        "mask": np.tril(np.ones((40, 40), dtype=bool)),
+    }
+
+
 def record(path: str, conn: Any, calls: int | None) -> None:
     """Append rows until killed; `calls` kills at the n-th rename, fsync or write, in the middle of it."""
     if calls is not None:
         _kill_at(calls)
     with contextlib.suppress(Exception):
-        writer = ts.TrajectoryWriter(path, LAYERS)
+        writer = ts.TrajectoryWriter(path, LAYERS, buffers=state(0))
         step = len(writer.committed)
         conn.send(("open", writer.committed))
         while True:
-            writer.append(step, row(step), loss=float(step), epoch=step / 4)
+            writer.append(step, row(step), buffers=state(step), loss=float(step), epoch=step / 4)
             conn.send(("row", step))
             step += 1
             if step % 150 == 0:  # now and then a close, so that its compaction is killed too
                 writer.close()
-                writer = ts.TrajectoryWriter(path, LAYERS)
+                writer = ts.TrajectoryWriter(path, LAYERS, buffers=state(0))
 
 
 def _kill_at(calls: int) -> None:
@@ -132,6 +144,7 @@ def _check(path: str, acknowledged: int) -> None:
     # One row may be whole on the disk without its caller having heard of it.
     assert acknowledged + 1 <= shown <= acknowledged + 2, f"{shown} rows shown, {acknowledged + 1} acknowledged"
     _check_rows(run, shown)
+    _check_buffers(run, shown)
 
 
 def _check_rows(run: xr.Dataset, shown: int) -> None:
@@ -140,6 +153,16 @@ def _check_rows(run: xr.Dataset, shown: int) -> None:
         np.testing.assert_array_equal(run.loss.values[0], np.arange(shown, dtype=float))
         np.testing.assert_array_equal(run.epoch.values, np.arange(shown) / 4)
         np.testing.assert_array_equal(run.weights.values[0], np.stack([row(step) for step in range(shown)]))
+        ends = np.cumsum([150 * 130])
+        digests = [[tensor_digest(part) for part in np.split(row(step), ends)] for step in range(shown)]
+        np.testing.assert_array_equal(run.digest.values[0], np.array(digests, dtype=np.uint64))
+
+
+def _check_buffers(run: xr.Dataset, shown: int) -> None:
+    for step in range(shown):
+        found = buffers_at(run, 0, step)
+        for name, values in state(step).items():
+            np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of step {step}")
 
 
 def _finish(path: str) -> int:
@@ -147,8 +170,9 @@ def _finish(path: str) -> int:
         compact(path)
     if not Path(path, "weights").exists():
         return 0
-    with ts.TrajectoryWriter(path, LAYERS) as writer:
+    with ts.TrajectoryWriter(path, LAYERS, buffers=state(0)) as writer:
         rows = len(writer.committed)
+    _check_buffers(ts.open_trajectory(path), rows)
     if rows:
         with xr.open_zarr(path, consolidated=False) as plain:
             _check_rows(plain, rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from trajstats.errors import ArgumentError
+from trajstats.errors import ArgumentError, unknown
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -39,3 +41,46 @@ def to_numpy(array: Any) -> np.ndarray:
         msg = f"weights of type {result.dtype} are not real numbers"
         raise ArgumentError(msg)
     return result
+
+
+def ordered_arrays(weights: Any, layers: Mapping[str, tuple[int, ...]]) -> list[np.ndarray]:
+    """Take the weights of a row: all layers by name, in the order of `layers`, or the flat vector.
+
+    Parameters
+    ----------
+    weights : mapping name -> array, or array (parameter,)
+        What the user gave.
+    layers : mapping name -> shape
+        Layers of the run.
+
+    Returns
+    -------
+    list of ndarray
+        One array a layer, or the flat vector alone.
+
+    Raises
+    ------
+    ArgumentError
+        If a layer is missing, is not one of the run, or has another shape.
+    """
+    if isinstance(weights, Mapping):
+        if missing := [name for name in layers if name not in weights]:
+            raise ArgumentError(unknown("layer", missing[0], weights, do=f"The run has layers {list(layers)}."))
+        if extra := [name for name in weights if name not in layers]:
+            do = "Start another store for another model; state that is not trained belongs into buffers=."
+            raise ArgumentError(unknown("layer", extra[0], layers, do=do))
+        arrays = [to_numpy(weights[name]) for name in layers]
+        for (name, shape), array in zip(layers.items(), arrays, strict=True):
+            if array.shape != shape:
+                msg = f"layer {name!r} has shape {array.shape}; the run was opened with {shape}"
+                raise ArgumentError(msg)
+        return arrays
+    array = to_numpy(weights)
+    n_parameters = sum(math.prod(shape) for shape in layers.values())
+    if array.shape != (n_parameters,):
+        msg = (
+            f"weights have shape {array.shape}; give a mapping with the {len(layers)} layers, or the flat "
+            f"vector ({n_parameters},)"
+        )
+        raise ArgumentError(msg)
+    return [array]

@@ -12,8 +12,9 @@ from typing import Any
 
 from zarr.core.sync import sync
 
+from trajstats.data.buffers import BUFFERS
 from trajstats.data.folder import check_plain
-from trajstats.data.layout import COMMITTED, INITIAL, JOURNAL, STORE_FORMAT
+from trajstats.data.layout import BUFFER_BYTES, COMMITTED, INITIAL, JOURNAL, READ_FORMATS
 from trajstats.data.place import Place
 from trajstats.data.schema import SKETCH, WEIGHTS
 from trajstats.errors import SchemaError, StoreNotFoundError, UnsafeInputError
@@ -26,6 +27,7 @@ ITEM_BYTES = {
     **dict.fromkeys(["int64", "uint64", "float64"], 8),
     "string": 16,
 }
+LAZY = (WEIGHTS, SKETCH, INITIAL, BUFFER_BYTES, BUFFERS)
 MAX_METADATA_BYTES = 16 * 2**20
 MAX_SMALL_BYTES = 2**29
 MAX_CHUNK_BYTES = 2**30
@@ -34,7 +36,7 @@ MAX_TEXT_FILE = 64 * 2**20
 _BLOSC = struct.Struct("<4B3I")
 
 
-def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, SKETCH, INITIAL)) -> dict[str, Any]:
+def check_zarr(place: Place, *, lazy: tuple[str, ...] = LAZY) -> dict[str, Any]:
     """Check the metadata of a zarr v3 group: plain codecs and types, believable sizes, no way out of its folder.
 
     Parameters
@@ -83,10 +85,9 @@ def check_zarr(place: Place, *, lazy: tuple[str, ...] = (WEIGHTS, SKETCH, INITIA
             check_array(f"{place}/{name}", node, lazy=name in lazy, rows=rows if isinstance(rows, int) else None)
             if name not in lazy and place.local is not None:
                 _check_chunk_headers(place.local / name, node)
-    if attrs.get("store_format") not in (None, STORE_FORMAT):
-        msg = (
-            f"{place} has store_format {attrs['store_format']!r:.40}; this one reads {STORE_FORMAT}. Update trajstats."
-        )
+    if attrs.get("store_format") not in (None, *READ_FORMATS):
+        known = " and ".join(map(str, READ_FORMATS))
+        msg = f"{place} has store_format {attrs['store_format']!r:.40}; this one reads {known}. Update trajstats."
         raise SchemaError(msg)
     return attrs
 

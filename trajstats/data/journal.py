@@ -24,6 +24,7 @@ from trajstats.data.records import (
     Damage,
     Journal,
     Record,
+    body_bytes,
     byte_views,
     decode_header,
     decode_metadata,
@@ -36,7 +37,7 @@ __all__ = ["Damage", "FileJournal", "Journal", "ObjectJournal", "Record", "open_
 _IS_ROWS = re.compile(r"[0-9]{1,18}\.rows")
 
 
-def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
+def open_journal(place: Place, row_bytes: int, rows_per_file: int, buffer_bytes: Sequence[int] = ()) -> Journal:
     """Choose the journal a place allows: files on a local disk, else one object per row.
 
     Parameters
@@ -47,6 +48,8 @@ def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
         Bytes of one row.
     rows_per_file : int
         Rows after which a new file begins.
+    buffer_bytes : sequence of int
+        Bytes of each buffer.
 
     Returns
     -------
@@ -54,8 +57,8 @@ def open_journal(place: Place, row_bytes: int, rows_per_file: int) -> Journal:
         The journal.
     """
     if place.local is not None:
-        return FileJournal(place.folder, row_bytes, rows_per_file)
-    return ObjectJournal(place, row_bytes)
+        return FileJournal(place.folder, row_bytes, rows_per_file, buffer_bytes)
+    return ObjectJournal(place, row_bytes, buffer_bytes)
 
 
 class FileJournal:
@@ -69,12 +72,16 @@ class FileJournal:
         Bytes of one row.
     rows_per_file : int
         A new file begins at every multiple of this row.
+    buffer_bytes : sequence of int
+        Bytes of each buffer.
     """
 
-    def __init__(self, folder: Folder, row_bytes: int, rows_per_file: int) -> None:
+    def __init__(self, folder: Folder, row_bytes: int, rows_per_file: int, buffer_bytes: Sequence[int] = ()) -> None:
         self._folder = folder
         self._row_bytes = row_bytes
         self._rows_per_file = rows_per_file
+        self._buffer_bytes = tuple(buffer_bytes)
+        self._most_bytes = row_bytes + sum(buffer_bytes)
         self._handle: int | None = None
         self._name = ""
         self._end = 0
@@ -130,7 +137,7 @@ class FileJournal:
             return None, 0, None
         row, step, n_text, n_body, crc = fields
         length = HEADER_BYTES + n_text + n_body
-        if n_body != self._row_bytes or offset + length > size:
+        if not self._row_bytes <= n_body <= self._most_bytes or offset + length > size:
             return None, length, row
         text = stream.read(n_text)
         got = google_crc32c.value(text)
@@ -143,11 +150,10 @@ class FileJournal:
             left -= len(piece)
         if got != crc:
             return None, length, row
-        return (
-            Record(row, step, decode_metadata(text, file), file, offset + HEADER_BYTES + n_text),
-            length,
-            row,
-        )
+        metadata = decode_metadata(text, file)
+        if body_bytes(metadata, self._row_bytes, self._buffer_bytes) != n_body:
+            return None, length, row
+        return Record(row, step, metadata, file, offset + HEADER_BYTES + n_text, n_body), length, row
 
     def _whole_after(self, stream: Any, file: str, offset: int, length: int, size: int) -> int:
         # How many whole records follow a bad one: none after a torn write, some after a change to the file.
@@ -155,7 +161,7 @@ class FileJournal:
         if not starts:
             # The header itself is bad, so its length is unknown: look for the next header that is whole.
             stream.seek(offset)
-            window = stream.read(2 * (self._row_bytes + HEADER_BYTES) + 2**20)
+            window = stream.read(2 * (self._most_bytes + HEADER_BYTES) + 2**20)
             at = window.find(MAGIC, 1)
             while at >= 0:
                 if decode_header(window[at : at + HEADER_BYTES]) is not None:
@@ -181,7 +187,7 @@ class FileJournal:
                 self._folder.remove(f"{JOURNAL}/{file}")
         if last is not None:
             with self._stream(last.where, os.O_RDWR) as stream:
-                stream.truncate(last.offset + self._row_bytes)
+                stream.truncate(last.offset + last.size)
                 os.fsync(stream.fileno())
         self._sync_folder()
 
@@ -211,8 +217,9 @@ class FileJournal:
                 )
                 raise StoreError(msg) from error
             raise
-        record = Record(row, step, metadata, self._name, self._end + len(header) + len(text))
-        self._end += len(header) + len(text) + self._row_bytes
+        size = sum(view.nbytes for view in views)
+        record = Record(row, step, metadata, self._name, self._end + len(header) + len(text), size)
+        self._end += len(header) + len(text) + size
         return record
 
     def _open_for(self, row: int) -> int:
@@ -235,7 +242,7 @@ class FileJournal:
             getattr(os, "fdatasync", os.fsync)(self._handle)
 
     def read(self, record: Record, start: int, stop: int) -> bytes:
-        """Read the bytes from `start` to `stop` of the weights of a row."""
+        """Read the bytes from `start` to `stop` of a row: its weights, then its buffers."""
         with self._stream(record.where) as stream:
             stream.seek(record.offset + start)
             return stream.read(stop - start)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from trajstats.data.buffers import BUFFER, BUFFER_NAME, BUFFERS, TENSORS, BufferTensor, tensors_to_json
 from trajstats.data.place import Place
 from trajstats.data.schema import (
     LAYER,
@@ -31,7 +32,8 @@ from trajstats.data.schema import (
 from trajstats.data.unpacking import bounded
 from trajstats.errors import ArgumentError, StoreError
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
+READ_FORMATS = (1, STORE_FORMAT)  # format 1 has no digests and no buffers
 COMMITTED = "committed_rows"
 STATE = "state"
 CHECKSUMS = "checksums"
@@ -39,6 +41,9 @@ STRUCTURAL = ("schema_version", "store_format", COMMITTED, STATE, "coordinates",
 CREATING, WRITING, FINISHED = "creating", "writing", "finished"
 JOURNAL = "journal"
 FLOOR = "rounding_floor"
+DIGEST = "digest"
+BUFFER_BYTES = "buffer_bytes"
+BUFFER_BYTE = "buffer_byte"
 INITIAL = "initial_weights"
 TILE_BYTES = 4 * 2**20
 TILE_ROWS = 64
@@ -47,7 +52,7 @@ MAX_FILES = 100_000
 EXPECTED_ROWS = 4096
 RESERVED = frozenset(
     {*WEIGHT_DIMS, WEIGHTS, SKETCH, FLOOR, LAYER, "layer_stop", "layer_shape", "layer_kind", "hash", "bucket"}
-    | {"bucket_layer_stop", INITIAL, "journal", "c"}
+    | {"bucket_layer_stop", INITIAL, "journal", "c", DIGEST, BUFFERS, BUFFER, BUFFER_NAME, BUFFER_BYTES, BUFFER_BYTE}
 )
 SERIES_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -59,9 +64,9 @@ class Layout:
     Parameters
     ----------
     variable : str
-        ``"weights"`` or ``"sketch"``.
+        ``"weights"``, ``"sketch"`` or ``"buffer_bytes"``.
     row_shape : tuple of int
-        ``(parameter,)`` or ``(hash, bucket)``.
+        ``(parameter,)``, ``(hash, bucket)`` or ``(buffer_byte,)``.
     dtype : numpy.dtype
         Stored type.
     rows, columns : int
@@ -185,6 +190,8 @@ def create_store(
     replica: int,
     attrs: Mapping[str, Any],
     extra: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
+    buffers: Sequence[BufferTensor] = (),
+    expected_rows: int = EXPECTED_ROWS,
 ) -> None:
     """Create the arrays of an empty store.
 
@@ -202,24 +209,20 @@ def create_store(
         Attributes of the run.
     extra : mapping name -> (dims, values)
         Further coordinates that do not grow.
+    buffers : sequence of BufferTensor
+        The buffers of each row.
+    expected_rows : int
+        Rows the store is planned for.
     """
     # "creating" is replaced in one write at the end: a store killed in here is recognised and made anew.
     if place.get("zarr.json") is None:
         zarr.create_group(place.path(), attributes={STATE: CREATING})
-    dims = SKETCH_DIMS if layout.variable == SKETCH else WEIGHT_DIMS
-    shards = None if layout.shard == layout.columns else _grid(layout, layout.shard)
-    zarr.create_array(
-        place.path(),
-        name=layout.variable,
-        shape=(1, 0, *layout.row_shape),
-        chunks=_grid(layout, layout.columns),
-        shards=shards,
-        dtype=layout.dtype,
-        fill_value=np.nan,
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-        dimension_names=dims,
-        overwrite=True,
-    )
+    _create_tiled(place, layout, SKETCH_DIMS if layout.variable == SKETCH else WEIGHT_DIMS)
+    if buffers:
+        bytes_of_row = sum(tensor.nbytes for tensor in buffers)
+        rows = min(layout.rows, TILE_ROWS)
+        tiled = plan_layout(BUFFER_BYTES, (bytes_of_row,), "uint8", expected_rows=expected_rows, rows=rows)
+        _create_tiled(place, tiled, (REPLICA, STEP, BUFFER_BYTE), {TENSORS: tensors_to_json(buffers)})
     put_array(place, STEP, np.zeros(0, dtype=np.int64), (STEP,))
     put_array(place, REPLICA, np.array([replica], dtype=np.int64), (REPLICA,))
     coords = layer_coords(layers)
@@ -228,6 +231,7 @@ def create_store(
         put_array(place, name, coords[name][1], (LAYER,))
     if layout.variable == WEIGHTS:
         put_array(place, FLOOR, np.zeros((1, 0, len(layers))), (REPLICA, STEP, LAYER))
+    put_array(place, DIGEST, np.zeros((1, 0, len(layers)), dtype=np.uint64), (REPLICA, STEP, LAYER))
     for name, (names, values) in extra.items():
         put_array(place, name, values, names)
     coordinates = ["layer_stop", "layer_shape", "layer_kind", *(n for n, (d, _) in extra.items() if d != (n,))]
@@ -246,6 +250,27 @@ def create_store(
     group = zarr.open_group(place.path(), mode="r+", use_consolidated=False)
     group.attrs.put(root)
     place.make_durable(["zarr.json"], "create")
+
+
+def _create_tiled(place: Place, layout: Layout, dims: tuple[str, ...], attrs: Mapping[str, Any] | None = None) -> None:
+    """Create an empty array of tiles; bytes of buffers are often the same in all rows, which zstd finds."""
+    plain = layout.dtype == np.uint8
+    zarr.create_array(
+        place.path(),
+        name=layout.variable,
+        shape=(1, 0, *layout.row_shape),
+        chunks=_grid(layout, layout.columns),
+        shards=None if layout.shard == layout.columns else _grid(layout, layout.shard),
+        dtype=layout.dtype,
+        fill_value=0 if plain else np.nan,
+        compressors=[
+            ZstdCodec(level=3) if plain else BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+            Crc32cCodec(),
+        ],
+        dimension_names=dims,
+        attributes=dict(attrs or {}),
+        overwrite=True,
+    )
 
 
 def _grid(layout: Layout, width: int) -> tuple[int, ...]:

@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from trajstats.data.buffer_rows import as_given
+from trajstats.data.buffers import BUFFERS, buffers_at, tensors_of
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import open_journal
-from trajstats.data.layout import COMMITTED, FINISHED, STATE, array_of, create_store, plan_layout
+from trajstats.data.layout import COMMITTED, DIGEST, FINISHED, STATE, array_of, create_store, plan_layout
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
+from trajstats.data.reading import stored_source
 from trajstats.data.recovery import check_store, check_vacant, clean, state_of
 from trajstats.data.schema import PARAMETER, REPLICA, SKETCH, STEP, WEIGHTS, check_trajectory, layer_shapes
 from trajstats.data.sketch import Sketch
@@ -45,8 +49,9 @@ def compact(path: Any, /, *, take_over: bool = False) -> None:
     if state_of(Place(path)) == FINISHED:
         return
     run = open_trajectory(path, damaged="raise")
-    with TrajectoryWriter(path, layer_shapes(run), sketch=_sketch_of(run.attrs), take_over=take_over):
-        pass
+    TrajectoryWriter(
+        path, layer_shapes(run), buffers=as_given(tensors_of(run)), sketch=_sketch_of(run.attrs), take_over=take_over
+    ).close()
 
 
 def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | None = None) -> None:
@@ -57,14 +62,14 @@ def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | Non
     path : path, URL, zarr store or repository
         The store to extend; made if it does not exist.
     trajectory : xarray.Dataset, or path
-        Where the rows come from: one replica, the same layers.
+        Where the rows come from: one replica, the same layers and buffers.
     attrs : mapping, optional
         Attributes of a new store; those of `trajectory` if not given.
 
     Raises
     ------
     ArgumentError
-        If `trajectory` has several replicas or other layers.
+        If `trajectory` has several replicas, or other layers or buffers.
     """
     source = trajectory if isinstance(trajectory, xr.Dataset) else open_trajectory(trajectory)
     source = check_trajectory(source)
@@ -80,6 +85,7 @@ def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | Non
         path,
         layer_shapes(source),
         replica=int(source[REPLICA].values[0]),
+        buffers=as_given(tensors_of(source)),
         attrs=kept,
         clocks=clocks,
         dtype=weights.dtype.name,
@@ -92,7 +98,7 @@ def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | Non
             block = weights.isel({REPLICA: 0, STEP: slice(start, start + height)}).values
             for k, row in enumerate(block, start=start):
                 given = {n: float(v[k]) for n, v in scalars.items() if not np.isnan(v[k])}
-                writer.append(int(steps[k]), row, **given)
+                writer.append(int(steps[k]), row, buffers=buffers_at(source, 0, k), **given)
 
 
 def delete_after(path: Any, /, step: int | None = None, *, row: int | None = None) -> None:
@@ -126,7 +132,7 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
         tiles = Tiles(place)
         known = check_store(tiles)
         done = int(known[COMMITTED])
-        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows)
+        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
         records = journal.scan(done)[0]
         group = place.group()
         assert group is not None
@@ -190,7 +196,11 @@ def copy(
     lock = WriterLock(place)
     finished = False
     try:
-        create_store(place, layout, layers, replica=int(run[REPLICA].values[0]), attrs=attrs, extra=extra)
+        label = int(run[REPLICA].values[0])
+        create_store(
+            place, layout, layers, replica=label, attrs=attrs, extra=extra, buffers=source.tensors, expected_rows=total
+        )
+        state = stored_source(run.variables[BUFFERS]) if source.tensors else None
         tiles = Tiles(place)
         clocks = [str(n) for n, c in run.coords.items() if c.dims == (STEP,) and n != STEP]
         names = [*clocks, *(str(n) for n, v in run.data_vars.items() if v.dims == (REPLICA, STEP))]
@@ -204,7 +214,9 @@ def copy(
                 return np.asarray(flat[:, start:end].compute(), dtype=kind)
 
             series = [{name: float(values[k]) for name, values in scalars.items()} for k in range(first, stop)]
-            tiles.write(Rows(first, run[STEP].values[first:stop].tolist(), series), block, clocks=clocks)
+            digests = run[DIGEST].values[0, first:stop] if variable == SKETCH and DIGEST in run else None
+            rows_now = Rows(first, run[STEP].values[first:stop].tolist(), series, digests=digests)
+            tiles.write(rows_now, block, buffers=state and partial(state.raw, first, stop), clocks=clocks)
         tiles.finish()
         finished = True
     finally:

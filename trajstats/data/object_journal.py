@@ -18,6 +18,7 @@ from trajstats.data.records import (
     HEADER_BYTES,
     Damage,
     Record,
+    body_bytes,
     byte_views,
     decode_header,
     decode_metadata,
@@ -36,11 +37,14 @@ class ObjectJournal:
         The store.
     row_bytes : int
         Bytes of one row.
+    buffer_bytes : sequence of int
+        Bytes of each buffer.
     """
 
-    def __init__(self, place: Place, row_bytes: int) -> None:
+    def __init__(self, place: Place, row_bytes: int, buffer_bytes: Sequence[int] = ()) -> None:
         self._place = place
         self._row_bytes = row_bytes
+        self._buffer_bytes = tuple(buffer_bytes)
 
     def _rows(self) -> list[int]:
         if self._place.get(f"{JOURNAL}/rows/zarr.json") is None:
@@ -62,19 +66,20 @@ class ObjectJournal:
                 raw is not None
                 and fields is not None
                 and fields[0] == row == first_row + number
-                and len(raw) == start + self._row_bytes
                 and google_crc32c.value(raw[HEADER_BYTES:]) == fields[4]
             )
-            if not whole or raw is None or fields is None:
+            metadata = decode_metadata(raw[HEADER_BYTES:start], key) if whole and raw is not None else {}
+            size = body_bytes(metadata, self._row_bytes, self._buffer_bytes)
+            if not whole or raw is None or fields is None or len(raw) != start + size:
                 return records, Damage(key, 0, first_row + number, len(rows) - number - 1, torn=False)
-            records.append(Record(row, fields[1], decode_metadata(raw[HEADER_BYTES:start], key), key, start))
+            records.append(Record(row, fields[1], metadata, key, start, size))
         return records, None
 
     def continue_after(self, records: Sequence[Record]) -> None:
         """Cut off whatever follows the last of `records` and get ready to append."""
         # The keys are those of an array, since some stores accept nothing else.
         if self._place.get(f"{JOURNAL}/rows/zarr.json") is None:
-            chunk = HEADER_BYTES + max(1, self._row_bytes)
+            chunk = HEADER_BYTES + max(1, self._row_bytes + sum(self._buffer_bytes))
             shape = (MAX_ROWS * chunk,)
             zarr.create_array(
                 self._place.path(),
@@ -96,14 +101,14 @@ class ObjectJournal:
         header = encode_header(row, step, text, views)
         key = f"{JOURNAL}/rows/c/{row}"
         self._place.set(key, b"".join([header, text, *(view.tobytes() for view in views)]))
-        return Record(row, step, metadata, key, len(header) + len(text))
+        return Record(row, step, metadata, key, len(header) + len(text), sum(view.nbytes for view in views))
 
     def make_durable(self) -> None:
         """Commit the transaction, where the store has transactions."""
         self._place.make_durable((), "append")
 
     def read(self, record: Record, start: int, stop: int) -> bytes:
-        """Read the bytes from `start` to `stop` of the weights of a row."""
+        """Read the bytes from `start` to `stop` of a row: its weights, then its buffers."""
         found = self._place.get(record.where, record.offset + start, record.offset + stop)
         if found is None:
             raise FileNotFoundError(record.where)

@@ -143,10 +143,16 @@ def missing_tiles(place: Place, keys: Sequence[str]) -> str:
 
 def stored_rows(variable: xr.Variable) -> StoredRows | None:
     """Find the store behind a lazy variable, where it is the whole of one run as `open_trajectory` gave it."""
+    found = stored_source(variable)
+    return found if isinstance(found, StoredRows) else None
+
+
+def stored_source(variable: xr.Variable) -> Any:
+    """Find the array-like of a store behind a lazy variable of one run; None if there is none."""
     if variable.chunks is None:
         return None
     source = f"original-{variable.data.name}"
     layer = variable.data.dask.layers.get(source)
     found = None if layer is None else layer.get(source)
     found = getattr(found, "value", found)
-    return found if isinstance(found, StoredRows) and found.shape == variable.shape else None
+    return found if getattr(found, "shape", None) == variable.shape else None

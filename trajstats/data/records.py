@@ -33,11 +33,14 @@ class Record:
     row, step : int
         Position along `step`, and the optimiser step.
     metadata : mapping
-        Scalars (``series``) and the rounding floor of each layer (``floor``).
+        Scalars (``series``), rounding floor (``floor``) and digest (``digest``) of each layer, and the positions of the
+        buffers that follow the weights (``buffers``; all of them where it is absent).
     where : str
         File or key that holds the weights.
     offset : int
         Position of the first weight in it.
+    size : int
+        Bytes from there on: the weights, then the buffers that are not those of the row before.
     """
 
     row: int
@@ -45,6 +48,7 @@ class Record:
     metadata: Mapping[str, Any]
     where: str
     offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Journal(Protocol):
         ...
 
     def read(self, record: Record, start: int, stop: int) -> bytes:
-        """Read the bytes from `start` to `stop` of the weights of a row."""
+        """Read the bytes from `start` to `stop` of a row: its weights, then its buffers."""
         ...
 
     def drop(self, before_row: int) -> None:
@@ -132,6 +136,21 @@ def decode_metadata(text: bytes, where: str) -> dict[str, Any]:
         msg = f"{where}: metadata with a valid checksum is no JSON ({error}); this journal was not written by trajstats"
         raise StoreError(msg) from error
     return found if isinstance(found, dict) else {}
+
+
+def stored_buffers(metadata: Mapping[str, Any], n_buffers: int) -> list[int] | None:
+    """List the buffers whose bytes follow the weights of a row, by position; None if the metadata cannot be right."""
+    found = metadata.get("buffers")
+    if found is None:
+        return list(range(n_buffers))
+    good = isinstance(found, list) and all(type(k) is int and 0 <= k < n_buffers for k in found)
+    return found if good and all(a < b for a, b in zip(found, found[1:], strict=False)) else None
+
+
+def body_bytes(metadata: Mapping[str, Any], row_bytes: int, buffer_bytes: Sequence[int]) -> int:
+    """Compute the bytes that follow the metadata of a record; -1 if the metadata cannot be right."""
+    stored = stored_buffers(metadata, len(buffer_bytes))
+    return -1 if stored is None else row_bytes + sum(buffer_bytes[k] for k in stored)
 
 
 def byte_views(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:

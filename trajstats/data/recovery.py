@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from trajstats.data.buffer_rows import JournalBuffers
 from trajstats.data.checks import check_series_name
 from trajstats.data.folder import PARTIAL
 from trajstats.data.journal import Journal, Record
-from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, STATE, STORE_FORMAT, array_of
+from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, READ_FORMATS, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
 from trajstats.data.rounding import rounding_floor
 from trajstats.data.schema import SCHEMA_VERSION
@@ -52,13 +53,24 @@ def compact_records(
             block[k] = np.frombuffer(journal.read(record, start * item, stop * item), dtype=tiles.layout.dtype)
         return block
 
-    floors = None
-    if all("floor" in record.metadata for record in records):
-        floors = np.array([record.metadata["floor"] for record in records], dtype=np.float64)
-        floors = floors.reshape(len(records), -1)
+    held = JournalBuffers(journal, records, tiles.tensors, tiles.layout.row_bytes)
+
+    def buffers(start: int, stop: int) -> np.ndarray:
+        block = np.empty((len(records), stop - start), dtype=np.uint8)
+        held.read(block, 0, start, stop)
+        return block
+
     series = [dict(record.metadata.get("series", {})) for record in records]
-    rows = Rows(records[0].row, [record.step for record in records], series, floors)
-    tiles.write(rows, source, clocks=clocks)
+    floors, digests = (_of_layers(records, name, kind) for name, kind in (("floor", np.float64), ("digest", np.uint64)))
+    rows = Rows(records[0].row, [record.step for record in records], series, floors, digests)
+    tiles.write(rows, source, buffers=None if tiles.buffers is None else buffers, clocks=clocks)
+
+
+def _of_layers(records: Sequence[Record], name: str, kind: Any) -> np.ndarray | None:
+    # What records say of each layer, (row, layer); None where one of them says nothing.
+    if not all(name in record.metadata for record in records):
+        return None
+    return np.array([record.metadata[name] for record in records], dtype=kind).reshape(len(records), -1)
 
 
 def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
@@ -208,7 +220,7 @@ def check_store(tiles: Tiles) -> dict[str, Any]:
             f"{tiles.place} has schema_version {known.get('schema_version')!r}; this trajstats writes {SCHEMA_VERSION}"
         )
         raise SchemaError(msg)
-    if known.get("store_format") != STORE_FORMAT or COMMITTED not in known:
+    if known.get("store_format") not in READ_FORMATS or COMMITTED not in known:
         msg = (
             f"{tiles.place} is zarr, but was not written by TrajectoryWriter (store_format "
             f"{known.get('store_format')!r}, this trajstats writes {STORE_FORMAT}). Copy it with append_from first."

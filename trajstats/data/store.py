@@ -14,9 +14,22 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.buffer_rows import check_same_buffers, lazy_buffers
+from trajstats.data.buffers import BUFFER_NAME, BUFFERS
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
-from trajstats.data.layout import COMMITTED, CREATING, FINISHED, FLOOR, INITIAL, STATE, STORE_FORMAT, array_of
+from trajstats.data.layout import (
+    BUFFER_BYTES,
+    COMMITTED,
+    CREATING,
+    DIGEST,
+    FINISHED,
+    FLOOR,
+    INITIAL,
+    READ_FORMATS,
+    STATE,
+    array_of,
+)
 from trajstats.data.place import Place
 from trajstats.data.reading import StoredRows, missing_tiles
 from trajstats.data.redaction import without_credentials
@@ -58,7 +71,8 @@ def open_trajectory(
     layers : sequence of str, optional
         Layers to keep; all if not given.
     damaged : str
-        ``"raise"``, or ``"drop"``: leave out the layers that have a damaged tile (every tile is read once to know).
+        ``"raise"``, or ``"drop"``: leave out the layers that have a damaged tile (every tile is read once to know), and
+        the buffers if one of their tiles is damaged.
     block_bytes : int
         Size of the blocks in which weights are read: all steps of a range of parameters.
 
@@ -75,7 +89,7 @@ def open_trajectory(
     StoreNotFoundError
         If a path does not exist or a pattern matches nothing.
     SchemaError
-        If a store has another schema version, is no trajectory, or runs differ in their layers.
+        If a store has another schema version, is no trajectory, or runs differ in their layers or buffers.
     StoreError
         If tiles are missing or damaged.
     UnsafeInputError
@@ -183,7 +197,7 @@ def _checked(
         rows = int(attrs.get(COMMITTED, tiles.array().shape[1]))
         records: list[Record] = []
         if attrs.get(STATE, FINISHED) != FINISHED:
-            journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows)
+            journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
             records, damage = journal.scan(rows)
             if damage is not None and not damage.torn and damaged == "raise":
                 if int(tiles.attrs.get(COMMITTED, 0)) != rows:
@@ -195,7 +209,7 @@ def _checked(
                 raise StoreError(msg)
         if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again
             break
-    if attrs.get("store_format") == STORE_FORMAT and damaged == "raise":
+    if attrs.get("store_format") in READ_FORMATS and damaged == "raise":
         if changed := tiles.changed_metadata():
             msg = f"{place}: {', '.join(changed)} changed since the store was finished; restore it from a copy"
             raise StoreError(msg)
@@ -205,7 +219,10 @@ def _checked(
     if damaged == "drop":
         from trajstats.data.verify import verify
 
-        bad = {name for tile in verify(target).tiles for name in tile.layers}
+        tiles_lost = verify(target).tiles
+        bad = {name for tile in tiles_lost for name in tile.layers}
+        if any(tile.file.startswith(f"{BUFFER_BYTES}/") for tile in tiles_lost):
+            trajectory = trajectory.drop_vars([BUFFERS, BUFFER_NAME])
         trajectory = select_layers(trajectory, [n for n in map(str, trajectory[LAYER].values) if n not in bad])
     return trajectory if layers is None else select_layers(trajectory, layers)
 
@@ -216,7 +233,7 @@ def _plain(place: Place) -> xr.Dataset:
         trajectory = xr.open_zarr(place.path(), consolidated=False, chunks={})
     names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
     trajectory = trajectory.set_coords(names)
-    small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH)}
+    small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH, BUFFERS)}
     return check_trajectory(trajectory.assign(small), sketched=True)
 
 
@@ -258,7 +275,7 @@ def _dataset(
     coords: dict[str, Any] = {}
     for name, array in tiles.arrays().items():
         dims = dims_of(array)
-        if name in (tiles.variable, INITIAL):
+        if name in (tiles.variable, INITIAL, BUFFER_BYTES):
             continue
         try:
             values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
@@ -280,6 +297,9 @@ def _dataset(
             before = np.full((rows,) if clock else (1, rows), np.nan)
             values = np.concatenate([before, _journal_values(name, dims, records, before)], axis=-1)
             (coords if clock else variables)[name] = (dims, values)
+    state = lazy_buffers(target, tiles, total, records, attrs.get("uid"), block_bytes)
+    coords |= {name: found for name, found in state.items() if name == BUFFER_NAME}
+    variables |= {name: found for name, found in state.items() if name == BUFFERS}
     dims = SKETCH_DIMS if tiles.variable == SKETCH else WEIGHT_DIMS
     kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format", "checksums"}}
     kept[COMMITTED] = total
@@ -293,6 +313,8 @@ def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record],
     shape = tuple(len(records) if d == STEP else n for d, n in zip(dims, like.shape, strict=True))
     if name == STEP:
         return np.array([record.step for record in records], dtype=np.int64)
+    if name == DIGEST and LAYER in dims:
+        return np.array([record.metadata.get("digest", 0) for record in records], dtype=np.uint64).reshape(shape)
     if name == FLOOR:
         floors = [record.metadata.get("floor", np.nan) for record in records]
         return np.array(floors, dtype=np.float64).reshape(shape)
@@ -367,6 +389,7 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
                 "Open them one by one."
             )
             raise SchemaError(msg)
+    check_same_buffers(runs, paths)
     labels = [int(run[REPLICA].values[0]) for run in runs]
     if len(set(labels)) < len(labels):  # runs recorded without labels: number them
         runs = [run.assign_coords({REPLICA: [k]}) for k, run in enumerate(runs)]

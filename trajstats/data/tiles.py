@@ -5,19 +5,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
 
+from trajstats.data.buffers import TENSORS, BufferTensor, tensors_from_json
 from trajstats.data.checks import check_series_name
 from trajstats.data.guard import node_names
+from trajstats.data.layer_facts import LayerFacts
 from trajstats.data.layout import (
+    BUFFER_BYTES,
     CHECKSUMS,
     COMMITTED,
+    DIGEST,
     FINISHED,
     FLOOR,
     JOURNAL,
@@ -49,14 +53,15 @@ class Rows:
         Optimiser steps.
     series : sequence of mapping
         Scalars of each row.
-    floors : ndarray, (row, layer), optional
-        Rounding floor of each layer; found while writing if not given.
+    floors, digests : ndarray, (row, layer), optional
+        Rounding floor and digest of each layer; found while writing if not given.
     """
 
     first: int
     steps: Sequence[int]
     series: Sequence[Mapping[str, float]]
     floors: np.ndarray | None = None
+    digests: np.ndarray | None = None
 
     @property
     def stop(self) -> int:
@@ -89,6 +94,15 @@ class Tiles:
             raise StoreError(msg)
         self.variable = SKETCH if place.get(f"{SKETCH}/zarr.json") is not None else WEIGHTS
         self.layout: Layout = layout_of(array_of(group, self.variable))
+        self.tensors: list[BufferTensor] = []
+        self.buffers: Layout | None = None  # of the bytes of the buffers, where there are any
+        if place.get(f"{BUFFER_BYTES}/zarr.json") is not None:
+            array = array_of(group, BUFFER_BYTES)
+            self.tensors = tensors_from_json(array.attrs.get(TENSORS), f"{place}: {BUFFER_BYTES}")
+            self.buffers = layout_of(array)
+            if self.buffers.row_shape != (sum(tensor.nbytes for tensor in self.tensors),):
+                msg = f"{place}: {BUFFER_BYTES} has rows of {self.buffers.row_shape} bytes; its tensors have others"
+                raise StoreError(msg)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -96,13 +110,23 @@ class Tiles:
         group = self.place.group()
         return {} if group is None else group.attrs.asdict()
 
-    def array(self, rows: int | None = None) -> zarr.Array:
-        """Open the array of weights, as if it had at least `rows` rows; nothing is written."""
+    @property
+    def _tiled(self) -> list[str]:
+        """Names of the arrays that are kept in tiles."""
+        return [layout.variable for layout in (self.layout, self.buffers) if layout is not None]
+
+    @property
+    def buffer_bytes(self) -> list[int]:
+        """Bytes of each buffer, as a journal asks for them."""
+        return [tensor.nbytes for tensor in self.tensors]
+
+    def array(self, rows: int | None = None, *, buffers: bool = False) -> zarr.Array:
+        """Open the array of weights, or of bytes of buffers, as if it had at least `rows` rows; nothing is written."""
         group = self.place.group()
         if group is None:
             msg = f"{self.place}: the store is gone"
             raise StoreError(msg)
-        array = array_of(group, self.variable)
+        array = array_of(group, BUFFER_BYTES if buffers else self.variable)
         if rows is None or array.shape[1] >= rows:
             return array
         # Tiles beyond the shape in the metadata are written first; the shape follows with the commit.
@@ -126,25 +150,12 @@ class Tiles:
         names = sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
         return {name: array_of(group, name) for name in names}
 
-    def tile_key(self, slab: int, *where: int) -> str:
-        """Name the file of a tile: slab of rows, then its place across the row."""
-        return "/".join([self.variable, "c", "0", str(slab), *(str(index) for index in where)])
-
-    def keys_of_slab(self, slab: int) -> list[str]:
-        """List the files one slab of rows must have."""
-        lead = self.layout.row_shape[:-1]
-        across = -(-self.layout.row_shape[-1] // self.layout.shard)
-        return [self.tile_key(slab, *index) for index in np.ndindex((*lead, across))]
-
-    def slabs(self, rows: int) -> int:
-        """Count the slabs that `rows` rows take."""
-        return -(-rows // self.layout.rows)
-
     def write(
         self,
         rows: Rows,
         source: Source,
         *,
+        buffers: Source | None = None,
         clocks: Sequence[str] = (),
         finish: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
@@ -159,38 +170,52 @@ class Tiles:
             Steps and scalars.
         source : callable (start, stop) -> ndarray (row, stop - start)
             Gives a range of the flat rows.
+        buffers : callable (start, stop) -> ndarray of uint8 (row, stop - start), optional
+            Gives a range of the bytes of the buffers of these rows; needed where the store has buffers.
         clocks : sequence of str
             Names of scalars that are clocks.
         finish : callable -> mapping
             Called when all tiles are written; gives attributes to set with the commit.
         """
-        array = self._whole(self.array(rows.stop))
-        floors = rows.floors
-        stops: np.ndarray | None = None
+        if (buffers is None) != (self.buffers is None):
+            msg = (
+                f"{self.place}: rows come {'without' if buffers is None else 'with'} buffers, unlike those of the store"
+            )
+            raise StoreError(msg)
+        facts = self._facts(rows)
+        self._write_tiles(self.layout, rows, source, facts)
+        if buffers is not None and self.buffers is not None:
+            self._write_tiles(self.buffers, rows, buffers, None)
+        floors = facts.floors if rows.floors is None else rows.floors
+        digests = facts.digests if rows.digests is None else rows.digests
+        self._commit(replace(rows, floors=floors, digests=digests), clocks, finish())
+
+    def _facts(self, rows: Rows) -> LayerFacts:
+        group = self.place.group()
+        assert group is not None
+        stops = np.asarray(array_of(group, "layer_stop")[...])
         source_dtype = str(self.attrs.get("source_dtype", self.layout.dtype.name))
-        if floors is None and self.variable == WEIGHTS:
-            group = self.place.group()
-            assert group is not None
-            stops = np.asarray(array_of(group, "layer_stop")[...])
-            floors = np.zeros((len(rows.steps), stops.size))
-        for index, flat in self.layout.blocks():
+        plain = self.variable == WEIGHTS
+        digests = plain and rows.digests is None and DIGEST in group
+        return LayerFacts(len(rows.steps), stops, source_dtype, floors=plain and rows.floors is None, digests=digests)
+
+    def _write_tiles(self, layout: Layout, rows: Rows, source: Source, facts: LayerFacts | None) -> None:
+        array = self._whole(self.array(rows.stop, buffers=layout is self.buffers))
+        for index, flat in layout.blocks():
             block = source(flat.start, flat.stop)
-            if stops is not None and floors is not None:
-                for k, row in enumerate(block):
-                    floors[k] += _floor(row, stops, source_dtype, flat.start)
+            if facts is not None:
+                facts.add(block, flat.start)
             shape = (len(rows.steps), *(1 for _ in index[:-1]), flat.stop - flat.start)
             target = (slice(0, 1), slice(rows.first, rows.stop), *(slice(i, i + 1) for i in index[:-1]), index[-1])
             array[target] = block.reshape(1, *shape)
-        if stops is not None and floors is not None:
-            floors /= np.maximum(np.diff(stops, prepend=0), 1)
-        first, last = rows.first // self.layout.rows, self.slabs(rows.stop)
-        keys = [key for slab in range(first, last) for key in self.keys_of_slab(slab)]
-        if self.place.local is not None:
-            keys += [key.rpartition("/")[0] for key in keys]
-        self.place.make_durable(dict.fromkeys(keys), "tiles") if self.place.local is not None else None
-        self._commit(rows, floors, clocks, finish())
+        if self.place.local is None:
+            return
+        first, last = rows.first // layout.rows, slabs(layout, rows.stop)
+        keys = [key for slab in range(first, last) for key in keys_of_slab(layout, slab)] if layout.size else []
+        keys += [key.rpartition("/")[0] for key in keys]
+        self.place.make_durable(dict.fromkeys(keys), "tiles")
 
-    def _commit(self, rows: Rows, floors: np.ndarray | None, clocks: Sequence[str], attrs: Mapping[str, Any]) -> None:
+    def _commit(self, rows: Rows, clocks: Sequence[str], attrs: Mapping[str, Any]) -> None:
         group = self.place.group()
         assert group is not None
         known = group.attrs.asdict()
@@ -206,20 +231,21 @@ class Tiles:
         touched = []
         for name, array in self.arrays().items():
             dims = dims_of(array)
-            if STEP not in dims or name == self.variable:
+            if STEP not in dims or name in self._tiled:
                 continue
             axis = dims.index(STEP)
             before = array.shape[axis]
             self._resize(array, axis, rows.stop)
             array = self._whole(array)
             if before < rows.first:  # a scalar that appears late
-                array[(slice(None),) * axis + (slice(before, rows.first),)] = np.nan
+                array[(slice(None),) * axis + (slice(before, rows.first),)] = 0 if name == DIGEST else np.nan
             target = (slice(None),) * axis + (slice(rows.first, rows.stop),)
             if name == STEP:
                 array[target] = np.asarray(rows.steps, dtype=np.int64)
-            elif name == FLOOR:
-                if floors is not None:
-                    array[target] = floors[None]
+            elif name in (FLOOR, DIGEST) and len(dims) == 3:
+                values = rows.floors if name == FLOOR else rows.digests
+                if values is not None:
+                    array[target] = values[None]
             else:
                 values = np.array([series.get(name, np.nan) for series in rows.series])
                 array[target] = values.reshape((1,) * axis + values.shape)
@@ -230,8 +256,9 @@ class Tiles:
                 for k in range(min(before, rows.first) // chunk, -(-rows.stop // chunk) if array.size else 0)
             ]
             touched.append(f"{name}/zarr.json")
-        self._resize(array_of(group, self.variable), 1, rows.stop)
-        touched.append(f"{self.variable}/zarr.json")
+        for name in self._tiled:
+            self._resize(array_of(group, name), 1, rows.stop)
+            touched.append(f"{name}/zarr.json")
         self.place.make_durable(touched, "series") if self.place.local is not None else None
         coordinates += [name for name in names if name in clocks and name not in coordinates]
         self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, CHECKSUMS: None, **attrs})
@@ -299,7 +326,7 @@ class Tiles:
         """List the chunks that the arrays beside the weights must have: key -> name of the array."""
         keys: dict[str, str] = {}
         for name, array in self.arrays().items():
-            if name == self.variable:
+            if name in self._tiled:
                 continue
             dims = dims_of(array)
             shape = [rows if dim == STEP else n for dim, n in zip(dims, array.shape, strict=True)]
@@ -307,14 +334,15 @@ class Tiles:
             keys |= {"/".join([name, "c", *map(str, index)]): name for index in np.ndindex(*grid)}
         return keys
 
-    def missing_in(self, bounds: Sequence[tuple[int, int]]) -> list[str]:
+    def missing_in(self, bounds: Sequence[tuple[int, int]], *, buffers: bool = False) -> list[str]:
         """List the files missing from a range of rows and parameters, given as (start, stop) of each dimension."""
+        layout = self.buffers if buffers and self.buffers is not None else self.layout
         first, stop = bounds[1]
-        slabs = range(first // self.layout.rows, -(-stop // self.layout.rows))
-        across = range(bounds[-1][0] // self.layout.shard, -(-bounds[-1][1] // self.layout.shard))
+        across = range(bounds[-1][0] // layout.shard, -(-bounds[-1][1] // layout.shard))
         leads = np.ndindex(*(b - a for a, b in bounds[2:-1]))
         leads_at = [tuple(i + a for i, (a, _) in zip(lead, bounds[2:-1], strict=True)) for lead in leads]
-        keys = [self.tile_key(slab, *lead, at) for slab in slabs for lead in leads_at for at in across]
+        rows = range(first // layout.rows, slabs(layout, stop))
+        keys = [tile_key(layout, slab, *lead, at) for slab in rows for lead in leads_at for at in across]
         if self.place.local is not None:
             return [key for key in keys if self.place.folder.size(key) is None]
         return [key for key in keys if self.place.get(key, 0, 1) is None]
@@ -325,19 +353,19 @@ class Tiles:
         if self.place.local is not None:
             folder = self.place.folder
             lost = [key for key in small if folder.size(key) is None]
-            if not rows or not self.layout.size:
-                return lost
-            for slab in range(self.slabs(rows)):
-                wanted = self.keys_of_slab(slab)
+            for wanted in self._wanted(rows):
                 folders = {key.rpartition("/")[0] for key in wanted}
                 there = {f"{above}/{name}" for above in folders for name in folder.names(above)}
                 lost += [key for key in wanted if key not in there]
             return lost
         lost = [key for key in small if self.place.get(key) is None]
-        if not rows or not self.layout.size:
-            return lost
-        there = set(self.place.list_under(self.variable))
-        return lost + [key for slab in range(self.slabs(rows)) for key in self.keys_of_slab(slab) if key not in there]
+        there = {key for name in self._tiled if rows for key in self.place.list_under(name)}
+        return lost + [key for wanted in self._wanted(rows) for key in wanted if key not in there]
+
+    def _wanted(self, rows: int) -> Iterator[list[str]]:
+        for layout in filter(None, (self.layout, self.buffers)):
+            for slab in range(slabs(layout, rows) if layout.size else 0):
+                yield keys_of_slab(layout, slab)
 
 
 def dims_of(array: zarr.Array) -> tuple[str, ...]:
@@ -360,10 +388,20 @@ def _crc(values: Mapping[str, Any]) -> int:
     return int(google_crc32c.value(json.dumps(values, sort_keys=True).encode()))
 
 
-def _floor(row: np.ndarray, stops: np.ndarray, source_dtype: str, start: int) -> np.ndarray:
-    from trajstats.data.rounding import rounding_floor  # numba is imported only where a floor is needed
+def tile_key(layout: Layout, slab: int, *where: int) -> str:
+    """Name the file of a tile: slab of rows, then its place across the row."""
+    return "/".join([layout.variable, "c", "0", str(slab), *(str(index) for index in where)])
 
-    return rounding_floor(row, stops, source_dtype, start=start)
+
+def keys_of_slab(layout: Layout, slab: int) -> list[str]:
+    """List the files one slab of rows must have."""
+    across = -(-layout.row_shape[-1] // layout.shard)
+    return [tile_key(layout, slab, *index) for index in np.ndindex((*layout.row_shape[:-1], across))]
+
+
+def slabs(layout: Layout, rows: int) -> int:
+    """Count the slabs that `rows` rows take."""
+    return -(-rows // layout.rows)
 
 
 def layer_names(group: zarr.Group) -> list[str]:

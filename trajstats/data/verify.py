@@ -11,10 +11,10 @@ import numpy as np
 
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Damage, open_journal
-from trajstats.data.layout import COMMITTED, FINISHED, STATE, array_of
+from trajstats.data.layout import BUFFER_BYTES, COMMITTED, FINISHED, STATE, Layout, array_of
 from trajstats.data.place import Place
 from trajstats.data.schema import LAYER, SKETCH
-from trajstats.data.tiles import Tiles
+from trajstats.data.tiles import Tiles, slabs, tile_key
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class DamagedTile:
     rows : range
         Positions along `step`.
     parameters : range
-        Positions along `parameter` (along the flat hash x bucket for sketches).
+        Positions along `parameter` (along the flat hash x bucket for sketches, bytes of a row for buffers).
     layers : tuple of str
-        Layers that have weights in it.
+        Layers, or buffers, that have values in it.
     reason : str
         ``missing``, or what the decoder said.
     """
@@ -133,9 +133,13 @@ def verify(target: Any, /) -> Verification:
     report = Verification(str(place), 0)
     report.other += [f"{key}: changed since the store was finished" for key in tiles.changed_metadata(every=True)]
     names = _small_arrays(tiles, rows, report)
-    _weights(tiles, rows, names, report)
+    lost = set(tiles.missing(rows))
+    _tiles(tiles, tiles.layout, rows, names, lost, report)
+    if tiles.buffers is not None:
+        stops = np.cumsum(tiles.buffer_bytes, dtype=np.int64)
+        _tiles(tiles, tiles.buffers, rows, ([tensor.name for tensor in tiles.tensors], stops), lost, report)
     if attrs.get(STATE, FINISHED) != FINISHED:
-        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows)
+        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
         report.journal = journal.scan(rows)[1]
     return report
 
@@ -146,7 +150,7 @@ def _small_arrays(tiles: Tiles, rows: int, report: Verification) -> tuple[list[s
     stops = "bucket_layer_stop" if tiles.variable == SKETCH else "layer_stop"
     kept: dict[str, np.ndarray] = {}
     for name, array in tiles.arrays().items():
-        if name == tiles.variable or name in lost.values():
+        if name in (tiles.variable, BUFFER_BYTES) or name in lost.values():
             continue
         try:
             values = np.asarray(array[...])
@@ -158,21 +162,26 @@ def _small_arrays(tiles: Tiles, rows: int, report: Verification) -> tuple[list[s
     return [str(name) for name in kept.get(LAYER, [])], kept.get(stops, np.zeros(0, dtype=np.int64))
 
 
-def _weights(tiles: Tiles, rows: int, known: tuple[list[str], np.ndarray], report: Verification) -> None:
-    layout = tiles.layout
+def _tiles(
+    tiles: Tiles,
+    layout: Layout,
+    rows: int,
+    known: tuple[list[str], np.ndarray],
+    lost: set[str],
+    report: Verification,
+) -> None:
     group = tiles.place.group()
     if not rows or not layout.size or group is None:
         return
-    array = array_of(group, tiles.variable)
-    lost = set(tiles.missing(rows))
+    array = array_of(group, layout.variable)
     last = layout.row_shape[-1]
-    for slab in range(tiles.slabs(rows)):
+    for slab in range(slabs(layout, rows)):
         within = range(slab * layout.rows, min(rows, (slab + 1) * layout.rows))
         for lead in np.ndindex(*layout.row_shape[:-1]):
             offset = int(np.ravel_multi_index(lead, layout.row_shape[:-1])) * last if lead else 0
             for begin in range(0, last, layout.columns):
                 end = min(begin + layout.columns, last)
-                key = tiles.tile_key(slab, *lead, begin // layout.shard)
+                key = tile_key(layout, slab, *lead, begin // layout.shard)
                 report.checked += 1
                 reason = "missing"
                 if key not in lost:

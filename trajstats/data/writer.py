@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from trajstats.data.arrays import to_numpy
+from trajstats.data.arrays import ordered_arrays
+from trajstats.data.buffer_rows import BufferPacker, check_stored_buffers
+from trajstats.data.buffers import check_buffers
 from trajstats.data.checks import check_layers, check_same_layers
 from trajstats.data.journal import Record, open_journal
+from trajstats.data.layer_facts import layer_digests
 from trajstats.data.layout import (
     CHECKSUMS,
     COMMITTED,
@@ -67,6 +70,9 @@ class TrajectoryWriter:
         The weight tensors, in the order of the flat vector.
     replica : int
         Label of this run along `replica`.
+    buffers : mapping name -> array, or name -> (shape, dtype), optional
+        State that is not trained and is kept with every row in its own types: running statistics, counters, masks. Give
+        it again to continue the run.
     attrs : mapping, optional
         What describes the run (task, optimiser settings); anything but text and numbers is kept as JSON.
     clocks : sequence of str
@@ -89,7 +95,7 @@ class TrajectoryWriter:
     Raises
     ------
     ArgumentError
-        If an argument is not allowed, or the store at `path` holds other layers.
+        If an argument is not allowed, or the store at `path` holds other layers or buffers.
     SchemaError
         If the store at `path` has another schema version.
     StoreError
@@ -98,7 +104,8 @@ class TrajectoryWriter:
     Notes
     -----
     An append costs one sequential write and one fsync of the row; memory is bounded by one column block (about 32 MiB),
-    whatever the number of rows and weights. See the page *Store format* for the files.
+    whatever the number of rows and weights. A buffer that is the same as in the row before is not written again. See
+    the page *Store format* for the files.
 
     Examples
     --------
@@ -118,6 +125,7 @@ class TrajectoryWriter:
         layers: Mapping[str, Sequence[int]],
         *,
         replica: int = 0,
+        buffers: Mapping[str, Any] | None = None,
         attrs: Mapping[str, Any] | None = None,
         clocks: Sequence[str] = CLOCKS[1:],
         dtype: str = "float32",
@@ -129,6 +137,7 @@ class TrajectoryWriter:
     ) -> None:
         self.layers = check_layers(layers)
         self.path = path
+        self._tensors = check_buffers(buffers, self.layers)
         self._sync = check_sync(sync)
         if np.dtype(dtype).name not in STORED_DTYPES:
             raise ArgumentError(unknown("stored type", dtype, STORED_DTYPES, do="bfloat16 is stored as float32."))
@@ -158,7 +167,8 @@ class TrajectoryWriter:
             layout = plan_layout(variable, row, kind, expected_rows=expected_rows)
             more = {} if self._sketch is None else self._sketch.attrs()
             place.delete_under(variable) if state_of(place) == CREATING else None
-            create_store(place, layout, self.layers, replica=replica, attrs={**attrs, **more}, extra=extra)
+            state: dict[str, Any] = {"buffers": self._tensors, "expected_rows": expected_rows}
+            create_store(place, layout, self.layers, replica=replica, attrs={**attrs, **more}, extra=extra, **state)
         self._tiles = Tiles(place)
         self._place = place
         self._layout = self._tiles.layout
@@ -166,6 +176,8 @@ class TrajectoryWriter:
         group = place.group()
         assert group is not None
         check_same_layers(group, self.layers)
+        check_stored_buffers(self._tiles, self._tensors)
+        self._packer = BufferPacker(self._tensors, self._layout.rows)
         if (self._tiles.variable == "sketch") != (self._sketch is not None):
             msg = (
                 f"{place} holds {self._tiles.variable}; open it {'with' if self._sketch is None else 'without'} sketch="
@@ -177,7 +189,7 @@ class TrajectoryWriter:
         self._source_dtype = known.get("source_dtype", self._source_dtype)
         self._tiled = int(known[COMMITTED])
         zarr.open_group(place.path(JOURNAL), mode="a")
-        self._journal = open_journal(place, self._layout.row_bytes, self._layout.rows)
+        self._journal = open_journal(place, self._layout.row_bytes, self._layout.rows, self._tiles.buffer_bytes)
         records = recover(self._journal, self._tiled, place)
         self._records: list[Record] = records
         self._pending = len(records)  # rows from here on wait for a flush: none yet
@@ -204,7 +216,7 @@ class TrajectoryWriter:
         """The last step appended, or None: where to resume."""
         return self._steps[-1] if self._steps else None
 
-    def append(self, step: int, weights: Any, **series: float) -> None:
+    def append(self, step: int, weights: Any, *, buffers: Mapping[str, Any] | None = None, **series: float) -> None:
         """Add one row.
 
         Parameters
@@ -213,13 +225,16 @@ class TrajectoryWriter:
             Optimiser step, larger than the last one.
         weights : mapping name -> array, or array (parameter,)
             All layers by name with their shapes, or the flat vector. NumPy arrays, or anything `numpy.asarray` takes.
+        buffers : mapping name -> array, optional
+            All buffers that the run was opened with, and no other.
         **series : float
             Scalars of this step such as ``loss``; those named in `clocks` (``epoch``, ``proper_time``) become clocks.
 
         Raises
         ------
         ArgumentError
-            If the step does not increase, a layer is missing or has another shape, or a scalar is not a number.
+            If the step does not increase, a layer or buffer is missing, has another shape or cannot be kept exactly, or
+            a scalar is not a number.
         StoreError
             If the row could not be written (nothing of it remains), or the writer is closed.
         """
@@ -233,19 +248,23 @@ class TrajectoryWriter:
             msg = f"step {step} after step {self._steps[-1]}: steps must increase. Skip the steps in writer.committed."
             raise ArgumentError(msg)
         scalars = to_scalars(series)
-        arrays = self._arrays(weights)
+        arrays = ordered_arrays(weights, self.layers)
+        row = len(self._steps)
+        state, held, marks = self._packer.pack(row, buffers)
         if self._source_dtype is None:
             given = list(weights.values()) if isinstance(weights, Mapping) else [weights]
             self._source_dtype = source_type([*given, np.empty(0, self._layout.dtype)])
             self._tiles.mark(source_dtype=self._source_dtype)
-        metadata: dict[str, Any] = {"series": scalars}
+        metadata: dict[str, Any] = {"series": scalars, **held}
         if self._sketch is not None:
             payload = [self._sketch_row(arrays)]
+            metadata["digest"] = layer_digests(arrays, self._stops)
         else:
             payload = [np.ascontiguousarray(a, dtype=self._layout.dtype) for a in arrays]
             metadata["floor"] = layer_floors(payload, self._stops, str(self._source_dtype)).tolist()
-        row = len(self._steps)
-        record = self._journal.append(row, int(step), metadata, payload)
+            metadata["digest"] = layer_digests(payload, self._stops)
+        record = self._journal.append(row, int(step), metadata, [*payload, *state])
+        self._packer.accept(marks)
         self._records.append(record)
         self._steps.append(int(step))
         if self._sync == 0 or time.monotonic() - self._flushed_at >= self._sync:
@@ -321,31 +340,6 @@ class TrajectoryWriter:
             f"{len(self._steps)} rows are safe in {self._place}. To continue the run, open the path again and skip "
             "writer.committed; to finish it as it is, trajstats.data.maintenance.compact(path)."
         )
-
-    def _arrays(self, weights: Any) -> list[np.ndarray]:
-        if isinstance(weights, Mapping):
-            if missing := [name for name in self.layers if name not in weights]:
-                raise ArgumentError(
-                    unknown("layer", missing[0], weights, do=f"The run has layers {list(self.layers)}.")
-                )
-            if extra := [name for name in weights if name not in self.layers]:
-                raise ArgumentError(
-                    unknown("layer", extra[0], self.layers, do="Start another store for another model.")
-                )
-            arrays = [to_numpy(weights[name]) for name in self.layers]
-            for (name, shape), array in zip(self.layers.items(), arrays, strict=True):
-                if array.shape != shape:
-                    msg = f"layer {name!r} has shape {array.shape}; the run was opened with {shape}"
-                    raise ArgumentError(msg)
-            return arrays
-        array = to_numpy(weights)
-        if array.shape != (self.n_parameters,):
-            msg = (
-                f"weights have shape {array.shape}; give a mapping with the {len(self.layers)} layers, or the flat "
-                f"vector ({self.n_parameters},)"
-            )
-            raise ArgumentError(msg)
-        return [array]
 
     def _sketch_row(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         flat = np.concatenate([a.reshape(-1) for a in arrays])
