@@ -145,8 +145,8 @@ def _exactly(array: np.ndarray, tensor: BufferTensor, kind: np.dtype[Any]) -> np
     if not same.all():
         first = array.reshape(-1)[int(np.argmin(same))]
         msg = (
-            f"buffer {tensor.name!r:.120} holds {first.item()!r}, which {tensor.dtype} cannot hold exactly; open the run "
-            f"with the type of the array, {array.dtype}"
+            f"buffer {tensor.name!r:.120} holds {first.item()!r}, which {tensor.dtype} cannot hold exactly; open "
+            f"the run with the type of the array, {array.dtype}"
         )
         raise ArgumentError(msg)
     return made
