@@ -25,11 +25,14 @@ from trajstats.cli_options import expression, json_option, say, say_json
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="Rename a tensor; repeat for more.")
 @click.option("--strip", metavar="PREFIX", help="Take a prefix such as 'module.' off all names.")
 @click.option("--step-dim", metavar="NAME", help="For zarr and netCDF: the dimension that is time.")
+@click.option("--epoch-dim", metavar="NAME", help="The same where it holds epochs, which may be fractions.")
+@click.option("--part", metavar="NAME", multiple=True, help="Which set of weights to take, such as model_ema.")
+@click.option("--drop-identical", is_flag=True, help="Leave out checkpoints that equal an earlier one.")
 @click.option("--optimizer", is_flag=True, help="Keep optimizer state too.")
 @click.option("--replica", type=int, default=0, show_default=True, help="Label of the run.")
 @click.option("--memory", metavar="MIB", type=click.IntRange(min=1), default=1024, show_default=True, help="Budget.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Files read at a time.")
-@click.option("--strict", is_flag=True, help="Stop at NaN and at byte-identical checkpoints.")
+@click.option("--strict", is_flag=True, help="Stop at NaN, equal checkpoints and tensors of another step.")
 @click.option("--dry-run", is_flag=True, help="Show files, steps, layers, size and time, and write nothing.")
 @json_option
 def ingest_command(
@@ -40,6 +43,9 @@ def ingest_command(
     rename: tuple[str, ...],
     strip: str | None,
     step_dim: str | None,
+    epoch_dim: str | None,
+    part: tuple[str, ...],
+    drop_identical: bool,
     optimizer: bool,
     replica: int,
     memory: int,
@@ -74,7 +80,9 @@ def ingest_command(
             step_from=step_from,
             include=include,
             rename=renamed,
-            dims={"step": step_dim} if step_dim else None,
+            dims={"step": step_dim} if step_dim else {"epoch": epoch_dim} if epoch_dim else None,
+            part=part[0] if len(part) == 1 else part or None,
+            drop_identical=drop_identical,
             optimizer=optimizer,
             replica=replica,
             memory=memory * 2**20,
@@ -88,4 +96,5 @@ def ingest_command(
         return
     facts = {name: getattr(plan, name) for name in ("out", "steps", "files", "layers", "dtype", "rule", "seconds")}
     findings = [asdict(finding) for finding in plan.findings]
-    say_json({**facts, "passed_over": plan.passed_over, "findings": findings, "written": not dry_run})
+    facts |= {"buffers": plan.buffers, "passed_over": plan.passed_over, "left_out": plan.left_out}
+    say_json({**facts, "findings": findings, "written": not dry_run})

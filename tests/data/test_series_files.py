@@ -12,8 +12,8 @@ import xarray as xr
 import trajstats as ts
 from trajstats.data.budget import Budget
 from trajstats.data.formats import input_size
-from trajstats.data.formats_tree import read_series
 from trajstats.data.series_files import open_dataset
+from trajstats.data.whole_series import read_series
 
 
 def series(rows=6):
@@ -111,7 +111,7 @@ def test_damaged_files(tmp_path, content):
 
 
 def read_all(path):
-    for _, found in read_series(path, {"step": "time"}):
+    for _, found in read_series(path, {"step": "time"})[0]:
         for tensor in found.tensors.values():
             tensor.read(0, tensor.size)
 

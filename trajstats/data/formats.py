@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,10 @@ RAW: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
+    **{name: np.dtype(name).newbyteorder("<") for name in ("int8", "int16", "int32", "int64")},
+    **{name: np.dtype(name).newbyteorder("<") for name in ("uint8", "uint16", "uint32", "uint64", "bool")},
 }
-SKIPPED_FILES = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "scaler", "random_states")
-STATE_KEYS = (
-    "optimizer",
-    "optimizers",
-    "optim",
-    "opt_state",
-    "optimizer_states",
-    "optimizer_state_dict",
-    "lr_schedulers",
-)
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights", "net")
+FLOATING = frozenset(["bfloat16", "float16", "float32", "float64"])
 BOMB_RATIO = 100
 BOMB_BYTES = 64 * 2**20
 MAX_TENSORS = 1_000_000
@@ -48,7 +40,7 @@ class Tensor:
     shape : tuple of int
         Its shape.
     dtype : str
-        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``: the type in the file.
+        The type in the file, one of `RAW`; those in `FLOATING` may be weights.
     read : callable (start, stop) -> ndarray
         Gives a range of the array flattened in C order; bfloat16 as the equal float32.
     storage : object, optional
@@ -68,40 +60,54 @@ class Tensor:
 
 @dataclass
 class Checkpoint:
-    """The floating tensors of one checkpoint, unread.
+    """The tensors of one checkpoint, unread.
 
     Parameters
     ----------
     path : str
         Where it is.
     tensors : mapping name -> Tensor
-        By name, in the order of the file.
+        Parameters by name, in the order of the file. Readers put all tensors here.
     passed_over : mapping name -> reason
-        What else is in there: integer buffers, optimizer state, second names of a tensor.
+        What else is in there: optimizer state, second names of a tensor, types that are no numbers.
+    buffers : mapping name -> Tensor
+        State that is not trained.
+    containers : set of str
+        Outermost mappings in the file: a name that begins with one and a dot lies in it.
     """
 
     path: str
     tensors: dict[str, Tensor]
     passed_over: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    containers: frozenset[str] = frozenset()
 
 
-def open_checkpoint(path: str | Path, *, optimizer: bool = False, budget: Budget | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path,
+    *,
+    optimizer: bool = False,
+    part: str | Sequence[str] | None = None,
+    budget: Budget | None = None,
+) -> Checkpoint:
     """Read the header of a checkpoint of any known format; its tensors are read later, range by range.
 
     Parameters
     ----------
     path : path
         A file (safetensors, torch ``.pt .pth .bin .ckpt``, npz, npy, HDF5, ``.keras``, flax msgpack), a sharded
-        checkpoint's index or folder, or an orbax folder.
+        checkpoint's index or folder or one of its shards, or an orbax folder.
     optimizer : bool
         Keep optimizer state too.
+    part : str or sequence of str, optional
+        Which of several sets of weights in the file, such as ``"model_ema"``.
     budget : Budget, optional
         What reading it may cost, if it is part of something larger; by default what its own size allows.
 
     Returns
     -------
     Checkpoint
-        Names, shapes and types, and how to read them.
+        Parameters and buffers: names, shapes and types, and how to read them.
 
     Raises
     ------
@@ -110,11 +116,36 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False, budget: Budget
     UnsafeInputError
         If the file could run code, leave its folder or exhaust memory.
     UnsupportedError
-        If the format is not known.
+        If the format is not known, or the file is one part of a model-parallel checkpoint.
     StoreError
         If the file is truncated or damaged.
+    ArgumentError
+        If the file holds several sets of weights and `part` does not choose one.
     """  # noqa: DOC501, DOC502
-    path = Path(path)
+    from trajstats.data.selection import choose_tensors
+
+    return choose_tensors(read_all(Path(path), budget), optimizer=optimizer, part=part)
+
+
+def read_all(path: Path, budget: Budget | None = None, *, alone: bool = False) -> Checkpoint:
+    """List every tensor of a checkpoint: of all its shards, unless it is read `alone`.
+
+    Parameters
+    ----------
+    path : path
+        As in `open_checkpoint`.
+    budget : Budget, optional
+        As in `open_checkpoint`.
+    alone : bool
+        Read this one file, although it is a shard.
+
+    Returns
+    -------
+    Checkpoint
+        All tensors, optimizer state included.
+    """  # noqa: DOC501, DOC502
+    from trajstats.data import parts
+
     try:
         if not path.exists():
             msg = f"{path} does not exist"
@@ -122,7 +153,12 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False, budget: Budget
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
             msg = f"{path} is neither a file nor a folder; it is not read"
             raise UnsafeInputError(msg)
-        found = _reader(path)(path, budget or Budget.for_size(input_size(path)))
+        if not alone and path.is_file() and not path.name.endswith(".json"):
+            if shards := parts.shards_of(path):
+                return parts.read_shards(shards)
+            if len(ranks := parts.ranks_of(path)) > 1:
+                return parts.read_ranks(ranks)
+        return _reader(path)(path, budget or Budget.for_size(input_size(path)))
     except TrajstatsError:
         raise
     except OSError as error:  # no permission, a loop of links, a disk that fails
@@ -131,7 +167,6 @@ def open_checkpoint(path: str | Path, *, optimizer: bool = False, budget: Budget
     except (RecursionError, MemoryError) as error:
         msg = f"{path}: its header is nested or sized beyond reason ({type(error).__name__}); it is not read"
         raise UnsafeInputError(msg) from error
-    return _tidy(found, optimizer)
 
 
 def input_size(path: Path) -> int:
@@ -191,36 +226,6 @@ def _reader(path: Path) -> Callable[[Path, Budget], Checkpoint]:
         ".pth, .bin, .ckpt, .npz, .npy, .h5, .hdf5, .weights.h5, .keras, .msgpack, orbax folders"
     )
     raise UnsupportedError(msg)
-
-
-def _tidy(found: Checkpoint, optimizer: bool) -> Checkpoint:
-    if len(found.tensors) > MAX_TENSORS:
-        msg = f"{found.path}: {len(found.tensors)} tensors; at most {MAX_TENSORS} are believed"
-        raise UnsafeInputError(msg)
-    kept: dict[str, Tensor] = {}
-    seen: dict[Any, str] = {}
-    for name in sorted(found.tensors):  # sorted, so that the first name of a shared tensor does not depend on the file
-        tensor = found.tensors[name]
-        if not optimizer and any(part.lower() in STATE_KEYS for part in name.replace("/", ".").split(".")):
-            found.passed_over[name] = "optimizer state"
-        elif tensor.storage is not None and (tensor.storage, tensor.shape) in seen:
-            found.passed_over[name] = f"the same tensor as {seen[tensor.storage, tensor.shape]}"
-        else:
-            if tensor.storage is not None:
-                seen[tensor.storage, tensor.shape] = name
-            kept[name] = tensor
-    ordered = {name: kept[name] for name in found.tensors if name in kept}
-    return Checkpoint(found.path, _unwrap(ordered), found.passed_over)
-
-
-def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # {"state_dict": {...}} and {"model": {...}} around everything are no part of a name.
-    while tensors:
-        heads = {name.partition(".")[0] for name in tensors}
-        if len(heads) != 1 or (head := heads.pop()) not in WRAPPERS or any("." not in name for name in tensors):
-            return tensors
-        tensors = {name[len(head) + 1 :]: tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def decode(raw: bytes, dtype: str) -> np.ndarray:
@@ -382,3 +387,26 @@ def _key_text(key: Any, where: str) -> str:
             return text
     msg = f"{where}: a key {shorten(key)} is not a name"
     raise UnsafeInputError(msg)
+
+
+def outer_mappings(tree: Any) -> frozenset[str]:
+    """List the dotted names of the mappings in the two outermost levels of a tree.
+
+    Parameters
+    ----------
+    tree : mapping or other
+        As unpacked from a file.
+
+    Returns
+    -------
+    set of str
+    """
+    found: set[str] = set()
+    if isinstance(tree, Mapping):
+        for key, value in list(tree.items())[:1000]:
+            if isinstance(value, Mapping | list | tuple):
+                found.add(str(key)[:MAX_NAME])
+            if isinstance(value, Mapping):
+                inner = list(value.items())[:1000]
+                found |= {f"{key}.{k}"[:MAX_NAME] for k, v in inner if isinstance(v, Mapping) and isinstance(k, str)}
+    return frozenset(found)

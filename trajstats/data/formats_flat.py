@@ -18,7 +18,10 @@ from trajstats.data.budget import BYTES, Budget, foreign, shorten
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
 
-SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
+SAFETENSORS_TYPES |= {
+    f"{kind}{n}": f"{name}{n}" for kind, name in (("I", "int"), ("U", "uint")) for n in (8, 16, 32, 64)
+}
 SAFETENSORS_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2},
     **{"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
@@ -76,7 +79,7 @@ def read_safetensors(path: Path, budget: Budget) -> Checkpoint:
 
 def read_index(path: Path, budget: Budget) -> Checkpoint:
     """Read the index of a sharded checkpoint, and the headers of its shards."""
-    from trajstats.data.formats import open_checkpoint
+    from trajstats.data.formats import read_all
 
     if path.stat().st_size > MAX_JSON:
         msg = f"{path}: an index of {path.stat().st_size} bytes is not read"
@@ -101,8 +104,10 @@ def read_index(path: Path, budget: Budget) -> Checkpoint:
             msg = f"{path}: shard {shorten(shard)} is an index again"
             raise UnsafeInputError(msg)
         budget.spend_objects(100, str(file))
-        part = open_checkpoint(file, optimizer=True, budget=budget)
+        part = read_all(file, budget, alone=True)
         found.tensors.update({n: t for n, t in part.tensors.items() if weight_map.get(n) == shard})
+        unlisted = [n for n in part.tensors if n not in weight_map]
+        found.passed_over.update(dict.fromkeys(unlisted, f"in {shorten(shard)} and not in the index"))
         found.passed_over.update(part.passed_over)
     if lost := [n for n in weight_map if n not in found.tensors and n not in found.passed_over]:
         msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
@@ -138,9 +143,6 @@ def _npy_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtyp
     if dtype is None:
         msg = f"{where}: npy version {version} is not read"
         raise UnsafeInputError(msg)
-    if dtype.hasobject:
-        msg = f"{where} holds Python objects, that is a pickle, which can run code; it is not read"
-        raise UnsafeInputError(msg)
     return check_shape(where, shape), fortran, dtype, offset
 
 
@@ -154,6 +156,9 @@ def read_npy(path: Path, budget: Budget) -> Checkpoint:
     budget.spend_objects(1, str(path))
     with path.open("rb") as stream:
         shape, fortran, dtype, offset = _npy_header(stream, str(path))
+    if dtype.hasobject:
+        msg = f"{path} holds Python objects, that is a pickle, which can run code; it is not read"
+        raise UnsafeInputError(msg)
     size = path.stat().st_size - offset
     if math.prod(shape) * dtype.itemsize > size:
         msg = (
@@ -197,6 +202,9 @@ def read_npz(path: Path, budget: Budget) -> Checkpoint:
                 stream = archive.open(info)
             with stream:
                 shape, fortran, dtype, offset = _npy_header(stream, where)
+            if dtype.hasobject:
+                found.passed_over[name] = "Python objects: a pickle, which can run code and is not read"
+                continue
             if math.prod(shape) * dtype.itemsize != info.file_size - offset:
                 msg = (
                     f"{where}: shape {shorten(shape)} of {dtype!s:.40} does not fit its {info.file_size - offset} bytes"
@@ -210,6 +218,9 @@ def read_npz(path: Path, budget: Budget) -> Checkpoint:
                 raise UnsafeInputError(msg)
             else:
                 found.tensors[name] = _member_tensor(path, info, offset, shape, kind, fortran, dtype)
+    if found.passed_over and not found.tensors and any("pickle" in why for why in found.passed_over.values()):
+        msg = f"{path} holds Python objects, that is a pickle, which can run code; it is not read"
+        raise UnsafeInputError(msg)
     return found
 
 

@@ -161,12 +161,13 @@ def _checkpoint(source: Source, where: str, budget: Budget) -> Checkpoint:
             msg = f"{where}: two datasets are called {shorten(name)}"
             raise UnsafeInputError(msg)
         if entry["kind"] == "group":
+            found.containers |= {name}
             continue
         if entry["kind"] == "again":
             found.passed_over[name] = "a second name of something already listed"
         elif "shape" not in entry:
             found.passed_over[name] = f"type {entry['type']:.40}"
-        elif float_name(entry["type"]) is None:
+        elif number_name(entry["type"]) is None:
             found.passed_over[name] = f"type {np.dtype(entry['type']).name}"
         else:
             array = StoredArray(source, entry, blob, block, f"{where}: {shorten(name)}", budget)
@@ -174,8 +175,8 @@ def _checkpoint(source: Source, where: str, budget: Budget) -> Checkpoint:
     return found
 
 
-def float_name(dtype: Any) -> str | None:
-    """Name of a floating type of a checkpoint, None for any other."""
+def number_name(dtype: Any) -> str | None:
+    """Name of a type of numbers that is read, None for any other."""
     name = np.dtype(dtype).newbyteorder("=").name
     return name if name in RAW else None
 
@@ -261,7 +262,7 @@ class StoredArray:
 
     def tensor(self) -> Tensor:
         """Give it as a tensor of a checkpoint."""
-        kind = float_name(self.dtype) or ""
+        kind = number_name(self.dtype) or ""
         if self.offset is None:
             return box_tensor(self.shape, kind, self.read)
         base, item = self.block + self.offset, self.dtype.itemsize

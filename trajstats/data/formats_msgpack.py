@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.budget import Budget, shorten
-from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves
+from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
 from trajstats.errors import StoreError, UnsafeInputError
 
 MAX_DEPTH = 64
@@ -27,8 +27,9 @@ def read_msgpack(path: Path, budget: Budget) -> Checkpoint:
     if walker.position != walker.size:
         msg = f"{path}: {walker.size - walker.position} bytes follow the end of the tree"
         raise StoreError(msg)
-    found = Checkpoint(str(path), {})
-    for name, leaf in leaves(_unchunk(tree, str(path)), str(path), budget):
+    tree = _unchunk(tree, str(path))
+    found = Checkpoint(str(path), {}, containers=outer_mappings(tree))
+    for name, leaf in leaves(tree, str(path), budget):
         if name in found.tensors or name in found.passed_over:
             msg = f"{path}: two arrays are called {shorten(name)}"
             raise UnsafeInputError(msg)

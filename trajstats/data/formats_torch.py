@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from trajstats.data.budget import Budget, foreign, shorten
-from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves
+from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
 from trajstats.data.formats_flat import member_offset, open_zip, read_member
 from trajstats.errors import StoreError, UnsafeInputError
 
@@ -30,16 +30,14 @@ STORAGES = {
     "DoubleStorage": "float64",
     "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
 }
-OTHER_STORAGES = {
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-}
-OTHER_STORAGES |= {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
+OTHER_STORAGES = {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {name: name for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128")}
 MAX_PICKLE = 64 * 2**20
@@ -420,6 +418,7 @@ def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]
     found = Checkpoint(str(path), {})
     if not isinstance(tree, Mapping | list | tuple):
         tree = {"tensor": tree}
+    found.containers = outer_mappings(tree)
     for name, leaf in leaves(tree, str(path), budget):
         if not isinstance(leaf, _View):
             continue
@@ -429,7 +428,7 @@ def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]
             raise UnsafeInputError(msg)
         storage = leaf.storage
         if not isinstance(storage, _Storage) or storage.dtype not in RAW:
-            found.passed_over[name] = "not a floating tensor"
+            found.passed_over[name] = "not a tensor of numbers"
             continue
         found.tensors[name] = _view_tensor(path, name, leaf, storage, *locate(storage))
     return found
@@ -450,7 +449,7 @@ def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: in
     if size and ((last + 1) * item > n_bytes or size > n_bytes // item):
         msg = f"{where} of shape {shorten(view.shape)} reaches beyond its {n_bytes // item} stored elements"
         raise UnsafeInputError(msg)
-    identity = (storage.key, view.offset, view.stride)
+    identity = (str(path), storage.key, view.offset, view.stride)
     contiguous = tuple(math.prod(view.shape[k + 1 :]) for k in range(len(view.shape)))
     matters = [(a, b) for a, b, n in zip(view.stride, contiguous, view.shape, strict=True) if n > 1]
     if all(a == b for a, b in matters):

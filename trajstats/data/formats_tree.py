@@ -1,11 +1,11 @@
-"""Formats that are trees: HDF5 and Keras, orbax and sharded folders, and whole series in zarr or netCDF."""
+"""Formats that are trees: HDF5 and Keras, orbax and sharded folders."""
 
 # ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,13 @@ from trajstats.data.boxes import Box, box_tensor
 from trajstats.data.budget import Budget, foreign, shorten
 from trajstats.data.formats import (
     RAW,
-    SKIPPED_FILES,
     Checkpoint,
     check_shape,
     input_size,
-    open_checkpoint,
+    read_all,
 )
 from trajstats.data.formats_flat import MAX_JSON, json_object
-from trajstats.data.formats_hdf5 import float_name
 from trajstats.data.guard import check_links
-from trajstats.data.naming import natural_key
-from trajstats.data.series_files import open_dataset
-from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, UnsupportedError, optional_package, unknown
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -35,6 +30,7 @@ WEIGHT_FILES = (
     "flax_model.msgpack",
     "consolidated.00.pth",
 )
+SINGLE_FILES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".h5", ".keras", ".msgpack", ".ckpt")
 ORBAX_MARKS = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 
 
@@ -52,9 +48,21 @@ def is_checkpoint_folder(path: Path) -> bool:
         Whether :func:`read_folder` reads it.
     """
     names = {entry.name for entry in path.iterdir()}
-    if names & {*ORBAX_MARKS, *WEIGHT_FILES, ".metadata"} or any(name.endswith(".index.json") for name in names):
+    if names & {*WEIGHT_FILES, ".metadata"} or any(name.endswith(".index.json") for name in names):
         return True
-    return (path / "default" / "_METADATA").is_file()
+    return is_orbax_folder(path) or len(_shard_groups(path, names)) == 1
+
+
+def is_orbax_folder(path: Path) -> bool:
+    """Say whether a folder was written by orbax."""
+    return any((path / name).exists() for name in ORBAX_MARKS) or (path / "default" / "_METADATA").is_file()
+
+
+def _shard_groups(path: Path, names: Iterable[str]) -> set[Path]:
+    """List the sharded checkpoints in a folder without an index, each by its first; none beside other files."""
+    files = [path / name for name in names if name.endswith(SINGLE_FILES) and not is_training_state(name)]
+    groups = {shards[0] if (shards := shards_of(file)) else None for file in files}
+    return set() if None in groups else {file for file in groups if file is not None}
 
 
 def read_folder(path: Path, budget: Budget) -> Checkpoint:
@@ -69,18 +77,18 @@ def read_folder(path: Path, budget: Budget) -> Checkpoint:
         raise UnsafeInputError(msg)
     for suffix in (".safetensors.index.json", ".index.json"):
         if index := [name for name in names if name.endswith(suffix)]:
-            return open_checkpoint(path / index[0], optimizer=True, budget=budget)
+            return read_all(path / index[0], budget)
     for name in WEIGHT_FILES:
         if name in names:
-            return open_checkpoint(path / name, optimizer=True, budget=budget)
+            return read_all(path / name, budget)
     if (path / "default" / "_METADATA").is_file():
         return _read_orbax(path / "default", budget)
     if set(names) & set(ORBAX_MARKS):
         return _read_orbax(path, budget)
-    known = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".h5", ".keras", ".msgpack", ".ckpt")
-    single = [n for n in names if n.endswith(known) and not n.startswith(SKIPPED_FILES)]
-    if len(single) == 1:
-        return open_checkpoint(path / single[0], optimizer=True, budget=budget)
+    single = [n for n in names if n.endswith(SINGLE_FILES) and not is_training_state(n)]
+    shards = _shard_groups(path, names)
+    if len(shards) == 1 or len(single) == 1:
+        return read_all(path / single[0], budget)
     msg = f"{path} holds {len(single)} weight files and no index; give the one to read, or a series with ingest"
     raise UnsupportedError(msg)
 
@@ -126,6 +134,7 @@ def _read_orbax(path: Path, budget: Budget) -> Checkpoint:
                 return np.asarray((array[box] if box else array).read().result())
 
         found.tensors[name] = box_tensor(shape, array.dtype.name, read_box)
+        found.containers |= {keys[0]} if len(keys) > 1 else frozenset()
     return found
 
 
@@ -141,51 +150,3 @@ def _orbax_entries(file: Path, metadata: dict[str, Any]) -> Iterator[tuple[list[
 
 def _bounded(tensorstore: Any) -> Any:
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
-
-
-def read_series(path: Path, dims: Mapping[str, str]) -> list[tuple[int, Checkpoint]]:
-    """Read a zarr or netCDF file that holds a whole series, one variable per tensor with a dimension for time.
-
-    Parameters
-    ----------
-    path : Path
-        A zarr group or a netCDF file.
-    dims : mapping
-        ``{"step": "time"}``: the name there of the dimension that is `step` here.
-
-    Returns
-    -------
-    list of (step, Checkpoint)
-        One for each time, in order.
-
-    Raises
-    ------
-    ArgumentError
-        If no dimension is named, or no variable has it.
-    """
-    along = dims.get("step")
-    if along is None or set(dims) != {"step"}:
-        msg = f"dims={dict(dims)}: name the dimension of time, as in dims={{'step': 'time'}}"
-        raise ArgumentError(msg)
-    budget = Budget.for_size(input_size(path))
-    data = open_dataset(path, budget)
-    if along not in data.dims:
-        raise ArgumentError(unknown("dimension", along, data.dims))
-    names = [str(n) for n, v in data.data_vars.items() if along in v.dims and float_name(v.dtype)]
-    budget.spend_objects(data.sizes[along] * (2 + 4 * len(names)), f"{path}: dimension {along!r}")
-    with foreign(f"{path}: {along!r}"):
-        steps = data[along].values if along in data.coords else np.arange(data.sizes[along])
-    series = []
-    for k, step in enumerate(steps):
-        found = Checkpoint(f"{path}[{along}={step}]", {})
-        for name in names:
-            variable = data[name].variable
-            shape = tuple(n for d, n in variable.sizes.items() if d != along)
-
-            def read_box(box: Box, v: Any = variable, k: int = k, where: str = f"{path}: {name!r}") -> np.ndarray:
-                with foreign(where):
-                    return np.asarray(v.isel({along: k})[box])
-
-            found.tensors[name] = box_tensor(shape, float_name(variable.dtype) or "", read_box)
-        series.append((int(step), found))
-    return series

@@ -20,6 +20,10 @@ from trajstats.data.schema import SKETCH, WEIGHTS
 from trajstats.errors import SchemaError, StoreNotFoundError, UnsafeInputError
 
 CODECS = frozenset({"bytes", "blosc", "crc32c", "zstd", "gzip", "sharding_indexed", "vlen-utf8", "transpose"})
+CONVERT_ZARR_2 = (
+    "Convert it: xarray.open_zarr(old).drop_encoding().to_zarr(new, zarr_format=3); "
+    "then ingest(new, out, dims={'step': its dimension of time})"
+)
 ITEM_BYTES = {
     **dict.fromkeys(["bool", "int8", "uint8"], 1),
     **dict.fromkeys(["int16", "uint16", "float16"], 2),
@@ -63,7 +67,7 @@ def check_zarr(place: Place, *, lazy: tuple[str, ...] = LAZY) -> dict[str, Any]:
     root = read_json(place, "zarr.json")
     if root is None:
         if place.get(".zgroup") is not None or place.get(".zarray") is not None:
-            msg = f"{place} is zarr format 2; a trajectory is zarr format 3. Use ingest to convert it."
+            msg = f"{place} is zarr format 2; a trajectory is zarr format 3. {CONVERT_ZARR_2}"
             raise SchemaError(msg)
         inside = " (the folder holds no zarr.json)" if place.local is not None else ""
         msg = f"{place} is no trajectory store{inside}. Checkpoint files are read with ingest(...)."

@@ -1,6 +1,6 @@
 """Other people's checkpoints in, a trajectory store out."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from trajstats.data.checks import check_same_layers
+from trajstats.data.continuity import equal_checkpoints, out_of_line, repeated_tensors
 from trajstats.data.layout import (
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
     Layout,
+    array_of,
     create_store,
     plan_layout,
 )
@@ -30,7 +31,7 @@ from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
 from trajstats.data.redaction import without_credentials
 from trajstats.data.schema import WEIGHTS
-from trajstats.data.series import FATAL, Finding, Series, make_series, read_headers, same_weights
+from trajstats.data.series import FATAL, Finding, Series, make_series, read_headers
 from trajstats.data.tiles import Rows, Tiles
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, resumable
 
@@ -60,6 +61,10 @@ class IngestPlan:
         What is wrong or noteworthy; see :class:`trajstats.data.series.Finding`.
     passed_over : mapping name -> reason
         Tensors of the first checkpoint that are left out.
+    buffers : mapping name -> shape
+        State that is not trained: kept beside the layers, never part of a displacement.
+    left_out : mapping name -> reason
+        Files beside the series.
     seconds : float
         Time taken, or expected in a dry run.
     """
@@ -72,6 +77,8 @@ class IngestPlan:
     rule: str
     findings: list[Finding] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -94,7 +101,11 @@ class IngestPlan:
             f"  step {step:>10}  {name}" for step, name in _shortened(list(zip(self.steps, self.files, strict=True)))
         ]
         lines += [f"  layer {name!r:.120} {shape}" for name, shape in _shortened(list(self.layers.items()))]
-        lines += [f"  left out {name!r:.120}: {why}" for name, why in _shortened(list(self.passed_over.items()))]
+        if self.buffers:
+            lines.append(f"{len(self.buffers)} buffers, which are kept apart from the layers")
+            lines += [f"  buffer {name!r:.120} {shape}" for name, shape in _shortened(list(self.buffers.items()))]
+        beside = [*self.left_out.items(), *self.passed_over.items()]
+        lines += [f"  left out {name!r:.120}: {why}" for name, why in _shortened(beside)]
         lines += [
             f"  ! {finding}"
             for finding in _shortened([(f, None) for f in self.findings], 50)
@@ -117,6 +128,8 @@ def ingest(
     rename: Mapping[str, str] | Callable[[str], str] | None = None,
     dims: Mapping[str, str] | None = None,
     optimizer: bool = False,
+    part: str | Sequence[str] | None = None,
+    drop_identical: bool = False,
     replica: int = 0,
     attrs: Mapping[str, Any] | None = None,
     memory: int = DEFAULT_BUDGET,
@@ -132,21 +145,27 @@ def ingest(
 
     Parameters
     ----------
-    paths : path, glob pattern, folder, sequence of paths, or iterable of (step, mapping name -> array)
-        The series. Formats: safetensors, torch, npz, npy, HDF5, Keras, orbax, flax msgpack, zarr, netCDF.
+    paths : path, glob pattern, folder, list of paths, mapping step -> path or tensors, or pairs (step, tensors)
+        The series. Tensors are a mapping name -> array, or a tree of them. Formats: safetensors, torch, npz, npy,
+        HDF5, Keras, orbax, flax msgpack, zarr, netCDF.
     out : path, URL or zarr store
         The store to make.
     step_from : regular expression with one group, callable, or mapping path -> step, optional
-        How a path gives its step. Else: a number after ``step``, ``checkpoint`` or ``iter``, else after ``epoch``, else
-        the last number.
+        How a path gives its step. Otherwise a number after ``step``, ``iter`` and the like, else after ``epoch``, else
+        the one number that changes; numbers that put the checkpoints into different orders are refused with a list.
     include : regular expression, callable or names, optional
         Tensors to keep, by their name after `rename`.
     rename : mapping or callable, optional
         New names of tensors.
     dims : mapping, optional
-        For zarr and netCDF, the dimension of time there, as in ``{"step": "time"}``.
+        For zarr and netCDF, the dimension of time there, as in ``{"step": "time"}``; ``{"epoch": "time"}`` if it holds
+        epochs, which become the clock ``epoch`` with 0, 1, 2, ... as steps.
     optimizer : bool
         Keep optimizer state as layers.
+    part : str or sequence of str, optional
+        Which set of weights to take where a file holds several, such as ``"model_ema"``.
+    drop_identical : bool
+        Leave out checkpoints that equal an earlier one.
     replica : int
         Label of the run along `replica`.
     attrs : mapping, optional
@@ -156,8 +175,8 @@ def ingest(
     workers : int
         Checkpoints read at the same time.
     on_finding : str
-        What to do about NaN, infinity and byte-identical checkpoints, which show only while reading: ``"warn"`` and
-        keep them, or ``"raise"``. They are listed in the attribute ``findings`` of the store in either case.
+        What to do about NaN, infinity, equal checkpoints and tensors of another step, which show only while reading:
+        ``"warn"`` and keep them, or ``"raise"``. They are listed in the attribute ``findings`` of the store.
     dry_run : bool
         Return the plan, from headers alone, and write nothing.
     progress : bool
@@ -185,7 +204,9 @@ def ingest(
     -----
     Sources are opened for reading only. Numbers keep their type; bfloat16 becomes the equal float32, and a series of
     several types the smallest that holds all of them. Layers are in natural order of their names, so that the result
-    does not depend on the order inside the files. A tensor with two names is stored once.
+    does not depend on the order inside the files. A tensor with two names is stored once. Marks of wrappers, such as
+    ``module.`` and ``_orig_mod.``, are taken off the names. Optimizer and trainer state, running statistics and
+    checkpoints called best, last, latest or final are not part of the series; the plan lists them.
 
     Examples
     --------
@@ -201,10 +222,11 @@ def ingest(
     if memory < 2**20 or workers < 1:
         msg = f"memory={memory}, workers={workers}: at least 1 MiB and one worker are needed"
         raise ArgumentError(msg)
-    steps, checkpoints, rule, findings = read_headers(
-        paths, step_from=step_from, dims=dims, optimizer=optimizer, workers=workers
-    )
-    series = make_series(steps, checkpoints, rule, findings, include=include, rename=rename)
+    headers = read_headers(paths, step_from=step_from, dims=dims, optimizer=optimizer, workers=workers, part=part)
+    series = make_series(headers, include=include, rename=rename)
+    if not dry_run:
+        _check_whole(series)
+        _find_identical(series, drop=drop_identical, strict=on_finding == "raise")
     plan = IngestPlan(
         out=without_credentials(out),
         steps=series.steps,
@@ -214,17 +236,12 @@ def ingest(
         rule=series.rule,
         findings=list(series.findings),
         passed_over=series.checkpoints[0].passed_over,
+        buffers={name: shape for name, (shape, _) in series.buffers.items()},
+        left_out=series.left_out,
     )
     plan.seconds = plan.n_bytes / ASSUMED_BYTES_PER_SECOND
     if dry_run:
         return plan
-    if fatal := [finding for finding in series.findings if finding.kind in FATAL]:
-        lines = "\n".join(f"  {finding}" for finding in fatal[:20])
-        more = f"\n  and {len(fatal) - 20} more" if len(fatal) > 20 else ""
-        msg = (
-            f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
-        )
-        raise SchemaError(msg)
     began = time.monotonic()
     with resumable(f"{plan.out} holds the checkpoints read so far. The same ingest again goes on there."):
         _Ingest(series, plan, out, memory, workers, on_finding, progress).run(replica, attrs or {})
@@ -232,6 +249,37 @@ def ingest(
     for finding in plan.findings:
         warnings.warn(str(finding), stacklevel=2)
     return plan
+
+
+def _check_whole(series: Series) -> None:
+    """Refuse a series whose checkpoints do not fit together, with all reasons."""
+    if fatal := [finding for finding in series.findings if finding.kind in FATAL]:
+        lines = "\n".join(f"  {finding}" for finding in fatal[:20])
+        more = f"\n  and {len(fatal) - 20} more" if len(fatal) > 20 else ""
+        msg = (
+            f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
+        )
+        raise SchemaError(msg)
+
+
+def _find_identical(series: Series, *, drop: bool, strict: bool) -> None:
+    """Report the checkpoints that equal an earlier one, and take them out of the series if wanted."""
+    twins = equal_checkpoints(series.checkpoints, series.layers)
+    for k, twin, how in twins:
+        file, other = series.checkpoints[k].path, series.checkpoints[twin].path
+        detail = f"step {series.steps[k]} equals step {series.steps[twin]} {how} ({other})"
+        if drop:
+            series.left_out[file] = detail
+        else:
+            do = "; leave it out with drop_identical=True (--drop-identical)"
+            series.findings.append(Finding("identical", file, "", detail + do))
+    if twins and strict and not drop:
+        raise SchemaError("\n".join(str(f) for f in series.findings if f.kind == "identical"))
+    if drop:
+        kept = sorted(set(range(len(series.steps))) - {k for k, _, _ in twins})
+        series.steps = [series.steps[k] for k in kept]
+        series.checkpoints = [series.checkpoints[k] for k in kept]
+        series.epochs = [series.epochs[k] for k in kept] if series.epochs else []
 
 
 class _Ingest:
@@ -245,7 +293,6 @@ class _Ingest:
         self.memory, self.workers = memory, workers
         self.on_finding, self.progress = on_finding, progress
         self.stops = np.cumsum([math.prod(shape) for shape in series.layers.values()], dtype=np.int64)
-        self.digests: dict[str, int] = {}
         self.stopped = False
 
     def run(self, replica: int, attrs: Mapping[str, Any]) -> None:
@@ -283,11 +330,11 @@ class _Ingest:
                 msg = f"{self.place} exists and was not made from these checkpoints; choose another path or delete it"
                 raise StoreError(msg)
             check_same_layers(group, self.series.layers)
-            self.digests = {str(k): int(v) for k, v in json.loads(str(known.get("digests", "{}"))).items()}
             self.plan.findings += [Finding(*entry) for entry in json.loads(str(known.get("content_findings", "[]")))]
             self._write(tiles, int(known[COMMITTED]))
+            self._compare_along(group)
             findings = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in self.plan.findings])
-            tiles.finish(findings=findings, digests=None, content_findings=None)
+            tiles.finish(findings=findings, content_findings=None)
             finished = True
         finally:
             lock.release(remove_journal=finished)
@@ -324,7 +371,6 @@ class _Ingest:
             bar.close()
 
     def _slab(self, tiles: Tiles, first: int, stop: int, pool: ThreadPoolExecutor, bar: Any) -> None:
-        crcs = [0] * (stop - first)
         bad: dict[tuple[int, str], int] = {}
 
         def source(start: int, end: int) -> np.ndarray:
@@ -338,7 +384,7 @@ class _Ingest:
                     if self.stopped:
                         return
                     cut = min(end, begin + wide)
-                    crcs[k] = self._fill(block[k, begin - start : cut - start], first + k, begin, cut, crcs[k], bad)
+                    self._fill(block[k, begin - start : cut - start], first + k, begin, cut, bad)
 
             try:
                 list(pool.map(fill, range(stop - first)))
@@ -349,11 +395,11 @@ class _Ingest:
                 bar.update(block.nbytes)
             return block
 
-        rows = Rows(first, self.series.steps[first:stop], [{} for _ in range(first, stop)])
-        new = self._judge_later(first, crcs, bad)
-        tiles.write(rows, source, finish=new)
+        epochs = [{"epoch": epoch} for epoch in self.series.epochs[first:stop]]
+        rows = Rows(first, self.series.steps[first:stop], epochs or [{} for _ in range(first, stop)])
+        tiles.write(rows, source, clocks=("epoch",), finish=lambda: self._report(bad))
 
-    def _fill(self, out: np.ndarray, row: int, start: int, stop: int, crc: int, bad: dict[tuple[int, str], int]) -> int:
+    def _fill(self, out: np.ndarray, row: int, start: int, stop: int, bad: dict[tuple[int, str], int]) -> None:
         checkpoint = self.series.checkpoints[row]
         begin = 0
         for name, end in zip(self.series.layers, self.stops.tolist(), strict=True):
@@ -368,31 +414,39 @@ class _Ingest:
                 if not finite.all():
                     bad[row, name] = bad.get((row, name), 0) + int(values.size - np.count_nonzero(finite))
             begin = end
-        return google_crc32c.extend(crc, out.view(np.uint8))
 
-    def _judge_later(
-        self, first: int, crcs: list[int], bad: dict[tuple[int, str], int]
-    ) -> Callable[[], dict[str, Any]]:
-        def finish() -> dict[str, Any]:
-            found, layers = [], self.series.layers
-            for (row, name), count in sorted(bad.items()):
-                detail = f"{count} weights are NaN or infinite"
-                found.append(Finding("not finite", self.series.checkpoints[row].path, name, detail))
-            for k, crc in enumerate(crcs):
-                row = first + k
-                twin = self.digests.setdefault(str(crc), row)
-                if twin != row and same_weights(self.series.checkpoints[twin], self.series.checkpoints[row], layers):
-                    detail = (
-                        f"step {self.series.steps[row]} is bit for bit the checkpoint of step {self.series.steps[twin]}"
-                        f" ({self.series.checkpoints[twin].path})"
-                    )
-                    found.append(Finding("identical", self.series.checkpoints[row].path, "", detail))
-            if found and self.on_finding == "raise":
-                kind = NonFiniteError if found[0].kind == "not finite" else SchemaError
-                raise kind("\n".join(str(finding) for finding in found))
-            self.plan.findings += found
-            content = [f for f in self.plan.findings if f.kind in {"not finite", "identical"}]
-            listed = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in content])
-            return {"digests": json.dumps(self.digests), "content_findings": listed}
+    def _report(self, bad: Mapping[tuple[int, str], int]) -> dict[str, Any]:
+        """Note weights that are not finite; what was found so far is kept with the rows, for when it is resumed."""
+        found = [
+            Finding("not finite", self.series.checkpoints[row].path, name, f"{count} weights are NaN or infinite")
+            for (row, name), count in sorted(bad.items())
+        ]
+        if found and self.on_finding == "raise":
+            raise NonFiniteError("\n".join(str(finding) for finding in found))
+        self.plan.findings += found
+        content = [f for f in self.plan.findings if f.kind == "not finite"]
+        return {"content_findings": json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in content])}
 
-        return finish
+    def _compare_along(self, group: Any) -> None:
+        """Report tensors that equal those of another step, by the digests in the store."""
+        if "digest" not in group:
+            return
+        series = self.series
+        digests = np.asarray(array_of(group, "digest")[...]).reshape(-1, len(series.layers))
+        found = []
+        for kind, k, other, names in repeated_tensors(digests, series.layers):
+            shown = f"{', '.join(repr(name)[:120] for name in names[:3])}{', ...' if len(names) > 3 else ''}"
+            detail = (
+                f"{len(names)} of {len(series.layers)} tensors ({shown}) equal those of step {series.steps[other]}"
+                f" ({series.checkpoints[other].path}), and the others do not"
+            )
+            if kind == "repeated":
+                jumps = {i: max(out_of_line(series.checkpoints, name, i) for name in names[:3]) for i in (k, other)}
+                worst = max(jumps, key=lambda i: jumps[i])
+                detail += "; in between they have other values. One of the two files may be of another step"
+                if jumps[worst] > 1.5:
+                    detail += f": at step {series.steps[worst]} they are out of line with the steps around it"
+            found.append(Finding(kind, series.checkpoints[k].path, names[0] if len(names) == 1 else "", detail))
+        if found and self.on_finding == "raise":
+            raise SchemaError("\n".join(str(finding) for finding in found))
+        self.plan.findings += found

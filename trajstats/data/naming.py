@@ -1,10 +1,9 @@
-"""Names: natural order, the optimiser step a checkpoint's name stands for, names of weights without their wrappers."""
+"""Names: natural order, and names of weights without their wrappers."""
 
 from __future__ import annotations
 
 import re
-
-from trajstats.errors import ArgumentError
+from collections.abc import Iterable
 
 
 def natural_key(name: object) -> list[tuple[int, int, str]]:
@@ -72,80 +71,28 @@ def plain_name(name: str) -> str:
     return ".".join(parts[start:]) or name
 
 
-# Rules from the surest to the least sure; the first that all names of a series obey is taken.
-_STEP = re.compile(
-    r"(?:(?<![a-z])|(?<=_))(?:global[_-]?step|steps?|checkpoints?|ckpt|iter(?:ation)?s?|itr)[=_\-. ]?0*([0-9]+)",
-    re.IGNORECASE,
-)
-_EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_\-. ]?0*([0-9]+)", re.IGNORECASE)
-_LAST = re.compile(r"([0-9]+)(?![^/]*[0-9])")
-_NOISE = re.compile(
-    r"-?[0-9]+-of-[0-9]+|\.(?:safetensors|weights\.h5|h5|hdf5|msgpack|npz|npy|keras|[a-z]{1,8})$", re.IGNORECASE
-)
-STEP_RULES = {"step": _STEP, "epoch": _EPOCH, "number": _LAST}
-
-
-def step_of(name: str, rule: str) -> int | None:
-    """Read the step out of the name of a checkpoint by one rule.
+def without_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Take wrappers out of the names of all tensors of one checkpoint.
 
     Parameters
     ----------
-    name : str
-        Path of the checkpoint below the folder of the series, with ``/`` between folders.
-    rule : str
-        ``"step"`` (a number after step, checkpoint, ckpt or iteration), ``"epoch"``, or ``"number"`` (the last one).
+    names : iterable of str
+        All names, dotted.
 
     Returns
     -------
-    int or None
-        The number nearest to the end of the path; None if the rule finds none.
+    dict name -> str
+        Each name without `INNER_WRAPPERS`, and without a ``module`` that leads all of them. Names stay as they are
+        where two would become equal. Other leading words, such as ``model``, are part of a name.
 
     Examples
     --------
-    >>> step_of("epoch=3-step=1200.ckpt", "step"), step_of("run2/checkpoint-500", "step"), step_of("17/w.npz", "number")
-    (1200, 500, 17)
+    >>> without_wrappers(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
+    {'module._orig_mod.fc.weight': 'fc.weight', 'module._orig_mod.fc.bias': 'fc.bias'}
     """
-    for part in reversed(name.replace("\\", "/").split("/")):
-        part = _NOISE.sub("", _NOISE.sub("", part))
-        found = STEP_RULES[rule].findall(part)
-        if found:
-            return int(found[-1])
-    return None
-
-
-def steps_of(names: list[str]) -> tuple[list[int], str]:
-    """Read the steps of a series by the surest rule that gives each checkpoint one.
-
-    Parameters
-    ----------
-    names : list of str
-        Paths of the checkpoints below the folder of the series.
-
-    Returns
-    -------
-    steps : list of int
-        One for each name. They may repeat; that is for the caller to judge.
-    rule : str
-        The rule that was taken.
-
-    Raises
-    ------
-    ArgumentError
-        If no rule gives every checkpoint a number.
-
-    Examples
-    --------
-    >>> steps_of(["step512", "step1000"])
-    ([512, 1000], 'step')
-    """
-    whole: list[tuple[list[int], str]] = []
-    for rule in STEP_RULES:
-        steps = [step_of(name, rule) for name in names]
-        if all(step is not None for step in steps):
-            whole.append(([step for step in steps if step is not None], rule))
-    distinct = [found for found in whole if len(set(found[0])) == len(names)]
-    if whole:
-        return (distinct or whole)[0]
-    bad = next(name for name in names if step_of(name, "number") is None)
-    msg = f"no step in the name {bad!r:.120}; give step_from=r'an expression with one group', or a function of it"
-    raise ArgumentError(msg)
+    names = list(names)
+    parts = [[part for part in name.split(".") if part not in INNER_WRAPPERS] for name in names]
+    while parts and all(len(p) > 1 and p[0] == "module" for p in parts):
+        parts = [p[1:] for p in parts]
+    short = [".".join(p) or name for p, name in zip(parts, names, strict=True)]
+    return dict(zip(names, short if len(set(short)) == len(names) else names, strict=True))

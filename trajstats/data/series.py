@@ -1,23 +1,25 @@
 """A series of checkpoints: which files, which steps, which tensors, and what is wrong with them, before any is read."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trajstats.data.discovery import find_checkpoints
-from trajstats.data.formats import RAW, Checkpoint, Tensor, open_checkpoint
-from trajstats.data.formats_tree import read_series
-from trajstats.data.naming import natural_key, steps_of
+from trajstats.data.discovery import Discovery, find_checkpoints, local_path, set_special_apart
+from trajstats.data.formats import Checkpoint, open_checkpoint
+from trajstats.data.in_memory import in_memory, is_path, take_apart
+from trajstats.data.naming import natural_key
+from trajstats.data.renames import align_wrappers, find_renames
+from trajstats.data.selection import choose_tensors
+from trajstats.data.step_names import read_number, steps_of, to_step
+from trajstats.data.whole_series import read_series
 from trajstats.errors import ArgumentError, UnsupportedError
 
 # Kinds that leave no way to put the checkpoints into one array.
@@ -32,7 +34,7 @@ class Finding:
     ----------
     kind : str
         ``missing``, ``extra``, ``renamed``, ``reshaped``, ``dtype``, ``duplicate step``, ``out of order``,
-        ``not finite`` or ``identical``.
+        ``not finite``, ``identical``, ``repeated`` or ``unchanged``.
     checkpoint : str
         Path of the checkpoint.
     tensor : str
@@ -71,6 +73,12 @@ class Series:
         How steps were found.
     findings : list of Finding
         What is known from headers alone.
+    buffers : mapping name -> (shape, type)
+        State that is not trained and that every checkpoint holds.
+    left_out : mapping name -> reason
+        Files beside the series, and buffers that not every checkpoint holds.
+    epochs : list of float
+        Epoch of each checkpoint, where the source has epochs for its time; else empty.
     """
 
     steps: list[int]
@@ -80,6 +88,37 @@ class Series:
     source_dtype: str
     rule: str
     findings: list[Finding] = field(default_factory=list)
+    buffers: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    epochs: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Headers:
+    """The checkpoints of a series as they were found, with their steps, in the order they were found.
+
+    Parameters
+    ----------
+    steps : list of int
+        Step of each checkpoint.
+    checkpoints : list of Checkpoint
+        Their tensors, unread.
+    rule : str
+        How steps were found.
+    findings : list of Finding
+        Order of steps.
+    left_out : mapping name -> reason
+        Files beside the series.
+    epochs : list of float
+        Epoch of each checkpoint, where the source has epochs for its time.
+    """
+
+    steps: list[int]
+    checkpoints: list[Checkpoint]
+    rule: str
+    findings: list[Finding] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    epochs: list[float] = field(default_factory=list)
 
 
 def read_headers(
@@ -89,32 +128,29 @@ def read_headers(
     dims: Mapping[str, str] | None,
     optimizer: bool,
     workers: int,
-) -> tuple[list[int], list[Checkpoint], str, list[Finding]]:
+    part: str | Sequence[str] | None = None,
+) -> Headers:
     """Find the checkpoints, their steps and their tensors.
 
     Parameters
     ----------
-    paths : path, glob pattern, sequence of paths, or iterable of (step, mapping)
+    paths : path, glob pattern, sequence of paths, mapping step -> path or tensors, or iterable of (step, mapping)
         The series.
     step_from : regular expression, callable or mapping, optional
-        How a path gives its step; the built-in rule if not given.
+        How a path gives its step; the built-in rules if not given.
     dims : mapping, optional
         For zarr and netCDF: which dimension is time.
     optimizer : bool
         Keep optimizer state.
     workers : int
         Headers read at the same time.
+    part : str or sequence of str, optional
+        Which of several sets of weights in a file.
 
     Returns
     -------
-    steps : list of int
-        As found, in the order of the checkpoints.
-    checkpoints : list of Checkpoint
-        Their headers.
-    rule : str
-        How steps were found.
-    findings : list of Finding
-        Order of steps.
+    Headers
+        The checkpoints and their steps.
 
     Raises
     ------
@@ -122,24 +158,32 @@ def read_headers(
         If a step cannot be found.
     """
     if dims is not None:
-        pairs = read_series(Path(str(paths)), dims)
-        return [step for step, _ in pairs], [found for _, found in pairs], f"dimension {dims.get('step')}", []
-    if not isinstance(paths, str | Path):
-        paths = list(paths)
-        if paths and isinstance(paths[0], tuple | list) and len(paths[0]) == 2 and isinstance(paths[0][1], Mapping):
-            pairs = [(int(step), _in_memory(int(step), weights)) for step, weights in paths]
-            return [step for step, _ in pairs], [found for _, found in pairs], "given", []
-    files, root = find_checkpoints(paths)
-    names = [_below(file, root, files) for file in files]
-    steps, rule = _steps(files, names, step_from)
-    findings = []
-    for before, after, k in zip(steps, steps[1:], range(1, len(steps)), strict=False):
-        if after < before and step_from is None and not isinstance(paths, str | Path):
-            detail = f"step {after} is listed after step {before}; checkpoints are put in the order of their steps"
-            findings.append(Finding("out of order", str(files[k]), "", detail))
+        pairs, epochs = read_series(local_path(paths), dims)
+        checkpoints = [choose_tensors(found, optimizer=optimizer, part=part) for _, found in pairs]
+        return Headers(
+            [step for step, _ in pairs], checkpoints, f"dimension {next(iter(dims.values()))}", epochs=epochs
+        )
+    steps: list[int] | None = None
+    if not is_path(paths):
+        steps, paths = take_apart(paths)
+        if steps is not None and not is_path(paths[0]):
+            trees = [in_memory(step, tree) for step, tree in zip(steps, paths, strict=True)]
+            return Headers(steps, [choose_tensors(tree, optimizer=optimizer, part=part) for tree in trees], "given")
+    where = find_checkpoints(paths) if steps is None else Discovery([Path(path) for path in paths])
+    findings: list[Finding] = []
+    if steps is None:
+        names = [_below(file, where.root, where.files) for file in where.files]
+        steps, rule = _steps(where, names, step_from)
+        for before, after, file in zip(steps, steps[1:], where.files[1:], strict=False):
+            if after < before and step_from is None and not is_path(paths):
+                detail = f"step {after} is listed after step {before}; checkpoints are put in the order of their steps"
+                findings.append(Finding("out of order", str(file), "", detail))
+    else:
+        rule = "given"
     with ThreadPoolExecutor(workers) as pool:
-        checkpoints = list(pool.map(lambda file: open_checkpoint(file, optimizer=optimizer), files))
-    return steps, checkpoints, rule, findings
+        read = lambda file: open_checkpoint(file, optimizer=optimizer, part=part)  # noqa: E731
+        checkpoints = list(pool.map(read, where.files))
+    return Headers(steps, checkpoints, rule, findings, where.left_out)
 
 
 def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
@@ -153,54 +197,45 @@ def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
 
 
 def _steps(
-    files: Sequence[Path], names: list[str], step_from: str | Callable[[str], int] | Mapping[str, int] | None
+    where: Discovery, names: list[str], step_from: str | Callable[[str], int] | Mapping[str, int] | None
 ) -> tuple[list[int], str]:
+    """Read the steps; checkpoints called best, last and the like are moved to what is left out."""
+    pattern = re.compile(step_from) if isinstance(step_from, str) else None
+    if pattern is not None and pattern.groups != 1:
+        msg = f"step_from={step_from!r} has {pattern.groups} groups; it needs one, around the number"
+        raise ArgumentError(msg)
+    if step_from is None or pattern is not None:
+        special = set_special_apart(names)
+        if pattern is not None:
+            special = {k: why for k, why in special.items() if not pattern.search(where.files[k].as_posix())}
+        where.left_out |= {names[k]: why for k, why in special.items()}
+        where.files = [file for k, file in enumerate(where.files) if k not in special]
+        names = [name for k, name in enumerate(names) if k not in special]
     if step_from is None:
         return steps_of(names)
-    if isinstance(step_from, str):
-        pattern = re.compile(step_from)
-        if pattern.groups != 1:
-            msg = f"step_from={step_from!r} has {pattern.groups} groups; it needs one, around the number"
-            raise ArgumentError(msg)
+    if pattern is not None:
         steps = []
-        for file in files:
+        for file in where.files:
             found = pattern.search(file.as_posix())
-            if found is None or not found[1].isdigit():
-                msg = f"step_from={step_from!r} finds no number in {file}"
+            number = read_number(found[1] or "") if found is not None else None
+            if number is None:
+                msg = f"step_from={step_from!r} finds no whole number in {file}"
                 raise ArgumentError(msg)
-            steps.append(int(found[1]))
-        return steps, step_from
+            steps.append(number)
+        return steps, f"step_from={step_from!r}"
     give = step_from.__getitem__ if isinstance(step_from, Mapping) else step_from
+    assert not isinstance(give, str)
+    assert give is not None
     try:
-        return [int(give(str(file))) for file in files], "given"
+        values = [give(str(file)) for file in where.files]
     except (KeyError, TypeError, ValueError) as error:
         msg = f"step_from gives no step for one of the checkpoints: {error!r}"
         raise ArgumentError(msg) from error
-
-
-def _in_memory(step: int, weights: Mapping[str, Any]) -> Checkpoint:
-    found = Checkpoint(f"step {step} in memory", {})
-    for name, values in weights.items():
-        kind = str(getattr(values, "dtype", "float64")).rpartition(".")[2]
-        if kind not in RAW:
-            found.passed_over[str(name)] = f"type {kind}"
-            continue
-
-        def read(start: int, stop: int, values: Any = values) -> np.ndarray:
-            from trajstats.data.arrays import to_numpy
-
-            flat = to_numpy(values).reshape(-1)[start:stop]
-            return flat.astype(np.float32) if flat.dtype.name == "bfloat16" else flat
-
-        found.tensors[str(name)] = Tensor(tuple(int(n) for n in np.shape(values)), kind, read)
-    return found
+    return [to_step(value, str(file)) for value, file in zip(values, where.files, strict=True)], "given"
 
 
 def make_series(
-    steps: Sequence[int],
-    checkpoints: Sequence[Checkpoint],
-    rule: str,
-    findings: Sequence[Finding],
+    headers: Headers,
     *,
     include: str | Callable[[str], bool] | Iterable[str] | None,
     rename: Mapping[str, str] | Callable[[str], str] | None,
@@ -209,14 +244,8 @@ def make_series(
 
     Parameters
     ----------
-    steps : sequence of int
-        Step of each checkpoint.
-    checkpoints : sequence of Checkpoint
-        Their headers.
-    rule : str
-        How steps were found.
-    findings : sequence of Finding
-        What is known already.
+    headers : Headers
+        The checkpoints.
     include : regular expression, callable or names, optional
         Tensors to keep, by name after renaming.
     rename : mapping or callable, optional
@@ -232,54 +261,104 @@ def make_series(
     UnsupportedError
         If the first checkpoint has no floating tensor to keep.
     """
-    found = list(findings)
-    order = sorted(range(len(steps)), key=lambda k: (steps[k], natural_key(checkpoints[k].path)))
-    sorted_checkpoints = [_chosen(checkpoints[k], include, rename) for k in order]
-    sorted_steps = [steps[k] for k in order]
-    for k in range(1, len(order)):
-        if sorted_steps[k] == sorted_steps[k - 1]:
-            other = sorted_checkpoints[k - 1].path
-            detail = f"step {sorted_steps[k]} belongs to {other} already; use step_from or fewer files"
-            found.append(Finding("duplicate step", sorted_checkpoints[k].path, "", detail))
-    first = sorted_checkpoints[0]
+    found = list(headers.findings)
+    order = sorted(
+        range(len(headers.steps)), key=lambda k: (headers.steps[k], natural_key(headers.checkpoints[k].path))
+    )
+    chosen = [_chosen(headers.checkpoints[k], include, rename) for k in order]
+    steps = [headers.steps[k] for k in order]
+    found += _repeated_steps(steps, chosen)
+    first = chosen[0]
     if not first.tensors:
-        msg = f"{first.path} holds no floating tensor to keep; passed over: {dict(list(first.passed_over.items())[:5])}"
+        integers = " (integers are not weights: a quantised model cannot be analysed)" if first.buffers else ""
+        beside = {**dict.fromkeys(first.buffers, "a buffer"), **first.passed_over}
+        msg = f"{first.path} holds no floating tensor to keep{integers}; passed over: {dict(list(beside.items())[:5])}"
         raise UnsupportedError(msg)
     # Natural order of names: the order inside a file means nothing and differs between writers.
     layers = {name: first.tensors[name].shape for name in sorted(first.tensors, key=natural_key)}
     kinds = {name: tensor.dtype for name, tensor in first.tensors.items()}
-    for checkpoint in sorted_checkpoints[1:]:
-        found += _compare(checkpoint, layers, kinds, first.path)
-    every = {tensor.dtype for checkpoint in sorted_checkpoints for tensor in checkpoint.tensors.values()}
-    return Series(sorted_steps, sorted_checkpoints, layers, _common(every), _coarsest(every), rule, found)
+    names = [*first.tensors, *first.buffers]
+    chosen = [first, *(align_wrappers(checkpoint, names) for checkpoint in chosen[1:])]
+    for before, checkpoint in zip(chosen, chosen[1:], strict=False):
+        found += _compare(checkpoint, layers, kinds, first, before)
+    every = {tensor.dtype for checkpoint in chosen for tensor in checkpoint.tensors.values()}
+    buffers, lost = _shared_buffers(chosen)
+    return Series(
+        steps,
+        chosen,
+        layers,
+        _common(every),
+        _coarsest(every),
+        headers.rule,
+        found,
+        buffers,
+        {**headers.left_out, **lost},
+        [headers.epochs[k] for k in order] if headers.epochs else [],
+    )
+
+
+def _repeated_steps(steps: Sequence[int], checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    found = []
+    for k in range(1, len(steps)):
+        if steps[k] == steps[k - 1]:
+            detail = (
+                f"step {steps[k]} belongs to {checkpoints[k - 1].path} already; give one run and one file of each "
+                "step, by a glob such as 'run1/step*/model.pt', or step_from="
+            )
+            found.append(Finding("duplicate step", checkpoints[k].path, "", detail))
+    return found
+
+
+def _shared_buffers(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:
+    """Find the buffers that every checkpoint holds with one shape and type, and why the others are left out."""
+    counts: Counter[tuple[str, tuple[int, ...], str]] = Counter()
+    for checkpoint in checkpoints:
+        counts.update((name, tensor.shape, tensor.dtype) for name, tensor in checkpoint.buffers.items())
+    shared = {name: (shape, kind) for (name, shape, kind), n in counts.items() if n == len(checkpoints)}
+    lost = {name: "a buffer that not every checkpoint holds with one shape and type" for name, _, _ in counts}
+    ordered = {name: shared[name] for name in sorted(shared, key=natural_key)}
+    return ordered, {name: why for name, why in lost.items() if name not in shared}
 
 
 def _compare(
-    checkpoint: Checkpoint, layers: Mapping[str, tuple[int, ...]], kinds: dict[str, str], first: str
+    checkpoint: Checkpoint,
+    layers: Mapping[str, tuple[int, ...]],
+    kinds: dict[str, str],
+    first: Checkpoint,
+    before: Checkpoint,
 ) -> list[Finding]:
     found = []
     missing = [name for name in layers if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in layers]
+    proposed = {}
+    if missing and extra and all(name in before.tensors for name in missing):
+        proposed = find_renames(
+            [name for name in missing if name not in checkpoint.passed_over], extra, before, checkpoint
+        )
     for name in missing:
-        same = [other for other in extra if checkpoint.tensors[other].shape == layers[name]]
-        reason = checkpoint.passed_over.get(name)
-        if same and reason is None:
-            new = f"{same[0]!r:.120}"
-            detail = f"has {new} of the same shape {layers[name]} instead; use rename={{{new}: {name!r:.120}}}"
+        if name in proposed:
+            new, prefix = proposed[name]
+            whole = (
+                f"; all names: rename=lambda name: name.removeprefix({prefix!r}), --strip {prefix}" if prefix else ""
+            )
+            detail = f"seems to be called {new!r:.120}; use rename={{{new!r:.120}: {name!r:.120}}}{whole}"
             found.append(Finding("renamed", checkpoint.path, name, detail))
-            extra.remove(same[0])
+            extra.remove(new)
         else:
-            detail = f"is in {first} with shape {layers[name]} and not here" + (f" ({reason})" if reason else "")
+            reason = checkpoint.passed_over.get(name)
+            detail = f"is in {first.path} with shape {layers[name]} and not here" + (f" ({reason})" if reason else "")
             found.append(Finding("missing", checkpoint.path, name, detail))
     for name in extra:
-        detail = f"of shape {checkpoint.tensors[name].shape} is not in {first}; leave it out with include="
+        detail = f"of shape {checkpoint.tensors[name].shape} is not in {first.path}; leave it out with include="
         found.append(Finding("extra", checkpoint.path, name, detail))
     for name in layers:
         tensor = checkpoint.tensors.get(name)
         if tensor is None:
             continue
         if tensor.shape != layers[name]:
-            detail = f"has shape {tensor.shape}; {first} has {layers[name]}"
+            detail = f"has shape {tensor.shape}; {first.path} has {layers[name]}"
             found.append(Finding("reshaped", checkpoint.path, name, detail))
         if tensor.dtype != kinds[name]:
             detail = f"is {tensor.dtype} from here on; it was {kinds[name]} before. All values are kept exactly"
@@ -304,16 +383,16 @@ def _chosen(
     else:
         names = set(include)
         keep = lambda name: name in names  # noqa: E731
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
+    chosen = Checkpoint(checkpoint.path, {}, {give(n): why for n, why in checkpoint.passed_over.items()})
+    for name, tensor in [*checkpoint.tensors.items(), *checkpoint.buffers.items()]:
         new = give(name)
         if not keep(new):
             continue
-        if new in tensors:
+        if new in chosen.tensors or new in chosen.buffers:
             msg = f"{checkpoint.path}: two tensors would be called {new!r:.120}; change rename"
             raise ArgumentError(msg)
-        tensors[new] = tensor
-    return Checkpoint(checkpoint.path, tensors, {give(n): why for n, why in checkpoint.passed_over.items()})
+        (chosen.tensors if name in checkpoint.tensors else chosen.buffers)[new] = tensor
+    return chosen
 
 
 def _common(kinds: set[str]) -> str:
@@ -325,27 +404,3 @@ def _common(kinds: set[str]) -> str:
 
 def _coarsest(kinds: set[str]) -> str:
     return next(kind for kind in ("bfloat16", "float16", "float32", "float64") if kind in kinds)
-
-
-def same_weights(one: Checkpoint, other: Checkpoint, layers: Mapping[str, tuple[int, ...]]) -> bool:
-    """Say whether two checkpoints hold the same bits: a checksum of 32 bits may agree by chance.
-
-    Parameters
-    ----------
-    one, other : Checkpoint
-        Which.
-    layers : mapping name -> shape
-        Tensors to compare.
-
-    Returns
-    -------
-    bool
-    """
-    for name, shape in layers.items():
-        size = math.prod(shape)
-        a, b = one.tensors[name], other.tensors[name]
-        for start in range(0, size, 2**20):
-            stop = min(size, start + 2**20)
-            if a.read(start, stop).tobytes() != b.read(start, stop).tobytes():
-                return False
-    return True
