@@ -22,6 +22,9 @@ from trajstats.data.formats import (
 )
 from trajstats.data.formats_flat import MAX_JSON, json_object
 from trajstats.data.guard import check_links
+from trajstats.data.naming import natural_key
+from trajstats.data.parts import is_training_state, shards_of
+from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError, optional_package
 
 WEIGHT_FILES = (
     "model.safetensors",
