@@ -8,10 +8,12 @@ header, objects that point to each other, members that unpack.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from trajstats.errors import StoreError, TrajstatsError, UnsafeInputError
 
@@ -139,3 +141,22 @@ def foreign(where: str, do: str = "It is truncated or damaged") -> Iterator[None
         text = " ".join(", ".join(shorten(part, 160).strip("'\"") for part in error.args).split())
         msg = f"{where} cannot be read ({type(error).__name__}: {text:.160}). {do}"
         raise StoreError(msg) from error
+
+
+def json_object(raw: bytes, where: str, budget: Budget) -> dict[str, Any]:
+    """Parse a JSON object in which no name occurs twice; its values are counted before any is made."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            msg = f"{where}: a name occurs twice in this JSON"
+            raise UnsafeInputError(msg)
+        return out
+
+    budget.spend_objects(sum(map(raw.count, (b",", b"[", b"{"))), where)
+    with foreign(where, "It is not JSON; a copy may be whole"):
+        found = json.loads(raw, object_pairs_hook=once)
+    if not isinstance(found, dict):
+        msg = f"{where}: this JSON is not an object"
+        raise UnsafeInputError(msg)
+    return found

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.budget import BYTES, Budget, foreign, shorten
+from trajstats.data.budget import BYTES, Budget, foreign, json_object, shorten
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
 
@@ -112,25 +111,6 @@ def read_index(path: Path, budget: Budget) -> Checkpoint:
     if lost := [n for n in weight_map if n not in found.tensors and n not in found.passed_over]:
         msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
         raise StoreError(msg)
-    return found
-
-
-def json_object(raw: bytes, where: str, budget: Budget) -> dict[str, Any]:
-    """Parse a JSON object in which no name occurs twice; its values are counted before any is made."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            msg = f"{where}: a name occurs twice in the header"
-            raise UnsafeInputError(msg)
-        return out
-
-    budget.spend_objects(sum(map(raw.count, (b",", b"[", b"{"))), where)
-    with foreign(where, "Its header is not JSON"):
-        found = json.loads(raw, object_pairs_hook=once)
-    if not isinstance(found, dict):
-        msg = f"{where}: the header is not a JSON object"
-        raise UnsafeInputError(msg)
     return found
 
 

@@ -28,8 +28,9 @@ ITEM_BYTES = {
     **dict.fromkeys(["bool", "int8", "uint8"], 1),
     **dict.fromkeys(["int16", "uint16", "float16"], 2),
     **dict.fromkeys(["int32", "uint32", "float32"], 4),
-    **dict.fromkeys(["int64", "uint64", "float64"], 8),
-    "string": 16,
+    **dict.fromkeys(["int64", "uint64", "float64", "complex64"], 8),
+    "complex128": 16,
+    "string": 256,
 }
 LAZY = (WEIGHTS, SKETCH, INITIAL, BUFFER_BYTES, BUFFERS)
 MAX_METADATA_BYTES = 16 * 2**20
@@ -211,6 +212,11 @@ def check_array(where: str, node: Mapping[str, Any], *, lazy: bool, rows: int | 
     if tiles > MAX_TILES:
         msg = f"{where}: shape {shape} claims {tiles:.3g} tiles; at most {MAX_TILES:.3g} are believed"
         raise UnsafeInputError(msg)
+
+
+def bytes_of(node: Mapping[str, Any]) -> int:
+    """Return the bytes that an array takes in memory, by metadata that were checked."""
+    return math.prod(node["shape"]) * ITEM_BYTES[node["data_type"]]
 
 
 def _codec_names(codecs: Any) -> Iterator[str]:

@@ -15,16 +15,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import zarr
-from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.registry import register_codec
 
-from trajstats.errors import UnsafeInputError
+from trajstats.data.budget import foreign, shorten
+from trajstats.errors import StoreError, UnsafeInputError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
 
-MAX_TEXT = 64 * 2**20
+MAX_TEXT = 2**16  # and 1 KiB for each string
 MAX_MEMBERS = 64
 # What codecs before may add: checksums, and what cannot be compressed.
 _SLACK = 2**16
@@ -33,20 +34,41 @@ _opening = threading.Lock()
 
 
 class _Bounded:
-    """A codec that looks at what a chunk claims before it decodes it."""
+    """A codec that looks at what a chunk claims before it decodes it; whatever decoding raises is a StoreError."""
 
     def _check(self, chunk: Buffer, spec: ArraySpec) -> None:
-        raise NotImplementedError
+        pass
 
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Any:
         self._check(chunk_bytes, chunk_spec)
-        found: Buffer = await super()._decode_single(chunk_bytes, chunk_spec)  # type: ignore[misc]
-        return found
+        with foreign(f"a chunk of shape {shorten(tuple(chunk_spec.shape))}"):
+            return await super()._decode_single(chunk_bytes, chunk_spec)  # type: ignore[misc]
 
-    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Any:
         self._check(chunk_bytes, chunk_spec)
-        found: Buffer = super()._decode_sync(chunk_bytes, chunk_spec)  # type: ignore[misc]
-        return found
+        with foreign(f"a chunk of shape {shorten(tuple(chunk_spec.shape))}"):
+            return super()._decode_sync(chunk_bytes, chunk_spec)  # type: ignore[misc]
+
+
+class BoundedBytes(_Bounded, BytesCodec):
+    """Bytes of another number than the shape asks for are damage."""
+
+
+class BoundedCrc32c(_Bounded, Crc32cCodec):
+    """A checksum that does not hold is damage."""
+
+
+class BoundedText(_Bounded, VLenUTF8Codec):
+    """Text begins with the number of its strings, for which room is made before one is read."""
+
+    def _check(self, chunk: Buffer, spec: ArraySpec) -> None:
+        count = int.from_bytes(chunk[:4].to_bytes(), "little")
+        if len(chunk) < 4 or count != math.prod(spec.shape):
+            msg = f"a chunk of text claims {count} strings where its shape is {shorten(tuple(spec.shape))}; not read"
+            raise UnsafeInputError(msg)
+
+
+BoundedText.__name__ = VLenUTF8Codec.__name__  # zarr asks for the codec of text by the name of its class
 
 
 class BoundedBlosc(_Bounded, BloscCodec):
@@ -87,17 +109,25 @@ class BoundedGzip(GzipCodec):
                 msg = f"a chunk compressed with gzip has more than {MAX_MEMBERS} members; it is not unpacked"
                 raise UnsafeInputError(msg)
             member = zlib.decompressobj(wbits=31)
-            out += member.decompress(rest, limit - len(out) + 1)
+            with foreign("a chunk compressed with gzip"):
+                out += member.decompress(rest, limit - len(out) + 1)
             _refuse(len(out), chunk_spec)
             if not member.eof:
                 msg = "a chunk compressed with gzip is cut short"
-                raise ValueError(msg)
+                raise StoreError(msg)
             rest = member.unused_data.lstrip(b"\0")
         return chunk_spec.prototype.buffer.from_bytes(bytes(out))
 
 
-_BOUNDED: dict[type, type] = {BloscCodec: BoundedBlosc, ZstdCodec: BoundedZstd, GzipCodec: BoundedGzip}
-_NAMES = {"blosc": BoundedBlosc, "zstd": BoundedZstd, "gzip": BoundedGzip}
+_NAMES: dict[str, type] = {
+    "blosc": BoundedBlosc,
+    "zstd": BoundedZstd,
+    "gzip": BoundedGzip,
+    "bytes": BoundedBytes,
+    "crc32c": BoundedCrc32c,
+    "vlen-utf8": BoundedText,
+}
+_BOUNDED = {codec.__mro__[1] if codec is BoundedGzip else codec.__mro__[2]: codec for codec in _NAMES.values()}
 for _name, _codec in _NAMES.items():
     register_codec(_name, _codec)
 
@@ -142,7 +172,7 @@ def _limit(spec: ArraySpec) -> int:
     kind: Any = spec.dtype  # a dtype of numpy in older versions of zarr
     native = kind.to_native_dtype() if hasattr(kind, "to_native_dtype") else kind
     if native.kind in {"O", "T"}:
-        return MAX_TEXT
+        return MAX_TEXT + 2**10 * math.prod(spec.shape)
     size = math.prod(spec.shape) * int(native.itemsize)
     return size + size // 64 + _SLACK
 
@@ -150,8 +180,8 @@ def _limit(spec: ArraySpec) -> int:
 def _refuse(claimed: int, spec: ArraySpec) -> None:
     if claimed > _limit(spec):
         msg = (
-            f"a chunk of shape {tuple(spec.shape)} would unpack to {claimed} bytes or more, beyond the at most "
-            f"{_limit(spec)} that it needs; it is not unpacked"
+            f"a chunk of shape {shorten(tuple(spec.shape))} would unpack to {claimed} bytes or more, beyond the "
+            f"{_limit(spec)} that it needs at most; it is not unpacked"
         )
         raise UnsafeInputError(msg)
 

@@ -1,5 +1,7 @@
 """All-pairs results that grow with their run: add checkpoints at the cost of the new pairs, keep them on disk."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import json
@@ -10,9 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.budget import shorten
 from trajstats.data.kept import open_kept, save_kept
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
-from trajstats.errors import ArgumentError, StoreError, UnsafeInputError, resumable
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, resumable
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.measurement import DISTANCE, prepare
 from trajstats.estimators.observables import VELOCITY
@@ -118,9 +121,9 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
     ArgumentError
         If the store holds a result with other arguments.
     StoreError
-        If the path holds something else.
+        If the path holds something else, or a result that changed since it was saved.
     UnsafeInputError
-        If a link leads out of what it holds.
+        If there is a link in what it holds.
 
     Notes
     -----
@@ -143,14 +146,13 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
     if path.exists():
         try:
             previous = open_kept(path)
-        except UnsafeInputError:
-            raise
-        except Exception as error:
+        except StoreNotFoundError as error:
             msg = f"{path} exists and is no result of cached_pairs; give another path or remove it"
             raise StoreError(msg) from error
+        _check_pairs(previous, wanted, path)
         if previous.attrs.get("arguments") != wanted.attrs["arguments"]:
             msg = (
-                f"{path} holds a result with arguments {previous.attrs.get('arguments')}, asked for are "
+                f"{path} holds a result with arguments {shorten(previous.attrs.get('arguments'), 300)}, asked for are "
                 f"{wanted.attrs['arguments']}; give another path or remove it"
             )
             raise ArgumentError(msg)
@@ -162,6 +164,22 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
     with resumable(how), explained(how):
         save_kept(path, wanted.compute().drop_encoding())
     return open_kept(path)
+
+
+def _check_pairs(previous: xr.Dataset, wanted: xr.Dataset, path: Path) -> None:
+    """Check that what is in a store was written by `cached_pairs`, whatever its values."""
+    if previous.attrs.get("estimator") != "all_pairs":
+        msg = f"{path} exists and is no result of cached_pairs; give another path or remove it"
+        raise StoreError(msg)
+    names = [*wanted.data_vars, STEP, STEP_PRIME, REPLICA]
+    bad = [n for n in names if n not in previous or _kind(previous[n]) != _kind(wanted[n])]
+    if bad and previous.attrs.get("arguments") == wanted.attrs["arguments"]:
+        msg = f"{path}: {shorten(bad)} are missing or not what cached_pairs writes; remove it to compute it again"
+        raise StoreError(msg)
+
+
+def _kind(array: xr.DataArray) -> tuple[tuple[Any, ...], str]:
+    return array.dims, array.dtype.kind
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from trajstats.data.kept import kept_arrays
-from trajstats.errors import StoreError
+from trajstats.data.budget import shorten
+from trajstats.data.folder import check_plain
+from trajstats.data.folder_store import FolderStore
+from trajstats.data.kept import kept_attrs, load_kept_arrays
+from trajstats.data.seal import seal
+from trajstats.errors import StoreError, UnsafeInputError
 
 SETTINGS = "trajstats_spectrum"
 
@@ -46,16 +50,17 @@ class TaskStore:
             shutil.rmtree(left, ignore_errors=True)
 
     def _compare(self, given: dict[str, Any]) -> None:
+        check_plain(self.path)
         try:
-            found: Any = zarr.open_group(self.path, mode="r").attrs.get(SETTINGS)
-        except (FileNotFoundError, ValueError) as error:
-            msg = f"{self.path} is not empty and not a store of spectra; give another path"
+            found: Any = kept_attrs(self.path).get(SETTINGS)
+        except (StoreError, UnsafeInputError) as error:
+            msg = f"{self.path} is not empty and not a store of spectra ({error!s:.200}); give another path"
             raise StoreError(msg) from error
         if not isinstance(found, dict):
             msg = f"{self.path} is a zarr store of something else; give another path"
             raise StoreError(msg)
         differ = [
-            f"{name}: {found.get(name)!r} in the store, {given[name]!r} now"
+            f"{name}: {shorten(found.get(name))} in the store, {shorten(given[name])} now"
             for name in given
             if found.get(name) != given[name]
         ]
@@ -92,8 +97,7 @@ class TaskStore:
         dict
             Name -> array.
         """
-        with kept_arrays(self.path / name) as group:
-            return {str(key): np.asarray(array[...]) for key, array in group.arrays()}
+        return load_kept_arrays(self.path / name)
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep the arrays of a task, under its name only once they are all written.
@@ -111,9 +115,11 @@ class TaskStore:
             If the folder cannot be written.
         """
         partial = self.path / f"partial-{uuid.uuid4().hex}"
-        group = zarr.open_group(partial, mode="w")
+        partial.mkdir()
+        group = zarr.open_group(FolderStore(partial), mode="w")
         for key, value in arrays.items():
             group.create_array(key, data=np.ascontiguousarray(value))
+        seal(FolderStore(partial))
         try:
             partial.rename(self.path / name)
         except OSError:

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import CodeType
@@ -19,9 +20,10 @@ from dask.base import tokenize
 from zarr.storage import StorePath
 
 from trajstats import __version__
-from trajstats.data.kept import load_kept
+from trajstats.data.kept import UNVERIFIED, kept_attrs, load_kept
 from trajstats.data.place import Place
-from trajstats.errors import StoreError
+from trajstats.data.seal import seal
+from trajstats.errors import StoreError, StoreNotFoundError
 from trajstats.inference.results import storable
 from trajstats.inference.tasks import Member, Outcome
 
@@ -49,15 +51,21 @@ class MemberStore:
 
     def __init__(self, target: Any) -> None:
         self._place = Place(target, write=True)
-        root = self._place.group()
+        root = self._root()
         if root is None:
             if self._place.local is not None and self._place.local.exists() and any(self._place.local.iterdir()):
                 msg = f"{target} is not empty and not a store of a batch; give another path"
                 raise StoreError(msg)
             zarr.create_group(self._place.path(), attributes={MARK: 1})
-        elif MARK not in root.attrs:
+        elif MARK not in root:
             msg = f"{target} is a zarr store of something else; give another path"
             raise StoreError(msg)
+
+    def _root(self) -> dict[str, Any] | None:
+        try:
+            return kept_attrs(self._folder(""))
+        except StoreNotFoundError:
+            return None
 
     def read(self, key: str) -> Outcome | None:
         """Read a member.
@@ -73,23 +81,22 @@ class MemberStore:
             None if it is not there, or was cut short.
         """
         try:
-            attrs = dict(zarr.open_group(self._place.path(key), mode="r", zarr_format=3).attrs)
-            if FINISHED not in attrs:
-                return None
+            known = json.loads(str(kept_attrs(self._folder(key))[FINISHED]))
+            outcome = Outcome(str(known["status"]), str(known["reason"]), None, float(known["seconds"]))
             data = load_kept(self._folder(key))
-        except (KeyError, ValueError, OSError, RuntimeError):
+        except (KeyError, TypeError, ValueError, StoreError):
             return None  # never begun, or damaged: it is made again rather than trusted
-        known = json.loads(str(attrs[FINISHED]))
         data.attrs.pop(FINISHED, None)
+        data.attrs.pop(UNVERIFIED, None)
         text = {str(name): v.astype(object) for name, v in data.variables.items() if v.dtype.kind == "T"}
         data = data.assign({k: v for k, v in text.items() if k in data.data_vars}).assign_coords(
             {k: v for k, v in text.items() if k in data.coords}
         )
-        return Outcome(known["status"], known["reason"], data, known["seconds"])
+        return replace(outcome, data=data)
 
     def _folder(self, key: str) -> Path | StorePath:
         local = self._place.local
-        return self._place.path(key) if local is None else local / key
+        return self._place.path(key) if local is None else local / key if key else local
 
     def write(self, key: str, member: Member, outcome: Outcome) -> None:
         """Keep a member; one that failed is not kept, for it is to be tried again.
@@ -108,6 +115,7 @@ class MemberStore:
         facts = {"status": outcome.status, "reason": outcome.reason, "seconds": outcome.seconds}
         label = [str(part) for part in member.label]
         zarr.open_group(path, mode="r+", use_consolidated=False).attrs[FINISHED] = json.dumps({"label": label, **facts})
+        seal(path.store, path.path)
 
 
 def member_key(member: Member, function: Callable[..., Any], options: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """What every fit returns: posterior, summary, diagnostics, prediction and a file to keep it in."""
 
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
 from __future__ import annotations
 
 import importlib
@@ -13,8 +15,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.kept import load_kept_tree, save_kept
-from trajstats.errors import StoreError, StoreNotFoundError, UnsafeInputError
+from trajstats.data.budget import shorten
+from trajstats.data.kept import UNVERIFIED, load_kept_tree, save_kept
+from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
 from trajstats.inference.uncertainty import half_interval
 
 LEVELS = (0.68, 0.90, 0.95)
@@ -141,7 +144,15 @@ class FitResult:
         -------
         xarray.DataArray
             Dims (chain, draw, ...): one predicted curve per draw.
+
+        Raises
+        ------
+        UnsupportedError
+            If fits of this kind do not predict.
         """
+        if self.kind not in _PREDICTORS:
+            msg = f"a fit of kind {shorten(self.kind)} does not predict; those of {', '.join(_PREDICTORS)} do"
+            raise UnsupportedError(msg)
         module, name = _PREDICTORS[self.kind].split(":")
         return getattr(importlib.import_module(module), name)(self, **where)
 
@@ -166,7 +177,7 @@ class FitResult:
             "kind": self.kind,
             "status": self.status,
             "flags": json.dumps(list(self.flags)),
-            "fit": json.dumps(dict(self.attrs), default=str),
+            "fit": json.dumps({k: v for k, v in self.attrs.items() if k != UNVERIFIED}, default=str),
             "order": json.dumps([str(name) for name in self.posterior.data_vars]),
         }
         return tree
@@ -210,36 +221,57 @@ class FitResult:
         StoreNotFoundError
             If there is no such folder.
         StoreError
-            If it holds no fit.
+            If it holds no fit, or anything in it changed since it was saved.
         UnsafeInputError
-            If a link leads out of the folder, or data would unpack to far more than is there.
+            If there is a link in the folder, or data would unpack to far more than is there.
+
+        Notes
+        -----
+        Every file has a checksum. A fit saved by a version without them is read all the same; its ``attrs`` then have
+        an entry ``unverified``.
         """
         source = Path(path)
         if not source.exists():
             msg = f"no fit at {source}"
             raise StoreNotFoundError(msg)
-        try:
-            tree = load_kept_tree(source)
-            kind, groups = tree.attrs["kind"], tree.children
-        except UnsafeInputError:
-            raise
-        except (KeyError, ValueError, OSError) as error:
-            msg = f"{source} holds no fit written by FitResult.save: {error}"
-            raise StoreError(msg) from error
-        empty = xr.Dataset()
-        named = {name: node.to_dataset(inherit=False) for name, node in groups.items()}
-        tables = groups["tables"].children if "tables" in groups else {}
+        tree = load_kept_tree(source)
+        attrs, groups = tree.attrs, {name: node.to_dataset(inherit=False) for name, node in tree.children.items()}
+        tables = tree.children["tables"].children if "tables" in tree.children else {}
+        parts = {key: _stored_json(attrs.get(key), source, key) for key in ("order", "flags", "fit")}
+        order = _texts(parts["order"], source, "order")
+        lost = [name for name in order if name not in groups.get("posterior", xr.Dataset())]
+        lost += [name for name in ("posterior", "sample_diagnostics") if name not in groups]
+        words = all(isinstance(attrs.get(key), str) for key in ("kind", "status"))
+        if lost or not words or not isinstance(parts["fit"], dict):
+            what = f"{shorten(lost)} are missing" if lost else "its kind, status or arguments are none that a fit has"
+            msg = f"{source} holds no fit written by FitResult.save: {what}"
+            raise StoreError(msg)
         return cls(
-            kind,
-            named["posterior"][json.loads(tree.attrs["order"])],
-            named.get("observed_data", empty),
-            named["sample_diagnostics"],
+            attrs["kind"],
+            groups["posterior"][order],
+            groups.get("observed_data", xr.Dataset()),
+            groups["sample_diagnostics"],
             {name: node.to_dataset(inherit=False) for name, node in tables.items()},
-            tuple(json.loads(tree.attrs["flags"])),
-            tree.attrs["status"],
-            json.loads(tree.attrs["fit"]),
-            named.get("log_likelihood", empty),
+            tuple(_texts(parts["flags"], source, "flags")),
+            attrs["status"],
+            parts["fit"] | {key: attrs[key] for key in (UNVERIFIED,) if key in attrs},
+            groups.get("log_likelihood", xr.Dataset()),
         )
+
+
+def _stored_json(text: Any, source: Path, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"{source} holds no fit written by FitResult.save: its attribute {key!r} is {shorten(text)}"
+        raise StoreError(msg) from error
+
+
+def _texts(values: Any, source: Path, key: str) -> list[str]:
+    if isinstance(values, list) and all(isinstance(value, str) for value in values):
+        return values
+    msg = f"{source} holds no fit written by FitResult.save: {key!r} is {shorten(values)}, not a list of text"
+    raise StoreError(msg)
 
 
 def _scalar_draws(posterior: xr.Dataset) -> dict[str, np.ndarray]:

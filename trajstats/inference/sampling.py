@@ -205,6 +205,7 @@ class _Ensemble:
         import emcee
 
         kept = load_kept(store)
+        _check_chains(kept, store)
         backend = self.sampler.backend
         shape = (kept.sizes["walker"], kept.sizes["coefficient"])
         if shape != (self.sampler.nwalkers, self.sampler.ndim):
@@ -223,6 +224,17 @@ class _Ensemble:
         self.state = emcee.State(
             kept["chain"].values[-1], log_prob=kept["log_prob"].values[-1], random_state=random_state
         )
+
+
+def _check_chains(kept: xr.Dataset, store: Path) -> None:
+    """Check that a store holds chains, before numbers are taken from it."""
+    dims = {"chain": ("step", "walker", "coefficient"), "log_prob": ("step", "walker"), "accepted": ("walker",)}
+    dims["keys"] = ("word",)
+    good = all(n in kept and kept[n].dims == d and kept[n].dtype.kind in "fiu" for n, d in dims.items())
+    good = good and all(isinstance(kept.attrs.get(n), int | float) for n in ("position", "has_gauss", "cached"))
+    if not good or kept.sizes["word"] != 624 or not kept.sizes["step"] or not 0 <= kept.attrs["position"] <= 624:
+        msg = f"{store} does not hold the chains of a fit; remove it to start again, or give another path"
+        raise StoreError(msg)
 
 
 def _former(store: Path) -> Path:
