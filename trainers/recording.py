@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.module_state import is_module, module_buffers, module_parameters, split_state
 from trajstats.data.arrays import to_numpy
 from trajstats.data.store import TrajectoryWriter, open_trajectory
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, StoreNotFoundError, unknown
@@ -22,7 +23,7 @@ def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     Parameters
     ----------
     arrays : mapping name -> array
-        In the order the flat vector shall have.
+        In the order the flat vector shall have. Of a torch module, its parameters.
 
     Returns
     -------
@@ -33,6 +34,7 @@ def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     >>> layer_shapes({"w": np.zeros((2, 3)), "b": np.zeros(2)})
     {'w': (2, 3), 'b': (2,)}
     """
+    arrays = module_parameters(arrays) if is_module(arrays) else arrays
     return {str(name): tuple(int(n) for n in np.shape(array)) for name, array in arrays.items()}
 
 
@@ -104,12 +106,14 @@ class Recorder:
     ----------
     path : str or path
         The trajectory store to write; opened again after a kill, it resumes.
-    layers : mapping name -> shape
-        As `layer_shapes` gives them.
+    layers : mapping name -> shape, or torch module
+        As `layer_shapes` gives them. Of a module, its parameters are the layers, and its buffers are kept beside them.
     schedule : iterable of int
         Optimiser steps at which to record, such as `trajstats.aging_schedule` gives.
     replica : int
         Label of this run among runs of the same settings, usually the seed.
+    buffers : mapping name -> array, or name -> (shape, dtype), optional
+        State that is not trained, such as running statistics; those of the module if one is given.
     attrs : mapping, optional
         Task and optimiser settings; kept with the store as JSON.
     **writer_options
@@ -136,10 +140,11 @@ class Recorder:
     def __init__(
         self,
         path: Any,
-        layers: Mapping[str, Sequence[int]],
+        layers: Any,
         schedule: Iterable[int],
         *,
         replica: int = 0,
+        buffers: Mapping[str, Any] | None = None,
         attrs: Mapping[str, Any] | None = None,
         **writer_options: Any,
     ) -> None:
@@ -149,7 +154,13 @@ class Recorder:
             raise ArgumentError(msg)
         self.schedule = np.sort(steps)
         self._due = frozenset(self.schedule.tolist())
-        self._writer = TrajectoryWriter(path, layers, replica=replica, attrs=dict(attrs or {}), **writer_options)
+        if is_module(layers):
+            buffers = module_buffers(layers) if buffers is None else buffers
+            layers = layer_shapes(layers)
+        self._buffers = dict(buffers or {})
+        self._writer = TrajectoryWriter(
+            path, layers, replica=replica, buffers=buffers, attrs=dict(attrs or {}), **writer_options
+        )
         self._done = set(self.committed)
 
     def __enter__(self) -> Recorder:
@@ -170,7 +181,7 @@ class Recorder:
         """Tell whether the schedule asks for this step and the store does not have it yet."""
         return step in self._due and step not in self._done
 
-    def record(self, step: int, weights: Mapping[str, Any] | np.ndarray, **series: float) -> None:
+    def record(self, step: int, weights: Any, *, buffers: Mapping[str, Any] | None = None, **series: float) -> None:
         """Append one checkpoint.
 
         Parameters
@@ -179,11 +190,18 @@ class Recorder:
             The optimiser step.
         weights : mapping name -> array, or ndarray (n_parameters,)
             The weights now, of any framework; torch tensors are detached and copied to the CPU, and bfloat16 is stored
-            as the equal float32.
+            as the equal float32. Of a torch module, or of a state dict that holds the buffers too, both are recorded.
+        buffers : mapping name -> array, optional
+            The buffers now, if the run has any and they are not among `weights`.
         **series : float
             Scalars such as ``loss``, and clocks (``epoch``, ``proper_time``).
         """
-        self._writer.append(step, weights, **series)
+        if is_module(weights):
+            buffers = module_buffers(weights) if buffers is None else buffers
+            weights = module_parameters(weights)
+        elif isinstance(weights, Mapping) and buffers is None:
+            weights, buffers = split_state(weights, self._writer.layers, self._buffers)
+        self._writer.append(step, weights, buffers=buffers, **series)
         self._done.add(step)
 
 

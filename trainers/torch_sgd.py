@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from trainers.module_state import module_buffers, module_parameters
 from trainers.recording import (
     Recorder,
     batch_order,
@@ -19,6 +20,7 @@ from trainers.recording import (
     sgd_settings,
     unflatten,
 )
+from trajstats.data.buffers import buffers_at
 from trajstats.data.store import open_trajectory
 
 EVALUATED_AT_ONCE = 1_000
@@ -49,7 +51,8 @@ def train_torch(
     Parameters
     ----------
     module : torch.nn.Module
-        The model, at its initial weights; without dropout or batch norms, whose state a store does not hold.
+        The model, at its initial weights; without dropout, whose random numbers a store does not hold. Its buffers
+        (running statistics of batch norms) are recorded with it.
     loss_fn : callable (outputs, targets) -> scalar tensor
         Mean over the batch.
     data : (inputs, targets)
@@ -103,16 +106,16 @@ def train_torch(
     sgd = torch.optim.SGD(named.values(), lr=learning_rate, weight_decay=2 * l2)
     kept = {"seed": int(seed), "optimiser": optimiser, **(attrs or {})}
     watched = {"loss": loss_fn, **(metrics or {})}
-    with Recorder(path, layer_shapes(named), schedule, replica=int(seed), attrs=kept) as recorder:
+    with Recorder(path, module, schedule, replica=int(seed), attrs=kept) as recorder:
         last = int(recorder.schedule[-1])
-        start = _resume(named, path, recorder.committed)
+        start = _resume(module, path, recorder.committed)
         rows = batch_order(order, n, seed=seed, epoch=start // per_epoch)
         for step in tqdm(range(start, last + 1), desc=progress, unit="step", disable=progress is None, mininterval=0.5):
             if recorder.due(step):
                 series = _measure(module, watched, inputs, targets)
                 finite = np.isfinite(series["loss"]) and all(bool(torch.isfinite(p).all()) for p in named.values())
                 check_finite_weights(bool(finite), recorder, step)
-                recorder.record(step, named, epoch=step / per_epoch, proper_time=learning_rate * step, **series)
+                recorder.record(step, module, epoch=step / per_epoch, proper_time=learning_rate * step, **series)
             if step == last:
                 break
             at = step % per_epoch
@@ -125,13 +128,15 @@ def train_torch(
     return Path(path)
 
 
-def _resume(named: Mapping[str, torch.nn.Parameter], path: str | Path, committed: Sequence[int]) -> int:
+def _resume(module: torch.nn.Module, path: str | Path, committed: Sequence[int]) -> int:
     if not committed:
         return 0
     step = max(committed)
-    row = open_trajectory(str(path))["weights"].sel(step=step).values[0]
+    run = open_trajectory(str(path)).sel(step=[step])
+    values = {**unflatten(run["weights"].values[0, 0], layer_shapes(module)), **buffers_at(run, 0, 0)}
+    named = {**module_parameters(module), **module_buffers(module)}
     with torch.no_grad():
-        for name, value in unflatten(row, layer_shapes(named)).items():
+        for name, value in values.items():
             named[name].copy_(torch.from_numpy(np.array(value)))
     return step
 
@@ -141,9 +146,12 @@ def _measure(
     module: torch.nn.Module, watched: Mapping[str, Callable[[Any, Any], Any]], inputs: Any, targets: Any
 ) -> dict[str, float]:
     totals = dict.fromkeys(watched, 0.0)
+    training = module.training
+    module.eval()  # so that batch norms neither use nor change the statistics of these inputs
     for start in range(0, len(inputs), EVALUATED_AT_ONCE):
         part = slice(start, start + EVALUATED_AT_ONCE)
         outputs = module(inputs[part])
         for name, function in watched.items():
             totals[name] += float(function(outputs, targets[part])) * len(outputs)
+    module.train(training)
     return {name: total / len(inputs) for name, total in totals.items()}

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import trajstats as ts
+from trainers.module_state import module_buffers, split_state
 from trainers.recording import Recorder, batch_order, flatten, layer_shapes, steps_per_epoch, unflatten
+from trajstats.data.buffers import buffers_at
 
 
 def test_flatten_round_trip():
@@ -51,6 +53,54 @@ def test_recorder_takes_bfloat16_of_torch_exactly(tmp_path):
     np.testing.assert_array_equal(flatten(weights), exact)
     # the store knows how coarse the source was
     assert run.source_dtype == "bfloat16"
+
+
+class Tied(torch.nn.Module):
+    """Two layers of one weight, batch norm, a mask that checkpoints hold and a table that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)
+        self.two.weight = self.one.weight
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+
+    def forward(self, x):
+        return self.two(self.norm(self.one(x))) * self.mask
+
+
+@pytest.mark.parametrize("as_state", [False, True])
+def test_recorder_keeps_the_buffers_of_a_module(tmp_path, as_state):
+    module = Tied()
+    path = tmp_path / "run.zarr"
+    expected = []
+    with Recorder(path, module, schedule=[0, 1, 2]) as recorder:
+        for step in range(3):
+            recorder.record(step, module.state_dict() if as_state else module, loss=0.0)
+            expected.append({name: value.clone() for name, value in module.state_dict().items()})
+            module(torch.randn(8, 3, generator=torch.Generator().manual_seed(step)))
+    run = ts.open_trajectory(str(path))
+    assert run.layer.values.tolist() == ["one.weight", "norm.weight", "norm.bias"]
+    for step in range(3):
+        found = buffers_at(run, 0, step)
+        assert list(found) == ["mask", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, expected[step][name].numpy(), strict=True)
+    assert not np.array_equal(buffers_at(run, 0, 0)["norm.running_var"], buffers_at(run, 0, 2)["norm.running_var"])
+
+
+def test_recorder_refuses_what_a_state_dict_holds_besides(tmp_path):
+    module = Tied()
+    with Recorder(tmp_path / "run.zarr", module, schedule=[0]) as recorder:
+        with pytest.raises(ts.ArgumentError, match="unknown layer 'more'"):
+            recorder.record(0, {**module.state_dict(), "more": torch.zeros(2)})
+        with pytest.raises(ts.ArgumentError, match="1 of 4 buffers are not given: 'mask'"):
+            recorder.record(0, {name: value for name, value in module.state_dict().items() if name != "mask"})
+        recorder.record(0, module.state_dict())
+    trained, held = split_state(module.state_dict(), layer_shapes(module), module_buffers(module))
+    assert "two.weight" not in trained
+    assert len(held) == 4
 
 
 @pytest.mark.parametrize("schedule", [[], [-1, 3], [2, 2]])

@@ -14,6 +14,7 @@ from trainers.jax_adapter import accuracy, cross_entropy
 from trainers.jax_sgd import train_jax
 from trainers.tasks import scikit_digits
 from trainers.torch_sgd import train_torch
+from trajstats.data.buffers import buffers_at
 
 SIZES = (64, 5, 10)
 SCHEDULE = [0, 1, 7, 40, 90]
@@ -69,6 +70,27 @@ def test_resumes_to_the_same_bits(data, tmp_path):
     one, two = (ts.open_trajectory(str(tmp_path / f"{kind}.zarr")) for kind in ("whole", "parts"))
     assert one.step.values.tolist() == SCHEDULE
     np.testing.assert_array_equal(one.weights.values, two.weights.values)
+
+
+def test_batch_norms_are_recorded_and_resumed_to_the_same_bits(data, tmp_path):
+    def train_normed(path, schedule):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(64, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 10))
+        options = {"seed": 1, "learning_rate": 0.1, "batch_size": 10, "progress": None}
+        train_torch(module, torch.nn.functional.cross_entropy, data, path, schedule=schedule, **options)
+        assert module.training
+        return module
+
+    train_normed(tmp_path / "whole.zarr", SCHEDULE)
+    train_normed(tmp_path / "parts.zarr", SCHEDULE[:3])
+    module = train_normed(tmp_path / "parts.zarr", SCHEDULE)
+    one, two = (ts.open_trajectory(str(tmp_path / f"{kind}.zarr")) for kind in ("whole", "parts"))
+    np.testing.assert_array_equal(one.weights.values, two.weights.values)
+    np.testing.assert_array_equal(one.buffers.values, two.buffers.values)
+    assert "1.running_mean" not in one.layer.values
+    last = buffers_at(two, 0, len(SCHEDULE) - 1)
+    assert int(last["1.num_batches_tracked"]) == SCHEDULE[-1]  # measuring the loss does not count as training
+    np.testing.assert_array_equal(last["1.running_var"], module[1].running_var.numpy())
 
 
 def test_refuses_to_mix_settings_and_tells_divergence(data, tmp_path):
