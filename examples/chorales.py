@@ -262,7 +262,7 @@ def draw_losses(setting: Setting, runs: dict, fits: dict, path: Path) -> None:
             panel.fill_between(time, low, high, color=colour, alpha=0.25, lw=0)
             if (depth, width) in fits:
                 fit = fits[depth, width]
-                inside = np.geomspace(fit.data["step"].values[0], fit.data["step"].values[-1], 60)
+                inside = np.geomspace(*fit.data["proper_time"].values[[0, -1]], 60)
                 curve = fit.predict(time=inside).median(["chain", "draw"])
                 panel.plot(
                     inside,

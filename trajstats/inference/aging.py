@@ -29,7 +29,7 @@ from trajstats.inference.identified import runs_into
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
-from trajstats.inference.points import Points, clock_differences, two_time_points
+from trajstats.inference.points import MAX_POINTS, Points, clock_differences, two_time_points
 from trajstats.inference.priors import Priors, merged_priors
 from trajstats.inference.results import FitResult
 from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
@@ -61,6 +61,7 @@ def fit_subaging(
     max_steps: int = 20_000,
     groups: str | None = None,
     evidence: bool = False,
+    on_nan: str = "raise",
     progress: bool = False,
 ) -> FitResult:
     r"""Fit the exponent of aging, :math:`t^*\propto t_w^\mu`.
@@ -109,6 +110,9 @@ def fit_subaging(
     evidence : bool
         Add ``tables["evidence"]``: the evidence of every master curve beside that of the free one, by nested sampling
         (the extra ``evidence``; a minute).
+    on_nan : {"raise", "skip"}
+        What NaN or infinity in the MSD does: an error that says where, or to be left out: replicas of which more than
+        half is not finite, then pairs that are not finite in one of the others. A flag says how many.
     progress : bool
         Show a progress bar.
 
@@ -123,7 +127,8 @@ def fit_subaging(
     Notes
     -----
     Errors: ArgumentError for an unknown option or label; NonFiniteError for NaN; FitError for data that cannot support
-    the fit (one waiting time, too few points, values that are not positive, blocks that are not local);
+    the fit (one waiting time, too few points, values that are not positive, an MSD that falls with the lag at most
+    waiting times, replicas that are copies of each other, blocks that are not local);
     TooFewReplicasError for ``likelihood="seeds"`` with one replica.
 
     Cost: 0.3 s of CPU for 144 points, 0.1 s more for each replica, some 3 s with ``sampler="emcee"``; BLAS is held at
@@ -151,7 +156,7 @@ def fit_subaging(
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
     bounds = merged_priors(PRIOR, prior, {"modes_differ": (0.0, 1.0)})
-    points = two_time_points(delta, over=over)
+    points = two_time_points(delta, over=over, on_nan=on_nan)
     if groups is not None:
         _check_groups(groups, name, likelihood, points)
     if likelihood == "seeds":
@@ -187,9 +192,9 @@ def fit_subaging(
     status = _judge(sampled, pilot, tables, bounds, flags, name)
     fit = FitResult(
         "fit_subaging",
-        sampled.posterior,
+        sampled.in_unit(points.unit).posterior,
         _observed(points, log_msd),
-        sampled.diagnostics,
+        sampled.diagnostics.assign(n_given=points.given, n_used=points.lag.size),
         tables,
         tuple(flags),
         status,
@@ -201,6 +206,7 @@ def fit_subaging(
             "source": points.source,
             "pivot": points.pivot,
             "form": pilot.curve.form,
+            "used": _used(points),
             "n_points": points.lag.size,
             "n_replicas": points.msd.shape[0],
             "priors": {k: list(v) for k, v in bounds.items()},
@@ -214,6 +220,11 @@ def fit_subaging(
     mean = predicted.copy(data=np.log(predicted.values)).mean(("chain", "draw"))
     data = fit.data.assign(predicted=np.exp(mean), residual=np.log(fit.data["msd"]) - mean)
     return replace(fit, data=data)
+
+
+def _used(points: Points) -> str:
+    words = f"{points.lag.size} of {points.given} pairs"
+    return words if points.lag.size == points.given else f"{words}, thinned to {MAX_POINTS} at most"
 
 
 def _check_options(estimator: str | MasterCurve, likelihood: str) -> tuple[str, MasterCurve | None]:
@@ -273,7 +284,7 @@ def _tables(
     more = xr.Dataset({k: ("estimator", [v]) for k, v in row.items()}, coords={"estimator": ["threshold"]})
     tables = {
         "estimators": xr.concat([estimators, more], "estimator"),
-        "threshold_scan": scan,
+        "threshold_scan": scan.assign_coords(threshold=scan["threshold"] * points.unit),
         "models": model_table(base.curve, base.grid, bounds, differences),
         "window_scan": window_scan(pilot.curve, bounds),
         "predictive_check": residual_check(pilot.curve, mu, smooth, waiting, lag, rng),
@@ -328,7 +339,8 @@ def _judge(
 
 def _observed(points: Points, log_msd: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
-        {"msd": (PAIR, np.exp(log_msd))}, coords=time_coords(points.waiting_time, points.lag, points.clock)
+        {"msd": (PAIR, np.exp(log_msd) * points.unit)},
+        coords=time_coords(points.waiting_time, points.lag, points.clock),
     )
 
 

@@ -14,6 +14,8 @@ from trajstats.inference.pilot import Pilot
 from trajstats.inference.sampling import diagnostics_dataset, draws_dataset, sample_posterior
 
 CHAINS, DRAWS_KEPT = 4, 500
+# coefficients that are a logarithm of the MSD
+_LEVELS = ("curve", "level", "offset")
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -32,6 +34,21 @@ class Sampled:
 
     posterior: xr.Dataset
     diagnostics: xr.Dataset
+
+    def in_unit(self, unit: float) -> Sampled:
+        """Move levels of curves that were drawn for an MSD in units of its own.
+
+        Parameters
+        ----------
+        unit : float
+            Squared displacement that counted as 1.
+
+        Returns
+        -------
+        Sampled
+        """
+        levels = {name: self.posterior[name] + np.log(unit) for name in _LEVELS if name in self.posterior}
+        return replace(self, posterior=self.posterior.assign(levels))
 
     def with_mu(self, mu: np.ndarray) -> Sampled:
         """Give mu other draws; those that belong to the drawn curves are kept as ``mu_pooled``.

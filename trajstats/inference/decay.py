@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import REPLICA, STEP
+from trajstats.data.schema import REPLICA
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
 from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
@@ -30,11 +30,12 @@ from trajstats.inference.relaxation import (
 )
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
+from trajstats.inference.scaling import rounded
 from trajstats.threads import one_thread
 
 _MIN_POINTS = 10
 _MIN_DECADES = 1.0
-_SMALLEST = 1e-150
+_WIDEST = 1e150
 # where a coefficient means something
 SUPPORT = {"L_inf": (0.0, np.inf), "beta": (0.0, np.inf), "drift_share": (0.0, 1.0)}
 
@@ -142,20 +143,19 @@ def fit_decay(
     if (losses[used] <= 0).any():
         msg = f"{int((losses[used] <= 0).sum())} losses are not positive; a decay to a floor L_inf >= 0 needs them so"
         raise FitError(msg)
-    if losses[used].size and not (losses[used].min() > _SMALLEST and losses[used].max() < 1 / _SMALLEST):
+    if losses[used].size and losses[used].max() / _WIDEST > losses[used].min():
         msg = (
-            f"losses between {losses[used].min():g} and {losses[used].max():g} overflow when they are squared: give "
-            "the loss in another unit"
+            f"losses between {losses[used].min():g} and {losses[used].max():g} span more than {_WIDEST:g}, and their "
+            "squares overflow: give a shorter window=(first, last)"
         )
         raise FitError(msg)
     data = log_bins(time[used], losses[used], bins_per_decade)
     _check_size(data, chosen)
-    priors = merged_priors(default_priors(data, curve), prior, SUPPORT)
-    if priors["L_inf"][0] >= data.loss.max():
-        msg = f"prior L_inf={priors['L_inf']}: the whole loss lies below this floor (at most {data.loss.max():g})"
-        raise ArgumentError(msg)
-    scale = float(priors["L_inf"][1])
+    data = data.in_own_unit()
+    given = _in_unit_of(data, curve, prior)
+    priors = merged_priors(default_priors(data, curve), given)
     if not floor:
+        scale = float(priors["L_inf"][1])
         priors["L_inf"] = (-1e-9 * scale, 1e-9 * scale)
     best = maximum(data, curve, priors)
     values, diagnostics = draw_posterior(
@@ -169,11 +169,30 @@ def fit_decay(
         max_steps=max_steps,
         progress=progress,
     )
+    diagnostics = diagnostics.assign(n_given=loss.size, n_used=int(used.sum()))
     fit = _result(data, values, diagnostics, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
     if evidence:
-        models = fit.tables["models"].assign(_evidence(data, prior, rng))
+        models = fit.tables["models"].assign(_evidence(data, given, rng))
         fit = replace(fit, tables={**fit.tables, "models": models})
     return fit
+
+
+def _in_unit_of(data: Binned, curve: str, prior: Priors | None) -> dict[str, tuple[float, float]]:
+    # priors as given are in the unit of the loss as given
+    every = default_priors(data, curve)
+    merged_priors({**every, "L_inf": (0.0, data.unit * every["L_inf"][1])}, prior, SUPPORT)
+    given = named_priors(prior)
+    if "L_inf" in given:
+        low, high = given["L_inf"]
+        top = float(data.loss.max()) * data.unit
+        if low >= top:
+            msg = f"prior L_inf={given['L_inf']}: the whole loss lies below this floor (at most {top:g})"
+            raise ArgumentError(msg)
+        given["L_inf"] = (float(rounded(low / data.unit)), float(rounded(high / data.unit)))
+    if "log_middle" in given:
+        low, high = (float(rounded(edge - np.log(data.unit))) for edge in given["log_middle"])
+        given["log_middle"] = (low, high)
+    return given
 
 
 def _checked(loss: Any, clock: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -296,8 +315,8 @@ def _result(
     theta = np.stack([values[name] for name in coefficient_names(curve)], axis=-1)
     amplitude = np.exp(values["log_middle"] - log_decay(data.anchor(curve), data.pivot, theta, curve)[..., 0])
     columns = {
-        "L_inf": values["L_inf"],
-        "A": amplitude,
+        "L_inf": values["L_inf"] * data.unit,
+        "A": amplitude * data.unit,
         "beta": values["beta"],
         "noise": np.exp(values["log_noise"]),
         "drift_share": values["drift_share"],
@@ -311,17 +330,17 @@ def _result(
     mean = middle[0] + np.exp(middle[1] + fallen)
     observed = xr.Dataset(
         {
-            "loss": (STEP, data.loss),
-            "predicted": (STEP, mean),
-            "residual": (STEP, np.log(data.loss / mean)),
-            "count": (STEP, data.count),
+            "loss": (clock, data.loss * data.unit),
+            "predicted": (clock, mean * data.unit),
+            "residual": (clock, np.log(data.loss / mean)),
+            "count": (clock, data.count),
         },
-        coords={STEP: data.time},
+        coords={clock: data.time},
     )
     tables = {"models": _models(data)}
     flags = [f"fitted from {window[0]:g} to {window[1]:g} ({clock}), {data.time.size} logarithmic bins"]
     if floor and priors["L_inf"][0] == 0:
-        log_odds = savage_dickey(columns["L_inf"].ravel(), 0.0, priors["L_inf"])
+        log_odds = savage_dickey(values["L_inf"].ravel(), 0.0, priors["L_inf"])
         positive = 1 / (1 + np.exp(min(log_odds, 700.0)))
         tables["floor"] = xr.Dataset({"log_bayes_factor_zero": log_odds, "probability_positive": positive})
         flags.append(f"probability of a floor above zero: {positive:.3f} (even prior odds)")
@@ -338,14 +357,25 @@ def _result(
         "ok" if bool(diagnostics["converged"]) else "not converged",
         {
             "curve": curve,
+            "used": (
+                f"{int(diagnostics['n_used'])} of {int(diagnostics['n_given'])} losses, in {data.time.size} "
+                "logarithmic bins"
+            ),
             "pivot": data.pivot,
             "window": list(window),
             "clock": clock,
             "floor": floor,
             "source": source,
-            "priors": {k: list(v) for k, v in priors.items()},
+            "priors": _as_given(priors, data.unit),
         },
     )
+
+
+def _as_given(priors: Priors, unit: float) -> dict[str, list[float]]:
+    lists = {name: list(edges) for name, edges in priors.items()}
+    lists["L_inf"] = [edge * unit for edge in lists["L_inf"]]
+    lists["log_middle"] = [float(edge + np.log(unit)) for edge in lists["log_middle"]]
+    return lists
 
 
 _NO_FLOOR = "power_law without floor"
@@ -379,7 +409,7 @@ def _evidence(data: Binned, prior: Priors | None, rng: np.random.Generator) -> d
     found = []
     for name, (curve, bounds) in _rivals(data).items():
         # a time scale is a coefficient of some curves only
-        changed = merged_priors(bounds, {k: v for k, v in named_priors(prior).items() if k in bounds}, SUPPORT)
+        changed = merged_priors(bounds, {k: v for k, v in named_priors(prior).items() if k in bounds})
         if name == _NO_FLOOR:
             del changed["L_inf"]
 
@@ -407,9 +437,10 @@ def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        Dims (chain, draw, step).
+        Dims (chain, draw, clock), the last one named after the clock of the fit: ``step``, ``proper_time``, ...
     """
-    at = fit.data[STEP].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
+    clock = str(fit.data["loss"].dims[0])
+    at = fit.data[clock].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
     pivot, curve = float(fit.attrs["pivot"]), str(fit.attrs["curve"])
     posterior = fit.posterior
     names = coefficient_names(curve)
@@ -419,4 +450,4 @@ def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
         theta[..., names.index(SCALE)] = np.log(posterior["tau"].values)
     fallen = np.log(posterior["A"].values[..., None]) + log_decay(at, pivot, theta, curve)
     values = posterior["L_inf"].values[..., None] + np.exp(fallen)
-    return xr.DataArray(values, dims=("chain", "draw", STEP), coords={STEP: at}, name="loss")
+    return xr.DataArray(values, dims=("chain", "draw", clock), coords={clock: at}, name="loss")

@@ -22,14 +22,17 @@ class LearningTimes:
     width : ndarray, (..., n)
         Widths.
     log_time : ndarray, (..., n)
-        ln T, or ln of the budget where a run did not learn.
+        ln T, or ln of the budget where a run did not learn, T in `unit`.
     learned : ndarray of bool, (..., n)
         Whether it did.
+    unit : float
+        Time that counts as 1.
     """
 
     width: np.ndarray
     log_time: np.ndarray
     learned: np.ndarray
+    unit: float = 1.0
 
     @property
     def narrowest(self) -> np.ndarray:

@@ -169,13 +169,20 @@ def best_maximum(
 def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed: Mapping[str, float]) -> np.ndarray:
     import lmfit
 
+    # in shares of the bounds: lmfit takes bounds that are less than 1e-13 apart for equal
     coefficients = lmfit.Parameters()
     for name, (value, low, high) in start.items():
-        at = fixed.get(name, min(max(value, low + 1e-6 * (high - low)), high - 1e-6 * (high - low)))
-        coefficients.add(name, value=at, min=low, max=high, vary=name not in fixed)
+        share = (fixed[name] - low) / (high - low) if name in fixed else (value - low) / (high - low)
+        at = share if name in fixed else min(max(share, 1e-6), 1 - 1e-6)
+        coefficients.add(name, value=at, min=0.0, max=1.0, vary=name not in fixed)
+
+    def vector(trial: lmfit.Parameters) -> np.ndarray:
+        return np.array(
+            [fixed.get(name, low + (high - low) * trial[name].value) for name, (_, low, high) in start.items()]
+        )
 
     def cost(trial: lmfit.Parameters) -> float:
-        value = log_likelihood(np.array([trial[name].value for name in start]))
+        value = log_likelihood(vector(trial))
         return -float(value) if np.isfinite(value) else 1e25
 
     if len(fixed) == len(start):
@@ -192,7 +199,7 @@ def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed:
             gain, best = best - cost(coefficients), cost(coefficients)
             if gain < _GAIN:
                 break
-    return np.array([found.params[name].value for name in start])
+    return vector(found.params)
 
 
 def _curvature(

@@ -17,7 +17,7 @@ from trajstats.inference.population import hierarchical_draws
 from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
-from trajstats.inference.transition import checked_priors, fit_divergence, maximum
+from trajstats.inference.transition import checked_priors, fit_divergence, maximum, runs_used
 from trajstats.inference.uncertainty import half_interval
 
 NU_SPREAD = (0.0, 1.0)
@@ -135,13 +135,14 @@ def fit_losses(
         for k, one in enumerate(data)
     ]
     room = np.array([one.middle for one in data]) - each
+    units = np.array([one.unit for one in data])
     log_middle = np.stack([values[f"log_middle_{k}"] for k in range(levels.size)], axis=-1)
     posterior = draws_dataset(
         {
             "w_c": values["w_c"],
             "slope": values["slope"],
             "nu": values["nu"],
-            "A": (("chain", "draw", "loss"), np.exp(log_middle + values["nu"][..., None] * np.log(room))),
+            "A": (("chain", "draw", "loss"), np.exp(log_middle + values["nu"][..., None] * np.log(room)) * units),
             "sigma": np.exp(values["log_sigma"]),
             "delta": np.exp(values["log_delta"]),
             **({STUCK: values[STUCK]} if stuck else {}),
@@ -170,6 +171,7 @@ def fit_losses(
         tuple(flags),
         status,
         {
+            "used": runs_used(table),
             "clock": str(table.attrs.get("clock", "step")),
             "priors": {"w_c": [lowest, float(tops.max())], "slope": [0.0, slope_limit], "nu": list(priors[0]["nu"])},
         },
@@ -294,7 +296,11 @@ def fit_depths(
         {"depths": depths},
         tuple(flags),
         _joint_status(fits, pooled["w_c"], ess),
-        {"clock": str(table.attrs.get("clock", "step")), "priors": {**single, "nu_spread": list(spread)}},
+        {
+            "used": runs_used(table),
+            "clock": str(table.attrs.get("clock", "step")),
+            "priors": {**single, "nu_spread": list(spread)},
+        },
         _pooled_groups(fits, rows, n_draws, groups, runs),
     )
 

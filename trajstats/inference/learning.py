@@ -13,6 +13,7 @@ from trajstats.data.schema import STEP, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.divergence import LearningTimes
 from trajstats.inference.options import positive_number, real_values
+from trajstats.inference.scaling import own_unit
 
 PROPER_TIME = "proper_time"
 _MIN_WIDTHS = 3
@@ -238,7 +239,8 @@ def learning_arrays(table: xr.Dataset) -> LearningTimes:
     if np.ptp(np.log(time[learned])) == 0:
         msg = "all learning times are equal (zero variance): nothing diverges"
         raise FitError(msg)
-    return LearningTimes(width, np.log(time), learned)
+    scaled, unit = own_unit(time)
+    return LearningTimes(width, np.log(scaled), learned, unit)
 
 
 def _nodes(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -13,6 +13,8 @@ from trajstats.data.clocks import clock_of
 from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.options import real_values
+from trajstats.inference.replica_checks import check_copies, check_on_nan, check_trend, finite_part, level_flags
+from trajstats.inference.scaling import own_unit
 
 MAX_POINTS = 144
 MAX_WAITING_TIMES = 12
@@ -29,7 +31,7 @@ class Points:
     waiting_time, lag : ndarray, (n,)
         On the clock of the data; positive.
     msd : ndarray, (replica, n)
-        Positive and finite.
+        Positive and finite, in `unit`.
     replica : ndarray, (replica,)
         Labels.
     over : str
@@ -38,6 +40,10 @@ class Points:
         Clock of the times.
     flags : list of str
         What was left out.
+    unit : float
+        Squared displacement that counts as 1.
+    given : int
+        Pairs that the MSD had.
     """
 
     waiting_time: np.ndarray
@@ -48,6 +54,8 @@ class Points:
     clock: str
     source: str
     flags: list[str] = field(default_factory=list)
+    unit: float = 1.0
+    given: int = 0
 
     @property
     def pivot(self) -> float:
@@ -80,10 +88,14 @@ class Points:
             self.clock,
             self.source,
             self.flags,
+            self.unit,
+            self.given,
         )
 
 
-def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int = MAX_POINTS) -> Points:
+def two_time_points(
+    delta: xr.DataArray, *, over: str = "total", max_points: int = MAX_POINTS, on_nan: str = "raise"
+) -> Points:
     """Check a two-time MSD, compute it and thin it.
 
     Parameters
@@ -94,6 +106,8 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
         ``"total"`` (layers weighted by ``n_parameters``) or the name of one layer.
     max_points : int
         Points kept, on a log grid of about 12 waiting times.
+    on_nan : str
+        ``"raise"``, or ``"skip"``: leave out replicas and pairs that are not finite (`finite_part`).
 
     Returns
     -------
@@ -107,8 +121,9 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     Notes
     -----
     NaN or infinity raises NonFiniteError; a value that is not positive, weights that do not move, too few points or
-    waiting times raise FitError.
+    waiting times, replicas that are copies, and an MSD that falls with the lag raise FitError.
     """
+    check_on_nan(on_nan)
     if not isinstance(delta, xr.DataArray) or PAIR not in delta.dims:
         got = f"dims {delta.dims}" if isinstance(delta, xr.DataArray) else type(delta).__name__
         msg = (
@@ -134,28 +149,54 @@ def two_time_points(delta: xr.DataArray, *, over: str = "total", max_points: int
     waiting, lag = (real_values(one[name], name) for name in (WAITING_TIME, LAG))
     values = real_values(one, "delta")
     _check_times(waiting, lag)
-    _check_values(values, waiting, lag)
-    keep, flags = waiting > 0, []
-    if not keep.all():
-        flags.append(f"{int((~keep).sum())} points at waiting time 0 left out: the scaling variable needs t_w > 0")
+    labels = one[REPLICA].values if REPLICA in one.coords else np.arange(values.shape[0])
+    rows, flags = np.ones(len(values), dtype=bool), []
+    keep = waiting > 0
+    if on_nan == "skip":
+        rows, finite = finite_part(values)
+        if rows.any() and finite.any():
+            flags += _skipped(rows, finite, labels)
+            keep &= finite
+            values, labels = values[rows], labels[rows]
+    looked = keep if on_nan == "skip" else np.ones_like(keep)
+    _check_values(values[:, looked], waiting[looked], lag[looked])
+    check_copies(values[:, keep], labels)
+    flags += level_flags(values[:, keep], labels)
+    if (waiting <= 0).any():
+        flags.append(
+            f"{int((waiting <= 0).sum())} points at waiting time 0 left out: the scaling variable needs t_w > 0"
+        )
     first = np.unique(np.stack([waiting, lag]), axis=1, return_index=True)[1]
     if first.size < waiting.size:
         # the same pair twice would pretend that the noise is known to be nothing
         flags.append(f"{waiting.size - first.size} repeated pairs left out")
         keep &= np.isin(np.arange(waiting.size), first)
-    labels = one[REPLICA].values if REPLICA in one.coords else np.arange(values.shape[0])
+    flags += check_trend(waiting[keep], lag[keep], values[:, keep], labels)
+    scaled, unit = own_unit(values[:, keep])
     points = Points(
         waiting[keep],
         lag[keep],
-        values[:, keep],
+        scaled,
         labels,
         chosen,
         clock_of(delta),
         str(delta.attrs.get("source", "")),
         flags,
+        unit,
+        waiting.size,
     )
     check_size(points)
     return points.subset(thin(points.waiting_time, points.lag, max_points))
+
+
+def _skipped(rows: np.ndarray, finite: np.ndarray, labels: np.ndarray) -> list[str]:
+    flags = []
+    if not rows.all():
+        named = ", ".join(str(label) for label in labels[~rows][:5])
+        flags.append(f"replicas left out: {named}; more than half of their MSD is not finite")
+    if not finite.all():
+        flags.append(f"{int((~finite).sum())} of {finite.size} pairs left out: their MSD is not finite in a replica")
+    return flags
 
 
 def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
@@ -168,7 +209,7 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     if over != "total":
         if over not in names:
             raise ArgumentError(unknown("over", over, ["total", *names]))
-        return delta.isel({LAYER: names.index(over)}), over
+        return _one_layer(delta, names.index(over)), over
     if len(names) == 1:
         return delta.isel({LAYER: 0}), "total" if names[0] in ("all", "total") else names[0]
     if "n_parameters" not in delta.coords:
@@ -179,7 +220,16 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
         msg = f"n_parameters={sizes.tolist()}: layers are weighted by these; give how many weights each has"
         raise ArgumentError(msg)
     share = delta["n_parameters"] / sizes.sum()
-    return (delta * share).sum(LAYER, skipna=False), "total"
+    # a layer without weights has no MSD: NaN, which would spread
+    return (delta * share).isel({LAYER: np.flatnonzero(sizes > 0)}).sum(LAYER, skipna=False), "total"
+
+
+def _one_layer(delta: xr.DataArray, k: int) -> xr.DataArray:
+    one = delta.isel({LAYER: k})
+    if "n_parameters" in one.coords and one["n_parameters"].size == 1 and not one["n_parameters"].item():
+        msg = f"layer {str(delta[LAYER].values[k])!r} has no weights, so that nothing in it moves; choose another"
+        raise FitError(msg)
+    return one
 
 
 def _check_times(waiting: np.ndarray, lag: np.ndarray) -> None:
@@ -203,7 +253,8 @@ def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> N
             )
             if word == "not finite":
                 raise NonFiniteError(
-                    msg + "Look for the checkpoint with trajstats.check_finite, or leave those pairs out."
+                    msg + "Find the checkpoint and layer with trajstats.check_finite(run), or leave those replicas and "
+                    "pairs out with on_nan='skip'."
                 )
             hint = (
                 "The weights did not move: leave those pairs out."
@@ -305,9 +356,13 @@ def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
         or "n_parameters" not in delta.coords
     ):
         return None
-    mean = delta.mean(REPLICA) if REPLICA in delta.dims else delta
-    share = delta["n_parameters"] / delta["n_parameters"].sum() * delta.sizes[LAYER]
-    values = (mean * share).transpose(LAYER, PAIR).values
+    mean = delta
+    if REPLICA in delta.dims:
+        labels = delta[REPLICA].values if REPLICA in delta.coords else np.arange(delta.sizes[REPLICA])
+        mean = delta.isel({REPLICA: np.isin(labels, points.replica)}).mean(REPLICA)
+    some = np.flatnonzero(delta["n_parameters"].values > 0)
+    share = delta["n_parameters"] / delta["n_parameters"].sum() * some.size
+    values = (mean * share).isel({LAYER: some}).transpose(LAYER, PAIR).values
     rows = {pair: k for k, pair in enumerate(zip(delta[WAITING_TIME].values, delta[LAG].values, strict=True))}
     chosen = [rows[pair] for pair in zip(points.waiting_time, points.lag, strict=True)]
     return np.asarray(values[:, chosen], dtype=float)

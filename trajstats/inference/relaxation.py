@@ -2,13 +2,14 @@ r"""The likelihood of a training curve relaxing to a floor, with noise that is c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
 from scipy.ndimage import median_filter
 
 from trajstats.inference.priors import Priors
+from trajstats.inference.scaling import own_unit
 
 NAMES = ("L_inf", "log_middle", "beta", "log_noise", "drift_share", "log_range", "power")
 SCALE = "log_scale"
@@ -27,19 +28,32 @@ class Binned:
     time : ndarray, (n,)
         Geometric mean time of each bin.
     loss : ndarray, (n,)
-        Mean loss of the bin.
+        Mean loss of the bin, in `unit`.
     count : ndarray, (n,)
         Saved points in it.
+    unit : float
+        Loss that counts as 1.
     """
 
     time: np.ndarray
     loss: np.ndarray
     count: np.ndarray
+    unit: float = 1.0
 
     @property
     def pivot(self) -> float:
         """Geometric mean of the times."""
         return float(np.exp(np.log(self.time).mean()))
+
+    def in_own_unit(self) -> Binned:
+        """Take the same losses in a unit of their own: a fit does not depend on that in which they were given.
+
+        Returns
+        -------
+        Binned
+        """
+        loss, unit = own_unit(self.loss)
+        return replace(self, loss=loss, unit=unit)
 
     def anchor(self, curve: str) -> float:
         """Tell at which time the amplitude is fitted.

@@ -23,6 +23,9 @@ from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points
 from trajstats.inference.resampling import left_out, linear_error
 
+# estimates of independent groups are never this near to each other, in units of their errors
+_ALIKE = 1e-6
+
 
 def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
     """Mean of a population from estimates with known errors.
@@ -55,8 +58,11 @@ def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float
     weight = 1 / (errors**2 + between)
     mean = float(weight @ means / weight.sum())
     scatter = float(weight @ (means - mean) ** 2) / (means.size - 1)
-    if scatter == 0:
-        msg = f"the {means.size} replicas are equal to the last digit: they are copies, not replicas"
+    if np.ptp(means) <= _ALIKE * errors.min():
+        msg = (
+            f"the {means.size} estimates are equal to rounding: copies are no independent runs, and the error of their "
+            "mean would be 0. Keep one of each."
+        )
         raise FitError(msg)
     return mean, float(np.sqrt(scatter / weight.sum())), float(np.sqrt(between))
 

@@ -87,6 +87,8 @@ class FitResult:
             lines.append(
                 f"  {name} = {float(row['value']):.4g} +- {float(row['stderr']):.2g}  (68 %: {low:.4g} to {high:.4g})"
             )
+        if "used" in self.attrs:
+            lines.append(f"  used: {self.attrs['used']}")
         return "\n".join([*lines, *(f"  - {flag}" for flag in self.flags)])
 
     def _repr_html_(self) -> str:
@@ -129,6 +131,8 @@ class FitResult:
             coords={"coefficient": names, "level": chosen, "bound": list(BOUNDS)},
         )
         result.attrs = {"kind": self.kind, "status": self.status, "flags": "; ".join(self.flags)}
+        if "used" in self.attrs:
+            result.attrs["used"] = str(self.attrs["used"])
         return result
 
     def predict(self, **where: Any) -> xr.DataArray:

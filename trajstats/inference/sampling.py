@@ -269,7 +269,9 @@ def scatter_walkers(
         If no finite density is found near the maximum.
     """
     # emcee starts at -inf silently: points outside the prior are drawn again, closer to the maximum each time
-    factor = np.linalg.cholesky(covariance + 1e-12 * np.diag(np.maximum(np.diagonal(covariance), 1e-12)))
+    size = np.sqrt(np.diagonal(covariance))
+    size = np.where(size > 0, size, 1.0)
+    factor = size[:, None] * np.linalg.cholesky(covariance / np.outer(size, size) + 1e-12 * np.eye(size.size))
     found = np.empty((0, start.size))
     for attempt in range(60):
         # a maximum in a corner of the prior leaves few of them inside: draw more than are needed

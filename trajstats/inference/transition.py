@@ -25,9 +25,10 @@ from trajstats.inference.fitting import Maximum, best_maximum
 from trajstats.inference.identified import one_sided, runs_into
 from trajstats.inference.learning import learning_arrays, learning_table
 from trajstats.inference.options import check_sampling, check_switches, generator, positive_number
-from trajstats.inference.priors import Priors, check_free, inside, merged_priors
+from trajstats.inference.priors import Priors, check_free, inside, merged_priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
+from trajstats.inference.scaling import rounded
 from trajstats.threads import one_thread
 
 GROUPS = ("width", "run")
@@ -199,7 +200,13 @@ def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple
     ArgumentError
         If a name is unknown or w_c may reach a width that learned.
     """
-    priors = merged_priors({k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}, given, SUPPORT)
+    default = {k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}
+    given = named_priors(given)
+    if "log_middle" in given:  # of times in the unit in which they were given
+        edges = prior_bounds("log_middle", given["log_middle"])
+        low, high = (float(rounded(edge - np.log(data.unit))) for edge in edges)
+        given["log_middle"] = (low, high)
+    priors = merged_priors(default, given, SUPPORT)
     low, high = priors["w_c"]
     if low >= data.narrowest:
         msg = f"prior w_c=({low:g}, {high:g}): width {data.narrowest:g} learned, so that w_c is below it"
@@ -259,7 +266,7 @@ def _result(
         {
             "w_c": values["w_c"],
             "nu": values["nu"],
-            "A": np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"])),
+            "A": np.exp(values["log_middle"] + values["nu"] * np.log(data.middle - values["w_c"])) * data.unit,
             "sigma": np.exp(values["log_sigma"]),
             "delta": np.exp(values["log_delta"]),
             **({STUCK: values[STUCK]} if STUCK in values else {}),
@@ -280,9 +287,40 @@ def _result(
         {"bounds": bounds, "models": _models(data, priors, names, posterior, nu)},
         tuple(flags),
         status,
-        {"priors": {k: list(v) for k, v in priors.items()}, "clock": str(table.attrs.get("clock", "step"))},
+        {
+            "used": runs_used(table),
+            "priors": _as_given(priors, data.unit),
+            "clock": str(table.attrs.get("clock", "step")),
+        },
         group_log_likelihood([(data, np.stack([values[n] for n in names], axis=-1))], groups),
     )
+
+
+def runs_used(table: xr.Dataset) -> str:
+    """Count the runs behind a fit, and those of them that are censored.
+
+    Parameters
+    ----------
+    table : xarray.Dataset
+        Learning times.
+
+    Returns
+    -------
+    str
+    """
+    learned = table["learned"].values
+    words = (
+        f"{learned.size} learning times of {table.sizes['run']} runs"
+        if "loss" in table.dims
+        else f"{learned.size} runs"
+    )
+    return f"{words}, {int((~learned).sum())} of them censored"
+
+
+def _as_given(priors: Priors, unit: float) -> dict[str, list[float]]:
+    lists = {name: list(edges) for name, edges in priors.items()}
+    lists["log_middle"] = [float(edge + np.log(unit)) for edge in lists["log_middle"]]
+    return lists
 
 
 def _rivals(priors: Priors, nu: float | None) -> dict[str, dict[str, tuple[float, float]]]:

@@ -322,13 +322,14 @@ def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     """
     ax = axes(ax, size=(5.6, 4.6))
     data = fit.data
-    time = np.geomspace(data[STEP].values[0], data[STEP].values[-1], 200)
+    saved = data[data["loss"].dims[0]].values
+    time = np.geomspace(saved[0], saved[-1], 200)
     low, middle, high = np.quantile(fit.predict(time=time).values.reshape(-1, time.size), [0.025, 0.5, 0.975], axis=0)
     below = _residual_panel(ax)
     ax.fill_between(time, low, high, color=_BAND, lw=0, label="95 % of the curve")
     ax.plot(time, middle, color="0.25", lw=1)
-    ax.plot(data[STEP].values, data["loss"].values, "o", ms=3, color=CATEGORIES[0], label="loss, logarithmic bins")
-    below.plot(data[STEP].values, data["residual"].values, "o-", ms=2.4, lw=0.5, color=CATEGORIES[0])
+    ax.plot(saved, data["loss"].values, "o", ms=3, color=CATEGORIES[0], label="loss, logarithmic bins")
+    below.plot(saved, data["residual"].values, "o-", ms=2.4, lw=0.5, color=CATEGORIES[0])
     floor = fit.posterior["L_inf"].values.ravel()
     if np.ptp(floor) > 0:
         edges = np.quantile(floor, [0.025, 0.975])
