@@ -195,7 +195,7 @@ def displacements(setting: Setting, run: xr.Dataset) -> xr.DataArray:
     """Measure the two-time MSD of all weights in proper time."""
     waiting = run["proper_time"].sel(step=list(setting.waiting_times)).values
     pairs = ts.time_pairs(run, waiting_time=waiting, lags_per_decade=6, clock="proper_time")
-    return ts.msd(run, pairs, per="all", clock="proper_time").compute()
+    return ts.msd(run, pairs, per="all").compute()
 
 
 def spread(delta: xr.DataArray, *, scaled: bool) -> float:

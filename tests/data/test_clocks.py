@@ -254,3 +254,76 @@ def test_a_run_without_the_clock_is_not_joined_silently(tmp_path, scheduled):
         joined = ts.open_trajectory([tmp_path / f"{seed}.zarr" for seed in order])
         with pytest.raises(ArgumentError, match="proper_time is not the same in the 2 replicas"):
             ts.time_pairs(joined)
+
+
+def evenly(scheduled=True, n=41):
+    step = np.arange(n)
+    rate = 1 / (1 + step) if scheduled else np.full(n, 0.1)
+    return run_with(np.cumsum(rate) - rate, step=step)
+
+
+@pytest.mark.parametrize("average", [ts.time_averaged_msd, ts.stationarity_test])
+def test_averages_over_waiting_times_ask_for_the_clock(average):
+    delta = ts.all_pairs(evenly()).msd
+    with pytest.raises(ArgumentError, match="equal lags could be in optimiser steps or in proper time"):
+        average(delta)
+    given = average(delta, clock="step")
+    assert given.attrs["clock"] == "step"
+    assert given.lag.attrs["units"] == "optimiser steps"
+    assert average(ts.all_pairs(evenly(scheduled=False)).msd).attrs["clock"] == "step"
+    with pytest.raises(ArgumentError, match="unknown clock 'epoch'"):
+        average(delta, clock="epoch")
+
+
+def test_lags_that_differ_by_rounding_are_one_lag():
+    delta = ts.all_pairs(evenly(scheduled=False)).msd
+    by_step = ts.time_averaged_msd(delta, clock="step")
+    by_time = ts.time_averaged_msd(delta, clock="proper_time")
+    np.testing.assert_allclose(by_time.lag, 0.1 * by_step.lag)
+    np.testing.assert_allclose(by_time, by_step)
+    tests = [ts.stationarity_test(delta, clock=clock) for clock in ("step", "proper_time")]
+    np.testing.assert_allclose(tests[0].tau, tests[1].tau)
+
+
+def test_regimes_of_the_loss_are_on_the_clock_of_the_pairs(scheduled):
+    time = scheduled.proper_time.values
+    run = scheduled.assign(loss=(("replica", "step"), np.interp(np.log(time), np.log([2, 6]), [2.0, 0.5])[None]))
+    regimes = ts.loss_regimes(run, rng=0, bins=20)
+    assert regimes.attrs["clock"] == ts.time_pairs(run).attrs["clock"] == "proper_time"
+    assert 1 < regimes.t1.item() < 4
+    ax = ts.plot_loss(run, regimes)
+    assert ax.get_xlabel() == "time $t$ (proper time: sum of learning rates)"
+    with pytest.raises(ArgumentError, match="the regimes are on 'proper_time'"):
+        ts.plot_loss(run, regimes, clock="step")
+    assert ts.loss_regimes(run, rng=0, bins=20, clock="step").attrs["units"] == "optimiser steps"
+
+
+def test_noise_is_integrated_over_a_clock_that_is_named(scheduled):
+    strength = xr.DataArray(np.ones((1, STEPS.size)), dims=("replica", "step"))
+    noise = xr.Dataset({"D2": strength}, coords={"step": STEPS, "proper_time": scheduled.proper_time})
+    with pytest.raises(ArgumentError, match="Give clock='step' or clock='proper_time'"):
+        ts.noise_clock(noise)
+    over = ts.noise_clock(noise, clock="proper_time")
+    np.testing.assert_allclose(over[0], scheduled.proper_time - scheduled.proper_time[0])
+    assert over.attrs["units"] == "(loss / weight)^2 x sum of learning rates"
+
+
+def test_stages_are_told_apart_on_their_own_clock():
+    from trajstats.inference.response_separation import _stage_clock
+
+    stages = xr.Dataset({"t1": 1.0, "t2": 2.0}, attrs={"clock": "proper_time"})
+    assert _stage_clock(stages, None) == "proper_time"
+    assert _stage_clock(None, None) == "step"
+    with pytest.raises(ArgumentError, match="stages are on 'proper_time'"):
+        _stage_clock(stages, "step")
+
+
+def test_learning_times_of_seeds_with_clocks_of_their_own(tmp_path):
+    for seed, factor in enumerate((1.0, 2.0)):
+        with ts.TrajectoryWriter(tmp_path / f"{seed}.zarr", {"w": (3,)}, replica=seed, attrs={"width": 4}) as writer:
+            for step in range(1, 30):
+                writer.append(step, np.full(3, step, "f4"), loss=1 / step, proper_time=factor * step)
+    joined = ts.open_trajectory([tmp_path / "0.zarr", tmp_path / "1.zarr"])
+    times = ts.learning_times({"both": joined}, loss=0.1, width={"both": 4})
+    assert times.attrs["clock"] == "proper_time"
+    np.testing.assert_allclose(times.learning_time, [10, 20], rtol=1e-9)

@@ -40,6 +40,23 @@ def test_a_walk_diffuses_and_does_not_age():
     np.testing.assert_allclose(walk.collapse.sel(variable="per_noise"), walk.collapse.sel(variable="raw"))
 
 
+def test_noise_is_integrated_over_the_clock_of_the_lags():
+    # Steps of variance D * eta at a rate that falls as one over the step, with D falling in proper time: the MSD is
+    # the integral of D over proper time, whatever the clock of the noise says.
+    time = np.cumsum(1 / np.arange(1, STEPS[-1] + 1))[STEPS - 1]
+    strength = 1 / time
+    moved = np.diff(np.log(time), prepend=np.log(time[0]) - 1)
+    path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS.size, 3000)) * np.sqrt(moved)[:, None], axis=0)
+    run = ts.trajectory_dataset(path, step=STEPS, clocks={"proper_time": time})
+    noise = xr.DataArray(strength, dims="step", coords={"step": STEPS})
+    labelled = noise.assign_coords(proper_time=("step", time))
+    for given in (noise, labelled):
+        row = ts.compare_aging({"run": run}, {}, noise={"run": given}).sel(system="run")
+        assert row["clock"].item() == "proper_time"
+        assert row.collapse.sel(variable="noise_clock").item() < 0.1
+        assert row.collapse.sel(variable="raw").item() > 0.3
+
+
 def test_planted_subaging_is_found_and_collapses_when_scaled():
     aging = table().sel(system="subaging")
     low, high = aging.exponent_interval.values

@@ -238,3 +238,19 @@ def test_several_runs_side_by_side_are_labelled(stores):
     assert [row[0] for row in table.rows] == ["small net", "large net"]
     assert "refused" in table.rows[1]
     assert "large net: No exponent was fitted: too few points" in aging_section([one, two]).text
+
+
+def test_tables_head_their_columns_with_saved_lags():
+    from trajstats.report.measured import Measured
+    from trajstats.report.section_tables import grid_table
+
+    def table(steps, waiting):
+        run = ts.brownian(steps, rng=0, layers={"w": (50,)})
+        delta = ts.msd(run, ts.time_pairs(run, waiting_time=waiting, min_lag=50)).compute()
+        return grid_table(Measured("", "", run, 0, "", delta=delta))
+
+    same = table([10, 20, 109, 119], [10, 20])
+    assert same.header == ["MSD at waiting time \\ lag (optimiser steps)", "99"]
+    mixed = table([20, 120, 1_000, 1_099], [20, 1_000])
+    assert mixed.header[1] == "near 100"
+    assert [row[1].partition(" ")[2] for row in mixed.rows] == ["(lag 100)", "(lag 99)"]

@@ -43,7 +43,7 @@ def test_msd_has_a_curve_and_a_band_for_each_waiting_time(run):
     np.testing.assert_allclose(curve.get_xdata(), total.lag[mine])
     np.testing.assert_allclose(curve.get_ydata(), total[:, mine.values].median("replica"), rtol=1e-9)
     assert len(ax.collections) == 2
-    assert "sum of learning rates" in ax.get_xlabel()
+    assert ax.get_xlabel() == "lag $t$ (proper time: sum of learning rates)"
     assert "squared weight" in ax.get_ylabel()
 
 

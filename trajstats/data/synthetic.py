@@ -310,7 +310,7 @@ def exact_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /) -> xr.DataArray:
     trajectory : xarray.Dataset
         What one of the functions here returned.
     pairs : xarray.Dataset
-        What `time_pairs` returned, with ``clock="step"``.
+        What `time_pairs` returned, on any clock.
 
     Returns
     -------

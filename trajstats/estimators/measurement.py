@@ -122,7 +122,8 @@ class Job:
             for v in self._values(trajectory, sums, limits)
         ]
         steps = trajectory[STEP].values
-        clocks = {str(k): (STEP, c.values) for k, c in trajectory.coords.items() if c.dims == (STEP,) and k != STEP}
+        along = {str(k): c for k, c in trajectory.coords.items() if c.dims == (STEP,) and k != STEP}
+        clocks = {name: (STEP, coord.values, coord.attrs) for name, coord in along.items()}
         coords = {STEP: steps, STEP_PRIME: steps, **clocks}
         out = self._labelled(trajectory, stack(values), (STEP, STEP_PRIME), coords, self.names)
         if VELOCITY in self.arguments["observables"]:

@@ -146,7 +146,7 @@ def gradient_noise(
         {"D1": (dims, found[:, :, 0]), "D2": (dims, found[:, :, 1])},
         coords={
             REPLICA: trajectory[REPLICA],
-            STEP: trajectory[STEP][rows],
+            **{str(k): (STEP, c.values[rows], c.attrs) for k, c in trajectory.coords.items() if c.dims == (STEP,)},
             LAYER: trajectory[LAYER].values if per == "layer" else ["all"],
             "n_parameters": (LAYER, np.diff(stops, prepend=0)),
         },

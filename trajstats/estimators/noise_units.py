@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import carried_clock, default_clock, unit_of
 from trajstats.data.schema import LAYER, PAIR, REPLICA, STEP, annotate, clock_values
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 NORMALISATIONS = ("path", "start")
 
 
-def noise_clock(noise: xr.Dataset, /, *, clock: str = "step") -> xr.DataArray:
+def noise_clock(noise: xr.Dataset, /, *, clock: str | None = None) -> xr.DataArray:
     r"""Integrate the noise along the run: the clock in which pure noise diffuses evenly.
 
     .. math:: \tau_D(t)=\int_{t_0}^tD_2(t')\,dt'
@@ -24,8 +25,9 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str = "step") -> xr.DataArray:
     ----------
     noise : xarray.Dataset
         What `gradient_noise` gave.
-    clock : str
-        The time of the integral: ``"step"`` or another coordinate along `step`.
+    clock : str, optional
+        The time of the integral: ``"step"`` if not given, or another coordinate along `step`. Required where `noise`
+        holds a proper time that is not proportional to the step.
 
     Returns
     -------
@@ -36,10 +38,13 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str = "step") -> xr.DataArray:
     Raises
     ------
     ArgumentError
-        If there is no such clock.
+        If there is no such clock, or it is not given and could be either of two.
 
     Notes
     -----
+    Under a learning rate that changes, one step of pure noise displaces by :math:`\eta^2D_2/M`: neither integral alone
+    is even; assign :math:`\sum\eta^2D_2` as a clock of your own.
+
     Bias: of the trapezium rule; for :math:`D\propto1/t` and checkpoints a factor r apart the integral is too large by
     the factor :math:`(r^2-1)/(2r\ln r)`: 0.9 % at ten per decade.
 
@@ -53,6 +58,13 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str = "step") -> xr.DataArray:
     >>> noise_clock(noise).values.tolist()
     [[0.0, 20.0, 50.0]]
     """  # noqa: DOC502 (raised by the checks it calls)
+    if clock is None and default_clock(noise) != STEP:
+        msg = (
+            "the noise could be integrated over optimiser steps or over proper time (sum of learning rates), which is "
+            "not proportional to the step here. Give clock='step' or clock='proper_time'."
+        )
+        raise ArgumentError(msg)
+    clock = clock or STEP
     time = clock_values(noise, clock).astype(np.float64)
     strength = _strength(noise).transpose(STEP, ...)
     widths = np.diff(time).reshape(-1, *(1,) * (strength.ndim - 1))
@@ -62,7 +74,7 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str = "step") -> xr.DataArray:
         strength.copy(data=total).transpose(*noise["D2"].dims),
         name="noise_clock",
         long_name="noise clock",
-        units=f"(loss / weight)^2 x {clock}",
+        units=f"(loss / weight)^2 x {unit_of(clock, noise)}",
         estimator="noise_clock",
         arguments={"clock": clock},
         source=str(noise.attrs.get("source", "")),
@@ -153,6 +165,7 @@ def noise_normalised_msd(
         estimator="noise_normalised_msd",
         arguments={"by": by, "learning_rate": learning_rate},
         source=str(delta.attrs.get("source", "")),
+        **carried_clock(delta),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import check_clock, choose_clock, unit_of
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, annotate, check_trajectory, clock_values
 from trajstats.errors import ArgumentError, unknown
 from trajstats.estimators.blocks import as_array, block_sums, later, stack
@@ -204,7 +205,7 @@ def loss_regimes(
     *,
     rng: int | np.random.Generator,
     series: str = "loss",
-    clock: str = "step",
+    clock: str | None = None,
     bins: int = 60,
     resamples: int = 300,
 ) -> xr.Dataset:
@@ -221,8 +222,9 @@ def loss_regimes(
         For the bootstrap.
     series : str
         The series, (replica, step).
-    clock : str
-        Clock of the times; times at or below 0 are left out.
+    clock : str, optional
+        Clock of the times, by default that of `time_pairs`: ``"step"``, or ``"proper_time"`` where it is stored and not
+        proportional to the step. Times at or below 0 are left out.
     bins : int
         Bins in ln t; empty ones are dropped.
     resamples : int
@@ -264,7 +266,9 @@ def loss_regimes(
     known = [str(k) for k, v in trajectory.data_vars.items() if v.dims == (REPLICA, STEP)]
     if series not in known:
         raise ArgumentError(unknown("series", series, known, do="Record it with append(step, weights, loss=...)."))
+    clock = choose_clock(trajectory, clock)
     times = clock_values(trajectory, clock).astype(np.float64)
+    check_clock(times, trajectory[STEP].values, clock)
     values = trajectory[series].values[:, times > 0]
     if not np.isfinite(values).all():
         at = trajectory[STEP].values[times > 0][~np.isfinite(values).all(axis=0)]
@@ -289,7 +293,7 @@ def loss_regimes(
         out,
         name="",
         long_name=f"regimes of the {series}",
-        units=clock,
+        units=unit_of(clock, trajectory),
         estimator="loss_regimes",
         arguments={"series": series, "clock": clock, "bins": bins, "resamples": resamples},
         source=str(trajectory.attrs["uid"]),

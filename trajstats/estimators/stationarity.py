@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from trajstats.data.schema import LAG, STEP, STEP_PRIME, annotate
+from trajstats.data.clocks import default_clock, unit_of
+from trajstats.data.schedules import ROUNDING
+from trajstats.data.schema import LAG, STEP, STEP_PRIME, annotate, clock_values
 from trajstats.errors import ArgumentError
 
 
-def time_averaged_msd(delta: xr.DataArray, /, *, clock: str = "step") -> xr.DataArray:
+def time_averaged_msd(delta: xr.DataArray, /, *, clock: str | None = None) -> xr.DataArray:
     r"""MSD averaged over the waiting time, :math:`\overline\Delta(t)=\langle\Delta(t_w,t_w+t)\rangle_{t_w}`.
 
     For stationary runs only: the average erases aging. `stationarity_test` says whether it may be taken.
@@ -21,14 +23,20 @@ def time_averaged_msd(delta: xr.DataArray, /, *, clock: str = "step") -> xr.Data
     ----------
     delta : xarray.DataArray, (replica, step, step_prime)
         ``msd`` of `trajstats.all_pairs`.
-    clock : str
-        Clock of the lags, a coordinate along `step`.
+    clock : str, optional
+        Clock of the lags, a coordinate along `step`; ``"step"`` if not given. Required where `delta` holds a proper
+        time that is not proportional to the step.
 
     Returns
     -------
     xarray.DataArray, (replica, lag)
         Float64; coordinate ``n_pairs``, how many pairs each lag has (all pairs of checkpoints with that lag, which on
-        an uneven grid are few). Lazy.
+        an uneven grid are few). Lags that differ by rounding alone count as one. Lazy.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such clock, or it is not given and could be either of two.
 
     References
     ----------
@@ -41,10 +49,11 @@ def time_averaged_msd(delta: xr.DataArray, /, *, clock: str = "step") -> xr.Data
     >>> run = trajectory_dataset(np.outer([0, 1, 3], np.ones(4)), step=[0, 1, 2])
     >>> time_averaged_msd(all_pairs(run).msd).values.tolist()
     [[2.5, 9.0]]
-    """
-    times = delta[clock].values
+    """  # noqa: DOC502 (raised by the checks it calls)
+    clock, times = _clock(delta, clock)
     first, second = np.triu_indices(times.size, 1)
-    lags, which, counts = np.unique(times[second] - times[first], return_inverse=True, return_counts=True)
+    lags, which = _distinct(times[second] - times[first])
+    counts = np.bincount(which)
     # One matrix of weights (pair -> lag) does the average for all replicas at once, and stays lazy.
     data = delta.transpose(..., STEP, STEP_PRIME)
     out = xr.apply_ufunc(
@@ -57,7 +66,8 @@ def time_averaged_msd(delta: xr.DataArray, /, *, clock: str = "step") -> xr.Data
         output_dtypes=[np.float64],
         dask_gufunc_kwargs={"output_sizes": {LAG: lags.size}},
     )
-    out = out.assign_coords({LAG: lags, "n_pairs": (LAG, counts)})
+    about = {"long_name": "lag", "units": unit_of(clock, delta), "clock": clock}
+    out = out.assign_coords({LAG: (LAG, lags, about), "n_pairs": (LAG, counts)})
     return annotate(
         out,
         name="time_averaged_msd",
@@ -78,7 +88,7 @@ def _average_lags(
     return np.asarray(out.reshape((*values.shape[:-2], counts.size)))
 
 
-def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: int = 6) -> xr.Dataset:
+def stationarity_test(delta: xr.DataArray, /, *, clock: str | None = None, windows: int = 6) -> xr.Dataset:
     r"""Test whether the MSD depends on the lag alone (time-translation invariance).
 
     For each lag, the MSD over windows :math:`(t_w,t_w+t)` that do not overlap is ranked against :math:`t_w` (Kendall's
@@ -89,8 +99,8 @@ def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: i
     ----------
     delta : xarray.DataArray, (replica, step, step_prime)
         ``msd`` of `trajstats.all_pairs` with ``per="all"`` or one layer selected.
-    clock : str
-        Clock of the lags.
+    clock : str, optional
+        Clock of the lags, as for `time_averaged_msd`.
     windows : int
         Windows that a lag must have to be tested.
 
@@ -102,7 +112,7 @@ def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: i
     Raises
     ------
     ArgumentError
-        If no lag has enough windows.
+        If no lag has enough windows, or the clock is not given and could be either of two.
 
     Notes
     -----
@@ -122,12 +132,12 @@ def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: i
     """
     data = delta.transpose(..., STEP, STEP_PRIME).values
     data = data if data.ndim == 3 else data[None]
-    times = delta[clock].values
+    clock, times = _clock(delta, clock)
+    earlier, later = np.triu_indices(times.size, 1)
+    lags, which = _distinct(times[later] - times[earlier])
     found = []
-    for lag in np.unique(times[:, None] - times)[::-1]:
-        if lag <= 0:
-            break
-        first, second = np.nonzero(times - times[:, None] == lag)
+    for k in np.flatnonzero(lags > 0)[::-1]:
+        lag, first, second = lags[k], earlier[which == k], later[which == k]
         chosen, free = [], -np.inf
         for i, j in zip(first, second, strict=True):
             if times[i] >= free:
@@ -144,7 +154,10 @@ def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: i
     of_run = min(1.0, float(p.min()) * p.size)
     out = xr.Dataset(
         {"p_value": (LAG, p), "tau": (LAG, tau), "p_value_of_run": of_run, "stationary": of_run > 0.01},
-        coords={LAG: lags, "n_windows": (LAG, counts.astype(int))},
+        coords={
+            LAG: (LAG, lags, {"long_name": "lag", "units": unit_of(clock, delta), "clock": clock}),
+            "n_windows": (LAG, counts.astype(int)),
+        },
     )
     arguments: dict[str, Any] = {"clock": clock, "windows": windows}
     return annotate(
@@ -155,4 +168,26 @@ def stationarity_test(delta: xr.DataArray, /, *, clock: str = "step", windows: i
         estimator="stationarity_test",
         arguments=arguments,
         source=str(delta.attrs.get("source", "")),
+        clock=clock,
     )
+
+
+def _clock(delta: xr.DataArray, clock: str | None) -> tuple[str, np.ndarray]:
+    run = delta.coords.to_dataset()
+    chosen = default_clock(run) if clock is None else clock
+    if clock is None and chosen != STEP:
+        msg = (
+            "equal lags could be in optimiser steps or in proper time (sum of learning rates), which this run stores "
+            "and which is not proportional to the step. Give clock='step' or clock='proper_time'."
+        )
+        raise ArgumentError(msg)
+    return chosen, clock_values(run, chosen)
+
+
+def _distinct(lags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Distinct lags, increasing, and which of them each is; differences of real times are rounded.
+    values, which = np.unique(lags, return_inverse=True)
+    size = np.abs(values).max(initial=0)
+    new = np.diff(values, prepend=-np.inf) > ROUNDING * np.abs(values) + 8 * np.finfo(np.float64).eps * size
+    group = np.cumsum(new) - 1
+    return values[new], group[which]

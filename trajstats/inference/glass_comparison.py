@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
+from trajstats.data.clocks import PROPER_TIME, clock_of
 from trajstats.data.schedules import time_pairs
-from trajstats.data.schema import LAG, PAIR, PARAMETER, REPLICA, STEP, WAITING_TIME, WEIGHTS, annotate
+from trajstats.data.schema import LAG, PAIR, PARAMETER, REPLICA, STEP, WAITING_TIME, WEIGHTS, annotate, clock_values
 from trajstats.errors import ArgumentError, FitError
 from trajstats.estimators.two_time import msd
 from trajstats.inference.aging import fit_subaging
@@ -97,8 +98,9 @@ def compare_aging(
     rng : int or numpy.random.Generator
         Seed of the fits.
     noise : mapping name of a system -> DataArray, optional
-        Strength of the gradient noise D along ``step`` (on the clock of its lags), such as ``D2`` of `gradient_noise`,
-        averaged over replicas. Without it the two noise variables are NaN for that system.
+        Strength of the gradient noise D along ``step``, such as ``D2`` of `gradient_noise`, averaged over replicas;
+        it is integrated over the clock of the system's lags. Without it the two noise variables are NaN for that
+        system.
     level : float
         Probability of the intervals.
 
@@ -110,9 +112,9 @@ def compare_aging(
         ``late_exponent``, ``late_exponent_stderr``, ``diffusion`` (NaN, with the reason in ``note``, where too few lags
         tell them); ``collapse`` (system, variable) with
         ``collapse_stderr``: root mean square spread of :math:`\ln\Delta` between waiting times at equal abscissa; 0 is
-        perfect; ``finite_size_time`` :math:`N^{2/3}`, ``last_time`` and ``finite_size_flag``; ``note`` (text) says what
-        to beware of. The curves drawn by `plot_glass_comparison` are ``curve_waiting_time``, ``curve_lag``,
-        ``curve_msd`` (system, point).
+        perfect; ``finite_size_time`` :math:`N^{2/3}`, ``last_time`` and ``finite_size_flag``; ``clock``
+        of the times; ``note`` (text) says what to beware of. The curves drawn by `plot_glass_comparison` are
+        ``curve_waiting_time``, ``curve_lag``, ``curve_msd`` (system, point).
 
     Raises
     ------
@@ -160,7 +162,8 @@ def compare_aging(
         values = [row[key] for row in rows]
         if key.startswith("curve_"):
             values = [np.pad(v, (0, longest - len(v)), constant_values=np.nan) for v in values]
-        result[key] = (("system", *dims.get(key, ())), np.array(values, dtype=object if key == "note" else None))
+        kind = object if key in ("note", "clock") else None
+        result[key] = (("system", *dims.get(key, ())), np.array(values, dtype=kind))
     return annotate(
         result,
         name="compare_aging",
@@ -183,13 +186,13 @@ def _as_msd(name: str, one: Any) -> tuple[xr.DataArray, float]:
     if isinstance(one, xr.Dataset) and "C_aging" in one:
         return glass_msd(one), np.nan
     if isinstance(one, xr.Dataset) and WEIGHTS in one:
-        clock = "proper_time" if "proper_time" in one.coords else STEP
+        clock = PROPER_TIME if PROPER_TIME in one.variables else STEP
         steps = one[STEP].values[:-1]
-        positive = steps[steps > 0]
+        positive = steps[(steps > 0) & (clock_values(one, clock)[:-1] > 0)]
         early = positive[positive <= max(positive[-1] / 10, positive[min(2, positive.size - 1)])]
-        times = one[clock].values[np.searchsorted(one[STEP].values, _log_spread(early, _WAITING_TIMES))]
+        times = clock_values(one, clock)[np.searchsorted(one[STEP].values, _log_spread(early, _WAITING_TIMES))]
         pairs = time_pairs(one, waiting_time=times, lags_per_decade=8, clock=clock)
-        return msd(one, pairs, per="all", clock=clock), float(one.sizes[PARAMETER])
+        return msd(one, pairs, per="all"), float(one.sizes[PARAMETER])
     msg = f"{name}: give a trajectory, a two-time MSD or a solved glass; got {type(one).__name__}"
     raise ArgumentError(msg)
 
@@ -225,7 +228,8 @@ def _measure(name: str, one: Any, noise: xr.DataArray | None, rng: np.random.Gen
         notes.append(f"no exponent: {error}")
     late, late_error, diffusion, missing = _late(waiting, lag, values)
     notes += missing
-    collapse, collapse_error = _collapses(waiting, lag, values, mu, noise, beyond_plateau)
+    rows = None if noise is None else (_noise_times(name, noise, delta), noise)
+    collapse, collapse_error = _collapses(waiting, lag, values, mu, rows, beyond_plateau)
     last, size_time = float((waiting + lag).max()), freedom ** (2 / 3)
     beyond = bool(last > size_time)
     if beyond:
@@ -234,6 +238,7 @@ def _measure(name: str, one: Any, noise: xr.DataArray | None, rng: np.random.Gen
             "which passes for mu < 1"
         )
     return {
+        "clock": clock_of(delta),
         "exponent": mu,
         "exponent_interval": interval,
         "plateau": flat,
@@ -301,13 +306,35 @@ def _late(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray) -> tuple[flo
     return float(np.mean(slopes)), error, constants[-1], alone
 
 
+def _noise_times(name: str, noise: xr.DataArray, delta: xr.DataArray) -> np.ndarray:
+    # When the noise was measured, on the clock of the lags: its own coordinate, or read off the pairs.
+    clock = clock_of(delta)
+    if clock == STEP or clock in noise.coords:
+        return noise[clock].values.astype(np.float64)
+    if not {"first", "second"} <= set(delta.coords):
+        if clock == "time":  # a theory has no steps: its noise is given along its own time
+            return noise[STEP].values.astype(np.float64)
+        msg = f"{name}: its lags are in {clock!r} and its noise is not; give noise the coordinate {clock!r} along step"
+        raise ArgumentError(msg)
+    steps = np.concatenate([delta[end].values for end in ("first", "second")]).astype(np.float64)
+    wait = delta[WAITING_TIME].values.astype(np.float64)
+    steps, rows = np.unique(steps, return_index=True)
+    times = np.concatenate([wait, wait + delta[LAG].values])[rows]
+    return np.interp(noise[STEP].values.astype(np.float64), steps, times)
+
+
 def _collapses(
-    waiting: np.ndarray, lag: np.ndarray, values: np.ndarray, mu: float, noise: xr.DataArray | None, aging: np.ndarray
+    waiting: np.ndarray,
+    lag: np.ndarray,
+    values: np.ndarray,
+    mu: float,
+    noise: tuple[np.ndarray, xr.DataArray] | None,
+    aging: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     scales = {"raw": (lag, values)}
     if noise is not None:
-        extra = [d for d in noise.dims if d != STEP]
-        at, strength = noise[STEP].values.astype(np.float64), noise.mean(extra).values.astype(np.float64)
+        at, noise_along = noise
+        strength = noise_along.mean([d for d in noise_along.dims if d != STEP]).values.astype(np.float64)
         integral = np.concatenate([[0.0], np.cumsum(0.5 * (strength[1:] + strength[:-1]) * np.diff(at))])
         clock = np.interp(waiting + lag, at, integral) - np.interp(waiting, at, integral)
         scales["per_noise"] = (lag, values / np.interp(waiting, at, strength))

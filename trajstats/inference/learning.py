@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import STEP, clock_values
+from trajstats.data.schema import REPLICA, STEP, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.inference.divergence import LearningTimes
 from trajstats.inference.options import positive_number, real_values
@@ -65,35 +65,35 @@ def learning_times(
     targets = given.astype(float)
     nodes = _nodes(sweep)
     rows: list[dict[str, Any]] = []
-    chosen = clock if clock != PROPER_TIME or any(clock in run.coords for run in nodes.values()) else STEP
+    chosen = clock if clock != PROPER_TIME or any(clock in run.variables for run in nodes.values()) else STEP
     for name, run in nodes.items():
         if series not in run:
             raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
-        if chosen not in run.coords:
+        if chosen not in run.variables:
             msg = f"run {name!r} has no clock {chosen!r}, and times of two clocks do not compare: give clock='step'"
             raise ArgumentError(msg)
-        times = clock_values(run, chosen).astype(float)
-        if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        values = np.atleast_2d(run[series].values)
+        times = np.broadcast_to(_clock_rows(run, chosen), values.shape)
+        if not np.isfinite(times).all() or (np.diff(times, axis=-1) < 0).any():
             msg = (
                 f"run {name!r}: {chosen} is not finite or runs backwards; a learning time needs a clock that increases"
             )
             raise ArgumentError(msg)
-        values = np.atleast_2d(run[series].values)
         wide = width[name] if width is not None and name in width else _setting(run, "width")
         if wide is None:
             msg = f"run {name!r} has no attribute 'width'; give learning_times(..., width={{{name!r}: ...}})"
             raise ArgumentError(msg)
-        for curve in values:
-            reached = [_crossing(times, curve, target) for target in targets]
+        for own, curve in zip(times, values, strict=True):
+            reached = [_crossing(own, curve, target) for target in targets]
             rows.append(
                 {
                     "name": name,
                     "width": float(wide),
                     "depth": _setting(run, "depth"),
                     "clock": chosen,
-                    "time": [t if np.isfinite(t) else times[-1] for t in reached],
+                    "time": [t if np.isfinite(t) else own[-1] for t in reached],
                     "learned": [bool(np.isfinite(t)) for t in reached],
-                    "budget": times[-1],
+                    "budget": own[-1],
                 }
             )
     return _times_dataset(rows, targets)
@@ -266,6 +266,13 @@ def _setting(run: xr.Dataset, name: str) -> float | None:
         if isinstance(place.get(name), int | float):
             return float(place[name])
     return None
+
+
+def _clock_rows(run: xr.Dataset, clock: str) -> np.ndarray:
+    # joined seeds may each have a clock of their own
+    if clock in run.data_vars and run[clock].dims == (REPLICA, STEP):
+        return np.asarray(run[clock].values, dtype=float)
+    return clock_values(run, clock).astype(float)
 
 
 def _crossing(times: np.ndarray, curve: np.ndarray, target: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import CLOCK, carried_clock, clock_of, unit_of
 from trajstats.data.schema import REPLICA, STEP, annotate, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.comparison import information_criteria
@@ -24,7 +25,7 @@ def separate_response(
     /,
     *,
     stages: xr.Dataset | None = None,
-    clock: str = STEP,
+    clock: str | None = None,
     level: float = 0.95,
     n_bootstrap: int = 200,
     rng: int | np.random.Generator | None = 0,
@@ -41,8 +42,8 @@ def separate_response(
     stages : xarray.Dataset, optional
         What `loss_regimes` returned: the split is then repeated within each stage of training, before ``t1``
         (plateau), between (descent) and after ``t2`` (floor), as found from the loss.
-    clock : str
-        Clock of ``t1`` and ``t2``.
+    clock : str, optional
+        Clock of ``t1`` and ``t2``: that of `stages` if not given.
     level : float
         Probability of the interval.
     n_bootstrap : int
@@ -95,6 +96,7 @@ def separate_response(
         msg = "the response holds NaN or infinity"
         raise NonFiniteError(msg)
     generator = np.random.default_rng(rng)
+    clock = _stage_clock(stages, clock)
     masks = _stage_masks(response, stages, clock)
     extra = [str(d) for d in theta.dims if d not in (REPLICA, STEP, "input", "probe")]
     theta = theta.transpose(REPLICA, *extra, STEP, "input", "probe")
@@ -144,6 +146,14 @@ def _rank_one(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     sign = 1.0 if left[:, 0].sum() >= 0 else -1.0
     share = (values[1:] ** 2).sum() / total if total > 0 else np.nan
     return sign * left[:, 0] * values[0] / scale, sign * right[0].reshape(block.shape[1:]) * scale, float(share)
+
+
+def _stage_clock(stages: xr.Dataset | None, clock: str | None) -> str:
+    own = STEP if stages is None else clock_of(stages)
+    if stages is not None and clock is not None and CLOCK in carried_clock(stages) and clock != own:
+        msg = f"clock={clock!r}, but stages are on {own!r}; give stages=trajstats.loss_regimes(run, clock={clock!r})"
+        raise ArgumentError(msg)
+    return clock or own
 
 
 def _stage_masks(response: xr.Dataset, stages: xr.Dataset | None, clock: str) -> dict[str, np.ndarray]:
@@ -240,7 +250,8 @@ def fit_response_decay(
     result["aicc"] = ((*extra, "law"), scores[..., 0], {"long_name": "AICc", "units": "1"})
     result["weight"] = ((*extra, "law"), scores[..., 1], {"long_name": "Akaike weight", "units": "1"})
     for name, value in found.items():
-        units = {"rate": f"1 / {clock}", "exponent": "1", "onset": clock}[name]
+        unit = unit_of(clock, separation)
+        units = {"rate": f"1 / {unit}", "exponent": "1", "onset": unit}[name]
         result[name] = (tuple(extra), value[..., 0], {"long_name": name, "units": units})
         result[f"{name}_interval"] = ((*extra, "bound"), value[..., 1:])
     return annotate(

@@ -280,7 +280,7 @@ def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
         colour = CATEGORIES[k % len(CATEGORIES)] if len(rows) > 1 else CATEGORIES[2]
         ax.axvspan(*edges, color=colour, alpha=0.2, lw=0, label="$w_c$, 95 %" if k == 0 else None)
     ax.set(xlabel="width $w$ (units)", ylim=(0, None), xlim=(0, widest * 1.02))
-    ax.set_ylabel(f"1 / learning time (1 / {clock_label('T', str(fit.attrs['clock']))[3:-1]})")
+    ax.set_ylabel(f"1 / learning time (1 / {unit_of(str(fit.attrs['clock']))})")
     found = ", ".join(f"{_width_word(name)} = {_stated(summary.sel(coefficient=name))}" for name in rows)
     ax.set_title(
         rf"{found}, $\nu$ = {float(summary['value'].sel(coefficient='nu')):.2f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from trajstats.report.plots.style import CATEGORIES, axes, ordered_colours
+from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours
 from trajstats.theory.pspin_statics import dynamic_temperature, pspin_statics
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def plot_glass_comparison(comparison: xr.Dataset, *, figure: Any = None) -> Any:
         panels[0, column].set_title(f"{name}\n$\\mu$ = {mu:.2f} [{low:.2f}, {high:.2f}], {plateau}", fontsize="small")
         score, error = (one[k].sel(variable="scaled").item() for k in ("collapse", "collapse_stderr"))
         panels[1, column].set_title(rf"spread of $\ln\Delta$: {score:.2f} $\pm$ {error:.2f}", fontsize="small")
-        panels[0, column].set_xlabel("lag $t$ (own clock)")
+        clock = str(one["clock"].item()) if "clock" in one else "own clock"
+        panels[0, column].set_xlabel(clock_label("lag $t$", clock))
         panels[1, column].set_xlabel(r"$t/t_w^\mu$")
         # Rising curves leave the lower right corner free, most of all where they are scaled.
         panels[1, column].legend(

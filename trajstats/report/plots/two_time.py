@@ -264,7 +264,7 @@ def plot_loss(
     series : str
         Name of the series.
     clock : str, optional
-        Clock of the horizontal axis: if not given that of `regimes`, or else ``"step"``.
+        Clock of the horizontal axis: if not given that of `regimes`, or else that of `time_pairs`.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
 
@@ -277,7 +277,7 @@ def plot_loss(
     ArgumentError
         If `regimes` are on another clock than `clock`.
     """
-    own = STEP if regimes is None else clock_of(regimes)
+    own = default_clock(trajectory) if regimes is None else clock_of(regimes)
     if regimes is not None and clock is not None and clock != own:
         msg = f"clock={clock!r}, but the regimes are on {own!r}; give loss_regimes(..., clock={clock!r})"
         raise ArgumentError(msg)
