@@ -40,7 +40,10 @@ def clock_readings(
     names = ("mu", "stderr", "lower", "upper")
     return xr.Dataset(
         {name: ("clock", column) for name, column in zip(names, columns, strict=True)},
-        coords={"clock": np.array(list(rows), dtype=object), "unit": ("clock", [unit_of(name) for name in rows])},
+        coords={
+            "clock": np.array(list(rows), dtype=object),
+            "unit": ("clock", np.array([unit_of(name) for name in rows], dtype=object)),
+        },
         attrs={"long_name": "exponent of aging by clock, free curve, 95 % intervals"},
     )
 

@@ -354,7 +354,7 @@ def _outcome(result: Any) -> Outcome:
         flagged = "; ".join(result.flags) if result.status != "ok" else ""
         row = result.summary().assign(converged=result.converged)
         if CLOCK in result.attrs:
-            row = row.assign_coords({CLOCK: str(result.attrs[CLOCK])})
+            row = row.assign_coords({CLOCK: np.array(str(result.attrs[CLOCK]), dtype=object)})
         return Outcome(result.status, "; ".join(text for text in (reason, flagged) if text), row)
     if isinstance(result, xr.DataArray):
         name = str(result.name or "value")
