@@ -32,6 +32,7 @@ _MODULES = {
     "trajstats.data.ingest": ["ingest"],
     "trajstats.data.maintenance": ["append_from", "compact", "delete_after"],
     "trajstats.data.sketch": ["Sketch", "sketch_msd"],
+    "trajstats.data.finite": ["check_finite"],
     "trajstats.data.verify": ["verify"],
     "trajstats.data.synthetic": [
         "ballistic",

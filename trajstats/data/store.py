@@ -33,6 +33,7 @@ from trajstats.data.layout import (
 from trajstats.data.place import Place
 from trajstats.data.reading import StoredRows, missing_tiles
 from trajstats.data.redaction import without_credentials
+from trajstats.data.replicas import joined_attrs
 from trajstats.data.schema import (
     CLOCKS,
     LAYER,
@@ -374,6 +375,36 @@ def select_layers(trajectory: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     return merged
 
 
+def _labelled(runs: list[xr.Dataset]) -> list[xr.Dataset]:
+    # by their own labels where these differ, or else by seed, or else by number
+    labels = [int(run[REPLICA].values[0]) for run in runs]
+    seeds: list[Any] = [run.attrs.get("seed") for run in runs]
+    if len(set(labels)) == len(labels):
+        return runs
+    if all(isinstance(seed, int | np.integer) for seed in seeds) and len(set(seeds)) == len(seeds):
+        return [run.assign_coords({REPLICA: [int(seed)]}) for run, seed in zip(runs, seeds, strict=True)]
+    return [run.assign_coords({REPLICA: [k]}) for k, run in enumerate(runs)]
+
+
+def _check_distinct(runs: list[xr.Dataset], paths: Sequence[Any]) -> None:
+    for later in range(1, len(runs)):
+        for first in range(later):
+            uids = [run.attrs.get("uid") for run in (runs[first], runs[later])]
+            if (uids[0] is not None and uids[0] == uids[1]) or _same_digests(runs[first], runs[later]):
+                msg = (
+                    f"{Place(paths[later])} is a copy of {Place(paths[first])}: copies are no independent runs, and "
+                    "errors over them would be 0. Keep one of each."
+                )
+                raise SchemaError(msg)
+
+
+def _same_digests(one: xr.Dataset, other: xr.Dataset) -> bool:
+    # runs of different seeds may begin with the same weights: one step is not enough
+    if DIGEST not in one or DIGEST not in other or one.sizes[STEP] < 2:
+        return False
+    return bool((one[DIGEST].values == other[DIGEST].values).all())
+
+
 def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
     first = runs[0]
     for run, path in zip(runs[1:], paths[1:], strict=True):
@@ -390,16 +421,15 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
             )
             raise SchemaError(msg)
     check_same_buffers(runs, paths)
-    labels = [int(run[REPLICA].values[0]) for run in runs]
-    if len(set(labels)) < len(labels):  # runs recorded without labels: number them
-        runs = [run.assign_coords({REPLICA: [k]}) for k, run in enumerate(runs)]
     if len(runs) == 1:
         return runs[0]
+    runs = _labelled(runs)
     common = sorted(set.intersection(*(set(run[STEP].values.tolist()) for run in runs)))
     if not common:
         msg = "the runs have no step in common; open them one by one"
         raise SchemaError(msg)
     runs = [run if run.sizes[STEP] == len(common) else run.sel({STEP: common}) for run in runs]
+    _check_distinct(runs, paths)
     # A clock that is not the same in all runs cannot stay a coordinate along step.
     known = dict.fromkeys(str(n) for run in runs for n, c in run.coords.items() if c.dims == (STEP,) and n != STEP)
     for name in known:
@@ -419,8 +449,9 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         coords="minimal",
         compat="override",
         join="override",
-        combine_attrs="drop_conflicts",
+        combine_attrs="drop",
     )
+    joined.attrs = joined_attrs([{k: v for k, v in run.attrs.items() if k != COMMITTED} for run in runs])
     joined.attrs["uid"] = "+".join(str(run.attrs.get("uid")) for run in runs)
     joined.attrs["source"] = "; ".join(str(run.attrs.get("source")) for run in runs)
     joined.attrs[STATE] = FINISHED if all(run.attrs.get(STATE) == FINISHED for run in runs) else "writing"

@@ -179,6 +179,7 @@ def fit_subaging(
     scores = xr.Dataset()
     if groups == WAITING_TIME:
         scores = left_out_waiting_times(pilot.curve, sampled.posterior, curve_chosen)
+        scores = scores.assign_coords({WAITING_TIME: np.unique(points.waiting_time)})  # on the clock of the data
     elif groups == REPLICA:
         rows = np.log(points.msd)
         scores = left_out_replicas(pilot.curve, sampled.posterior, curve_chosen, rows, points.replica, rng)
