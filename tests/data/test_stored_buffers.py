@@ -14,9 +14,12 @@ import zarr
 import trajstats as ts
 from trajstats.data.buffers import buffers_at
 from trajstats.data.digests import tensor_digest
+from trajstats.data.journal import open_journal
 from trajstats.data.maintenance import append_from, compact, copy, delete_after
+from trajstats.data.place import Place
 from trajstats.data.sketch import Sketch
 from trajstats.data.store import follow
+from trajstats.data.tiles import Tiles
 from trajstats.data.verify import verify
 
 LAYERS = {"w": (3, 2), "b": (4,)}
@@ -361,3 +364,36 @@ def test_ranges_of_rows_and_elements(tmp_path):
     for rows, columns in [(slice(2, 6, 3), slice(1, 9)), (slice(None, None, -1), slice(500, 650, 7)), (3, slice(0, 1))]:
         np.testing.assert_array_equal(run.buffers[0, rows, columns].values, whole[0, rows, columns])
     np.testing.assert_array_equal(run.buffers[0, [1, 5], [0, 700]].values, whole[0][np.ix_([1, 5], [0, 700])])
+
+
+def test_a_sweep_keeps_the_buffers_of_each_run(tmp_path):
+    for seed in (0, 1):
+        record(tmp_path / f"s{seed}.zarr", range(seed + 2), replica=seed)
+    with ts.TrajectoryWriter(tmp_path / "plain.zarr", LAYERS) as writer:
+        writer.append(0, weights(0))
+    runs = {name: node.to_dataset() for name, node in ts.open_sweep(tmp_path).children.items()}
+    check(runs["s1"], range(3))
+    assert buffers_at(runs["plain"], 0, 0) == {}
+
+
+def test_a_journal_that_begins_with_a_row_of_unchanged_buffers_is_an_error(tmp_path):
+    path = unfinished(tmp_path / "a.zarr", range(2))
+    tiles = Tiles(Place(path, write=True))
+    journal = open_journal(tiles.place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
+    journal.continue_after([])
+    journal.append(0, 0, {"series": {}, "buffers": []}, [weights(0)])
+    journal.close()
+    run = ts.open_trajectory(path)
+    with pytest.raises(ts.StoreError, match="row 0 says that a buffer is that of the row before"):
+        buffers_at(run, 0, 0)
+
+
+@pytest.mark.parametrize("held", [[6], [-1], [1, 1], [2, 1], "all", [True], [0.0]])
+def test_impossible_lists_of_buffers_are_damage(tmp_path, held):
+    path = unfinished(tmp_path / "a.zarr", range(2))
+    tiles = Tiles(Place(path, write=True))
+    journal = open_journal(tiles.place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
+    journal.continue_after(journal.scan(0)[0])
+    journal.append(2, 2, {"series": {}, "buffers": held}, [weights(0)])
+    journal.close()
+    assert verify(path).journal is not None

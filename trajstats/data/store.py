@@ -315,9 +315,10 @@ def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record],
     if name == STEP:
         return np.array([record.step for record in records], dtype=np.int64)
     if name == DIGEST and LAYER in dims:
-        return np.array([record.metadata.get("digest", 0) for record in records], dtype=np.uint64).reshape(shape)
+        digests = [record.metadata.get("digest", [0] * shape[-1]) for record in records]
+        return np.array(digests, dtype=np.uint64).reshape(shape)
     if name == FLOOR:
-        floors = [record.metadata.get("floor", np.nan) for record in records]
+        floors = [record.metadata.get("floor", [np.nan] * shape[-1]) for record in records]
         return np.array(floors, dtype=np.float64).reshape(shape)
     return np.array([record.metadata.get("series", {}).get(name, np.nan) for record in records]).reshape(shape)
 
