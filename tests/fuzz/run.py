@@ -24,6 +24,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,22 @@ def snapshot(folder: Path) -> list[Any]:
     return sorted(found)
 
 
-def one_case(target: targets.Target, seeds: Path, case: int, seed: int, room: Path, want: dict[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """A target with its valid inputs, and what they hold."""
+
+    target: targets.Target
+    seeds: Path
+    seed: int
+    root: Path
+    want: dict[str, str]
+
+
+def one_case(plan: Plan, case: int, room: Path) -> dict[str, Any]:
     """Damage a seed and read it."""
-    rng = random.Random(f"{seed} {target.name} {case}")
-    chosen = rng.choice(sorted(seeds.iterdir()))
+    target, want = plan.target, plan.want
+    rng = random.Random(f"{plan.seed} {target.name} {case}")
+    chosen = rng.choice(sorted(plan.seeds.iterdir()))
     place, out, outside = room / "in", room / "out", room / "outside"
     for folder in (place, out, outside):
         folder.mkdir(parents=True)
@@ -120,28 +133,28 @@ def one_case(target: targets.Target, seeds: Path, case: int, seed: int, room: Pa
     return {"case": case, "outcome": outcome, "problem": problem, "detail": detail, "how": how, "file": chosen.name}
 
 
-def batch(target: targets.Target, seeds: Path, cases: list[int], seed: int, root: Path, want: dict[str, str], pipe: int) -> None:
+def batch(plan: Plan, cases: list[int], pipe: int) -> None:
     """Run cases one after another in this process, and report each."""
     os.nice(5)
     gc.freeze()
     warnings.simplefilter("ignore")
-    room = root / f"case{os.getpid()}"
+    room = plan.root / f"case{os.getpid()}"
     # Once for nothing, so that imports and helpers are warm.
     with contextlib.suppress(Exception):
         (room / "warm").mkdir(parents=True)
-        first = sorted(seeds.iterdir())[0]
+        first = sorted(plan.seeds.iterdir())[0]
         copy = room / "warm" / first.name
         shutil.copytree(first, copy) if first.is_dir() else shutil.copy(first, copy)
-        target.read(copy, room / "warm")
+        plan.target.read(copy, room / "warm")
     for case in cases:
         os.write(pipe, json.dumps({"begin": case}).encode() + b"\n")
         shutil.rmtree(room, ignore_errors=True)
-        found = one_case(target, seeds, case, seed, room, want)
+        found = one_case(plan, case, room)
         os.write(pipe, json.dumps(found).encode() + b"\n")
     shutil.rmtree(room, ignore_errors=True)
 
 
-def run_batch(target: targets.Target, seeds: Path, cases: list[int], seed: int, root: Path, want: dict[str, str]) -> list[dict[str, Any]]:
+def run_batch(plan: Plan, cases: list[int]) -> list[dict[str, Any]]:
     """Fork a child for some cases; go on with another where one dies or hangs."""
     results: list[dict[str, Any]] = []
     todo = list(cases)
@@ -154,7 +167,7 @@ def run_batch(target: targets.Target, seeds: Path, cases: list[int], seed: int, 
                 os.close(reading)
                 devnull = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(devnull, 2)
-                batch(target, seeds, todo, seed, root, want, writing)
+                batch(plan, todo, writing)
                 targets_close()
             except BaseException:
                 code = 3
@@ -186,7 +199,8 @@ def run_batch(target: targets.Target, seeds: Path, cases: list[int], seed: int, 
             what = "hangs" if hung else f"the process ended with {status}"
             number = todo.pop(0) if current is not None or hung or not done else None
             if number is not None:
-                results.append({"case": number, "outcome": "died", "problem": "death", "detail": what, "how": "", "file": ""})
+                dead = {"outcome": "died", "problem": "death", "detail": what, "how": "", "file": ""}
+                results.append(dead | {"case": number})
     return results
 
 
@@ -196,7 +210,9 @@ def targets_close() -> None:
     _child.close()
 
 
-def fuzz(names: list[str], cases: int, seed: int, *, only: int | None = None, show: bool = False) -> tuple[Counter[str], list[dict[str, Any]]]:
+def fuzz(
+    names: list[str], cases: int, seed: int, *, only: int | None = None, show: bool = False
+) -> tuple[Counter[str], list[dict[str, Any]]]:
     """Run this many cases, shared out among targets."""
     counts: Counter[str] = Counter()
     problems = []
@@ -217,9 +233,9 @@ def fuzz(names: list[str], cases: int, seed: int, *, only: int | None = None, sh
             targets_close()
             n = cases // len(names) + (k < cases % len(names))
             numbers = [only] if only is not None else list(range(n))
-            begin = time.time()
+            plan, begin = Plan(target, seeds, seed, root, want), time.time()
             for first in range(0, len(numbers), BATCH):
-                for result in run_batch(target, seeds, numbers[first : first + BATCH], seed, root, want):
+                for result in run_batch(plan, numbers[first : first + BATCH]):
                     counts[result["outcome"]] += 1
                     if result["problem"]:
                         problems.append(result | {"target": name, "seed": seed})

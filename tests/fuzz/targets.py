@@ -29,8 +29,8 @@ import xarray as xr
 
 import trajstats as ts
 from trajstats.data.formats import open_checkpoint
-from trajstats.data.formats_tree import read_series
 from trajstats.data.ingest import ingest
+from trajstats.data.whole_series import read_series
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def digest(found: Any) -> str:
     for name, values in sorted(found.items()):
         array = np.asarray(values)
         total.update(f"{name} {array.shape} {array.dtype}".encode("utf-8", "backslashreplace"))
-        total.update(repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes())
+        total.update(
+            repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes()
+        )
     return total.hexdigest()
 
 
@@ -183,8 +185,14 @@ def make_msgpack(folder: Path) -> None:
 
     found = {name: leaf(w) for name, w in weights().items()}
     pieces = [weights()["half"][:200], weights()["half"][200:]]
-    split = {"__msgpack_chunked_array__": True, "shape": {"0": 300}, "chunks": {str(k): leaf(p) for k, p in enumerate(pieces)}}
-    (folder / "a.msgpack").write_bytes(msgpack.packb({"params": found | {"split": split}, "step": 7, "name": "x", "none": None}))
+    split = {
+        "__msgpack_chunked_array__": True,
+        "shape": {"0": 300},
+        "chunks": {str(k): leaf(p) for k, p in enumerate(pieces)},
+    }
+    (folder / "a.msgpack").write_bytes(
+        msgpack.packb({"params": found | {"split": split}, "step": 7, "name": "x", "none": None})
+    )
 
 
 def hdf5_file(path: Path, version: str) -> None:
@@ -192,7 +200,12 @@ def hdf5_file(path: Path, version: str) -> None:
 
     with h5py.File(path, "w", libver=version) as file:
         for k, (name, w) in enumerate(weights().items()):
-            more = [{}, {"chunks": (3,), "compression": "gzip", "shuffle": True}, {}, {"chunks": (128,), "compression": "lzf"}][k]
+            more = [
+                {},
+                {"chunks": (3,), "compression": "gzip", "shuffle": True},
+                {},
+                {"chunks": (128,), "compression": "lzf"},
+            ][k]
             file.create_dataset(name.replace(".", "/"), data=w, **more)
         file.create_dataset("sum", data=np.arange(90.0).reshape(9, 10), chunks=(4, 4), fletcher32=True, fillvalue=2.0)
         file.create_dataset("growing", data=np.arange(20.0), maxshape=(None,), chunks=(7,))
@@ -231,7 +244,7 @@ def make_orbax(folder: Path) -> None:
 
 def read_whole_series(path: Path, out: Path) -> dict[str, np.ndarray]:
     values = {}
-    for step, found in read_series(path, {"step": "time"}):
+    for step, found in read_series(path, {"step": "time"})[0]:
         for name, tensor in found.tensors.items():
             values[f"{step} {name}"] = tensor.read(0, tensor.size)
     return values

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import threading
 import zipfile
+import zlib
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,11 +95,11 @@ def read_index(path: Path, budget: Budget) -> Checkpoint:
         raise UnsafeInputError(msg)
     found = Checkpoint(str(path), {})
     for shard in dict.fromkeys(weight_map.values()):
-        if PurePosixPath(shard).name != shard or "\\" in shard or "\0" in shard or shard in {"", ".", ".."}:
+        if PurePosixPath(shard).name != shard or not shard.isprintable() or "\\" in shard or shard in {"", ".", ".."}:
             msg = f"{path}: shard {shorten(shard)} is not a plain file name"
             raise UnsafeInputError(msg)
         file = path.parent / shard
-        if file.resolve().parent != path.parent.resolve():
+        if os.path.dirname(os.path.realpath(file)) != os.path.realpath(path.parent):
             msg = f"{file} is a link that leads out of its folder; it is not followed"
             raise UnsafeInputError(msg)
         if file.name.endswith(".index.json"):
@@ -215,10 +218,11 @@ def _member_tensor(
 ) -> Tensor:
     plain = dtype.byteorder != ">" and (not fortran or len(shape) < 2)
     if info.compress_type == zipfile.ZIP_STORED:
-        begin = member_offset(path, info) + offset
+        verified = Verified(path, info)
+        begin = verified.begin + offset
         if plain:
-            return file_tensor(path, begin, shape, kind)
-        return _mapped_tensor(path, begin, shape, kind, fortran, dtype)
+            return verified.tensor(file_tensor(path, begin, shape, kind))
+        return verified.tensor(_mapped_tensor(path, begin, shape, kind, fortran, dtype))
     if fortran and len(shape) > 1 and info.file_size > BYTES:
         msg = (
             f"{path}: {shorten(info.filename)} is compressed and in Fortran order, and takes {info.file_size} bytes; "
@@ -286,6 +290,10 @@ def open_zip(path: Path, budget: Budget) -> zipfile.ZipFile:
     try:
         for info in infos:
             _check_member(path, info, budget)
+        if end is not None and end[zipfile._ECD_ENTRIES_TOTAL] != len(infos):  # type: ignore[attr-defined]
+            n = end[zipfile._ECD_ENTRIES_TOTAL]  # type: ignore[attr-defined]
+            msg = f"{path}: its directory lists {len(infos)} members where there should be {n}; it is damaged"
+            raise StoreError(msg)
         if sum(info.compress_size for info in infos) > size or len({i.filename for i in infos}) != len(infos):
             msg = f"{path}: members overlap or share a name; this looks like a bomb and is not read"
             raise UnsafeInputError(msg)
@@ -318,6 +326,42 @@ def read_member(archive: zipfile.ZipFile, path: Path, name: str, most: int) -> b
         raise UnsafeInputError(msg)
     with foreign(f"{path}: {shorten(name)}"):
         return archive.read(info)
+
+
+class Verified:
+    """The checksum of an uncompressed member, compared with its bytes before the first of them is used."""
+
+    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
+        self.begin = member_offset(path, info)
+        self._path, self._info = path, info
+        self._lock, self._fine = threading.Lock(), False
+
+    def check(self) -> None:
+        """Read the member once from front to back."""
+        with self._lock:
+            if self._fine:
+                return
+            left, found = self._info.file_size, 0
+            with self._path.open("rb", buffering=0) as stream:
+                stream.seek(self.begin)
+                while left > 0 and (part := stream.read(min(left, 2**20))):
+                    found, left = zlib.crc32(part, found), left - len(part)
+            if left or found != self._info.CRC:
+                msg = (
+                    f"{self._path}: {shorten(self._info.filename)} does not agree with its checksum; the file is "
+                    "damaged, or was written without checksums"
+                )
+                raise StoreError(msg)
+            self._fine = True
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """Let a tensor of this member be read after the check."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            self.check()
+            return tensor.read(start, stop)
+
+        return replace(tensor, read=read)
 
 
 def member_offset(path: Path, info: zipfile.ZipInfo) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 import zipfile
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from trajstats.data.boxes import Box, box_tensor
 from trajstats.data.budget import PROMISED_SIZE, Budget, shorten
 from trajstats.data.children import Child
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape
-from trajstats.data.formats_flat import MAX_JSON, member_offset, open_zip, read_member
+from trajstats.data.formats_flat import MAX_JSON, Verified, open_zip, read_member
 from trajstats.data.hdf5_chunks import COMPRESSORS, FILTERS, decode_chunk
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
 
@@ -70,6 +71,7 @@ class Source:
     start: int
     length: int
     unpack: Callable[[], bytes] | None = None
+    check: Callable[[], object] = bool
 
     def read(self, offset: int, n: int, where: str) -> bytes:
         """Read bytes, all of them."""
@@ -78,6 +80,7 @@ class Source:
             raise StoreError(msg)
         if self.unpack is not None:
             return _cache.get(self, self.unpack)[offset : offset + n]
+        self.check()
         with self.path.open("rb") as stream:
             stream.seek(self.start + offset)
             raw = stream.read(n)
@@ -106,7 +109,9 @@ def read_keras(path: Path, budget: Budget) -> Checkpoint:
             msg = f"{path} has no model.weights.h5; it is not a Keras archive"
             raise StoreError(msg)
         if info.compress_type == zipfile.ZIP_STORED:
-            return _checkpoint(Source(path, member_offset(path, info), info.file_size), str(path), budget)
+            verified = Verified(path, info)
+            source = Source(path, verified.begin, info.file_size, check=verified.check)
+            return _checkpoint(source, str(path), budget)
         if info.file_size > budget.bytes:
             msg = f"{path}: compressed weights of {info.file_size} bytes; unpack the archive and give model.weights.h5"
             raise UnsupportedError(msg)
@@ -124,7 +129,7 @@ def entries(
     """Parse a file in the child: what it holds, the tables of chunks, and the offset that all positions count from."""
     content = b"" if source.unpack is None else source.read(0, source.length, where)
     request = {
-        "path": str(source.path.resolve()),
+        "path": os.path.abspath(source.path),
         "start": source.start,
         "length": source.length,
         "netcdf": netcdf,

@@ -22,7 +22,7 @@ import numpy as np
 
 from trajstats.data.budget import Budget, foreign, shorten
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
-from trajstats.data.formats_flat import member_offset, open_zip, read_member
+from trajstats.data.formats_flat import Verified, open_zip, read_member
 from trajstats.errors import StoreError, UnsafeInputError
 
 STORAGES = {
@@ -359,12 +359,16 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
         machine = _Machine(io.BytesIO(read_member(archive, path, pickles[0], MAX_PICKLE)), str(path), budget)
         tree = _run(machine, str(path))
 
-    def locate(storage: _Storage) -> tuple[int, int]:
+    members: dict[str, Verified] = {}
+
+    def locate(storage: _Storage) -> tuple[int, int, Verified | None]:
         info = infos.get(f"{root}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             msg = f"{path}: storage {shorten(storage.key)} is missing or compressed; the file is damaged"
             raise StoreError(msg)
-        return member_offset(path, info), info.file_size
+        if storage.key not in members:
+            members[storage.key] = Verified(path, info)
+        return members[storage.key].begin, info.file_size, members[storage.key]
 
     return _collect(path, tree, locate, budget)
 
@@ -405,16 +409,18 @@ def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
         places[key] = (position + 8, count * item)
         position += 8 + count * item
 
-    def locate(storage: _Storage) -> tuple[int, int]:
+    def locate(storage: _Storage) -> tuple[int, int, Verified | None]:
         if storage.key not in places:
             msg = f"{path}: storage {shorten(storage.key)} is missing"
             raise StoreError(msg)
-        return places[storage.key]
+        return (*places[storage.key], None)
 
     return _collect(path, tree, locate, budget)
 
 
-def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]], budget: Budget) -> Checkpoint:
+def _collect(
+    path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int, Verified | None]], budget: Budget
+) -> Checkpoint:
     found = Checkpoint(str(path), {})
     if not isinstance(tree, Mapping | list | tuple):
         tree = {"tensor": tree}
@@ -430,7 +436,9 @@ def _collect(path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int]
         if not isinstance(storage, _Storage) or storage.dtype not in RAW:
             found.passed_over[name] = "not a tensor of numbers"
             continue
-        found.tensors[name] = _view_tensor(path, name, leaf, storage, *locate(storage))
+        begin, n_bytes, verified = locate(storage)
+        tensor = _view_tensor(path, name, leaf, storage, begin, n_bytes)
+        found.tensors[name] = tensor if verified is None else verified.tensor(tensor)
     return found
 
 

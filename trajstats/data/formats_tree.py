@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _read_orbax(path: Path, budget: Budget) -> Checkpoint:
         raise StoreError(msg)
     metadata = json_object(file.read_bytes(), str(file), budget)
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-    base = {"driver": "file", "path": f"{path.resolve()}/"}
+    base = {"driver": "file", "path": f"{os.path.realpath(path)}/"}
     found = Checkpoint(str(path), {})
     present = input_size(path)
     for keys, entry in _orbax_entries(file, metadata):
@@ -117,7 +118,7 @@ def _read_orbax(path: Path, budget: Budget) -> Checkpoint:
         if metadata.get("use_ocdbt", True):
             store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         else:
-            store = {"driver": "file", "path": f"{path.resolve() / name}/"}
+            store = {"driver": "file", "path": f"{os.path.realpath(path)}/{name}/"}
         described = entry.get("value_metadata")
         kind = described.get("value_type") if isinstance(described, dict) else ""
         if kind in ("None", "Dict", "List", "str", "string"):
