@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import check_clock, choose_clock, clock_attrs, default_reason, pair_coords, unit_of
+from trajstats.data.inputs import NUMBERS, TRAJECTORY, accepts
 from trajstats.data.schema import PAIR, STEP, check_trajectory, clock_values
 from trajstats.errors import ArgumentError
 
@@ -55,6 +56,7 @@ def log_schedule(start: int, stop: int, n: int) -> np.ndarray:
     return np.unique(np.rint(np.geomspace(start, stop, n)).astype(np.int64))
 
 
+@accepts(NUMBERS, NUMBERS)
 def aging_schedule(waiting_times: Sequence[int] | np.ndarray, lags: Sequence[int] | np.ndarray) -> np.ndarray:
     r"""List every step that a set of waiting times and lags needs.
 
@@ -93,6 +95,7 @@ def aging_schedule(waiting_times: Sequence[int] | np.ndarray, lags: Sequence[int
     return np.unique(np.concatenate([[0], waiting, (waiting[:, None] + lag).ravel()]))
 
 
+@accepts(TRAJECTORY)
 def time_pairs(
     trajectory: xr.Dataset,
     /,
@@ -160,6 +163,7 @@ def time_pairs(
     ('proper_time', [1.0, 1.5, 0.5])
     """
     trajectory = check_trajectory(trajectory, sketched=True)
+    _check_lists(waiting_time=waiting_time, lag=lag)
     _check_lags(lag, lags_per_decade, min_lag)
     chosen = choose_clock(trajectory, clock, waiting_time=waiting_time, lag=lag, min_lag=min_lag)
     times, steps = clock_values(trajectory, chosen), trajectory[STEP].values
@@ -176,6 +180,14 @@ def time_pairs(
         coords=pair_coords(trajectory, first, second, attrs, ends=False),
         attrs={**attrs, "tolerance": tolerance},
     )
+
+
+def _check_lists(**given: Any) -> None:
+    """Refuse one number, or a text, where a list of times is needed."""
+    for name, times in given.items():
+        if times is not None and (np.ndim(times) == 0 or isinstance(times, str)):
+            msg = f"{name}={times!r} is not a list of times; give {name}=[{times}]"
+            raise ArgumentError(msg)
 
 
 def _check_lags(lag: Any, lags_per_decade: int | None, min_lag: Any) -> None:

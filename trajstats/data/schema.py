@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
+from trajstats.data.layer_selection import cut_to_layers
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 SCHEMA_VERSION = 1
@@ -236,7 +237,9 @@ def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
     dims = SKETCH_DIMS if is_sketch else WEIGHT_DIMS
     weights = trajectory[SKETCH if is_sketch else WEIGHTS]
     if weights.dims != dims:
-        msg = f"{weights.name} have dims {weights.dims}; they must be {dims}. Use .transpose or .expand_dims."
+        one = [name for name in dims if name in trajectory.coords and trajectory[name].dims == ()]
+        remedy = f"Select with a list, as in run.sel({one[0]}=[...])" if one else "Use .transpose or .expand_dims"
+        msg = f"{weights.name} have dims {weights.dims}; they must be {dims}. {remedy}."
         raise SchemaError(msg)
     if weights.dtype.name not in STORED_DTYPES:
         msg = (
@@ -250,6 +253,9 @@ def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
     small = [name for name in trajectory.coords if trajectory[name].chunks is not None and name != BUFFER_NAME]
     if small:
         trajectory = trajectory.assign_coords({name: trajectory[name].compute() for name in small})
+    if not is_sketch:
+        trajectory = cut_to_layers(trajectory)
+        weights = trajectory[WEIGHTS]
     step = trajectory[STEP].values
     if not np.issubdtype(step.dtype, np.integer) or (step.size > 1 and (np.diff(step) <= 0).any()):
         bad = int(np.argmax(np.diff(step) <= 0)) if step.size > 1 and (np.diff(step) <= 0).any() else 0

@@ -20,6 +20,7 @@ import numba
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, SKETCH, check_trajectory
 from trajstats.errors import ArgumentError, SchemaError, TooFewReplicasError, unknown
 
@@ -311,6 +312,7 @@ def check_sketch(trajectory: xr.Dataset) -> xr.Dataset:
     return trajectory
 
 
+@accepts(TRAJECTORY, PAIRS)
 def sketch_msd(
     trajectory: xr.Dataset, pairs: xr.Dataset, /, *, per: str = "layer"
 ) -> tuple[xr.DataArray, xr.DataArray]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NUMBERS, PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import LAG, WAITING_TIME, check_trajectory, trajectory_dataset
 from trajstats.errors import ArgumentError, unknown
 
@@ -22,6 +23,7 @@ Layers = Mapping[str, Sequence[int]] | None
 Rng = int | np.random.Generator
 
 
+@accepts(NUMBERS)
 def brownian(
     step: Steps,
     /,
@@ -76,6 +78,7 @@ def brownian(
     )
 
 
+@accepts(NUMBERS)
 def scaled_brownian(
     step: Steps,
     /,
@@ -125,6 +128,7 @@ def scaled_brownian(
     return as_trajectory(path, step, layers, dtype, "scaled_brownian", exponent=exponent, diffusion=diffusion)
 
 
+@accepts(NUMBERS)
 def ornstein_uhlenbeck(
     step: Steps,
     /,
@@ -164,6 +168,7 @@ def ornstein_uhlenbeck(
     return as_trajectory(path, step, layers, dtype, "ornstein_uhlenbeck", time=time, variance=variance)
 
 
+@accepts(NUMBERS)
 def time_changed_ou(
     step: Steps,
     /,
@@ -208,6 +213,7 @@ def time_changed_ou(
     return as_trajectory(path, step, layers, dtype, "time_changed_ou", mu=mu, scale=scale, variance=variance)
 
 
+@accepts(NUMBERS)
 def ballistic(
     step: Steps,
     /,
@@ -247,6 +253,7 @@ def ballistic(
     return as_trajectory(path, step, layers, dtype, "ballistic", speed=speed)
 
 
+@accepts(NUMBERS)
 def sgd_noise(
     step: Steps,
     /,
@@ -302,6 +309,7 @@ def sgd_noise(
     return as_trajectory(path, step, layers, dtype, "sgd_noise", clocks=clocks, **about)
 
 
+@accepts(TRAJECTORY, PAIRS)
 def exact_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /) -> xr.DataArray:
     r"""Give the exact ensemble MSD of a synthetic trajectory at its pairs.
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NUMBERS, accepts
 from trajstats.data.synthetic import Layers, Rng, Steps, as_steps, as_trajectory, n_and_layers
 from trajstats.errors import ArgumentError, unknown
 
 
+@accepts(NUMBERS)
 def displacement_noise(
     step: Steps,
     /,
@@ -76,6 +78,7 @@ def displacement_noise(
     return as_trajectory(path, step, layers, dtype, "displacement_noise", law=law, scale=scale, degrees=degrees)
 
 
+@accepts(NUMBERS)
 def trap_model(
     step: Steps,
     /,

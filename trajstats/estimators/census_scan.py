@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NUMBERS, accepts
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.blocks import as_array, later, stack
@@ -23,6 +25,7 @@ _COUNTS = (
 )
 
 
+@accepts(NUMBERS, NUMBERS)
 def census_scan(
     widths: Sequence[int],
     depths: Sequence[int],
@@ -110,7 +113,13 @@ def census_scan(
         "max_iterations": max_iterations,
         "max_period": max_period,
     }
-    net = {"activation": activation, "parameter": parameter, "bias_scale": bias_scale}
+    net: dict[str, Any] = {"activation": activation, "parameter": parameter, "bias_scale": bias_scale}
+    # All options are checked here, by a census of two starts on the smallest nets, not when the scan computes.
+    few: dict[str, Any] = {"starts": min(int(starts), 2), "max_iterations": min(max_iterations, 2)}
+    for depth in depths:
+        width = int(min(widths))
+        small = RandomNet((width,) * (int(depth) + 1), law=laws[0], scale=float(scales[0]), **net, seed=0)
+        fixed_point_census(small, width, rng=0, **{**census, **few})
     shape = (len(laws), len(scales), len(widths), len(depths), seeds)
     cells = []
     for index in np.ndindex(*shape):

@@ -6,10 +6,12 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import REASON, carried_clock, clock_attrs, clock_of, on_steps, unit_of
+from trajstats.data.inputs import DELTA, OVERLAP, accepts
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME, annotate
 from trajstats.errors import ArgumentError, TooFewReplicasError
 
 
+@accepts(OVERLAP)
 def dynamic_susceptibility(overlap: xr.DataArray, /) -> xr.Dataset:
     r"""Dynamic susceptibility :math:`\chi_4=M\,\mathrm{Var}_\mathrm{replicas}(Q)`: how cooperative the motion is.
 
@@ -65,6 +67,7 @@ def dynamic_susceptibility(overlap: xr.DataArray, /) -> xr.Dataset:
     )
 
 
+@accepts(DELTA)
 def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
     r"""Local exponent :math:`d\ln\Delta/d\ln t` at fixed waiting time: 2 is drift, 1 diffusion, 0 a plateau.
 
@@ -149,6 +152,7 @@ def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
     )
 
 
+@accepts(DELTA)
 def epoch_echo(
     delta: xr.DataArray, /, *, epoch: float, clock: str | None = None, tolerance: float = 0.02
 ) -> xr.Dataset:

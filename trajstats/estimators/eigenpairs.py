@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import PARAMETER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.cluster_blocks import explained
@@ -16,6 +17,7 @@ from trajstats.estimators.spectral_tasks import Plan, pairs_task, probes_per_chu
 from trajstats.network import CurvatureKind, Network
 
 
+@accepts(NETWORK, TRAJECTORY)
 def extreme_eigenpairs(
     network: Network,
     trajectory: xr.Dataset,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.checkpoints import check_inputs, select_checkpoints, walk
@@ -20,6 +21,7 @@ MEASURES = ("participation_ratio", "stable_rank", "effective_dimension")
 _GROUPS = 20  # jackknife groups of inputs
 
 
+@accepts(NETWORK, TRAJECTORY)
 def feature_space(
     network: Network,
     trajectory: xr.Dataset,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.checkpoints import check_choice, check_inputs, select_checkpoints, walk
@@ -17,6 +18,7 @@ from trajstats.network import Network
 NORMS = ("linf", "l2")
 
 
+@accepts(NETWORK, TRAJECTORY)
 def fragility(
     network: Network,
     trajectory: xr.Dataset,

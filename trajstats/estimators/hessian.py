@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError, StoreError, resumable, unknown
 from trajstats.estimators.cluster_blocks import explained
@@ -27,6 +28,7 @@ PROBES_PER_TASK = 5
 SHARE, POOL = 8, 10
 
 
+@accepts(NETWORK, TRAJECTORY)
 def hessian_spectrum(
     network: Network,
     trajectory: xr.Dataset,

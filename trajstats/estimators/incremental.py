@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.budget import shorten
+from trajstats.data.inputs import MATRICES, TRAJECTORY, accepts
 from trajstats.data.kept import open_kept, save_kept
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, check_trajectory
 from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, resumable
@@ -22,6 +23,7 @@ from trajstats.estimators.observables import VELOCITY
 from trajstats.estimators.two_time import all_pairs
 
 
+@accepts(MATRICES, TRAJECTORY)
 def extend_pairs(previous: xr.Dataset, run: xr.Dataset, /) -> xr.Dataset:
     """Extend an all-pairs result to checkpoints that were added to the run since.
 
@@ -98,6 +100,7 @@ def extend_pairs(previous: xr.Dataset, run: xr.Dataset, /) -> xr.Dataset:
     return out
 
 
+@accepts(TRAJECTORY)
 def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: Any) -> xr.Dataset:
     """All pairs, kept in a zarr store: computed once, extended when the run has grown.
 

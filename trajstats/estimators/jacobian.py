@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_slices
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, UnsupportedError, unknown
 from trajstats.estimators.jacobian_kernels import (
@@ -29,6 +30,7 @@ _BYTES = 256 * 2**20
 _SMALLEST = -690.0
 
 
+@accepts(NETWORK, TRAJECTORY)
 def jacobian_esd(
     network: Network,
     trajectory: xr.Dataset,

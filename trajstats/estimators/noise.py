@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import (
     LAYER,
     PARAMETER,
@@ -27,6 +28,7 @@ GROUPS = ("layer", "all")
 MEMORY = 2**28
 
 
+@accepts(NETWORK, TRAJECTORY)
 def gradient_noise(
     network: Network,
     trajectory: xr.Dataset,

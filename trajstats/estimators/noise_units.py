@@ -8,12 +8,14 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import carried_clock, default_clock, unit_of
+from trajstats.data.inputs import DELTA, NOISE, accepts
 from trajstats.data.schema import LAYER, PAIR, REPLICA, STEP, annotate, clock_values
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 NORMALISATIONS = ("path", "start")
 
 
+@accepts(NOISE)
 def noise_clock(noise: xr.Dataset, /, *, clock: str | None = None) -> xr.DataArray:
     r"""Integrate the noise along the run: the clock in which pure noise diffuses evenly.
 
@@ -81,6 +83,7 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str | None = None) -> xr.DataArr
     )
 
 
+@accepts(DELTA, NOISE)
 def noise_normalised_msd(
     delta: xr.DataArray, noise: xr.Dataset, /, *, learning_rate: float | Any = None, by: str = "path"
 ) -> xr.DataArray:

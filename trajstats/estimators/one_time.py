@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import check_clock, choose_clock, unit_of
+from trajstats.data.inputs import MATRIX, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, annotate, check_trajectory, clock_values
 from trajstats.errors import ArgumentError, unknown
 from trajstats.estimators.blocks import as_array, block_sums, later, stack
@@ -23,6 +24,7 @@ PATH = {
 }
 
 
+@accepts(TRAJECTORY)
 def path_statistics(trajectory: xr.Dataset, /, *, per: Per = "all", method: str = "direct") -> xr.Dataset:
     r"""Norms, distances from start and end, step lengths and turning angles along the saved path.
 
@@ -120,6 +122,7 @@ def _path(sums: Sums, request: Request, shape: tuple[int, int, int]) -> np.ndarr
     return out
 
 
+@accepts(MATRIX)
 def trajectory_pca(delta: xr.DataArray, /, *, components: int = 5) -> xr.Dataset:
     r"""Principal components and effective rank of the path, from all its pairs.
 
@@ -199,6 +202,7 @@ def trajectory_pca(delta: xr.DataArray, /, *, components: int = 5) -> xr.Dataset
     )
 
 
+@accepts(TRAJECTORY)
 def loss_regimes(
     trajectory: xr.Dataset,
     /,

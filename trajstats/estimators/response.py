@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, annotate, layer_slices
 from trajstats.errors import ArgumentError, FitError
 from trajstats.estimators.checkpoints import check_choice, check_inputs, select_checkpoints, walk
@@ -17,6 +18,7 @@ METHODS = ("kernel", "finite_step")
 OUTPUTS = ("trace", "each")
 
 
+@accepts(NETWORK, TRAJECTORY)
 def training_response(
     network: Network,
     trajectory: xr.Dataset,

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
+from trajstats.data.inputs import SPECTRUM, accepts
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, unknown
 from trajstats.estimators.lanczos import radau_bounds
@@ -22,6 +23,7 @@ EXACT_RESOLUTION = 300
 SYMLOG_WIDTH = 0.2
 
 
+@accepts(SPECTRUM)
 def spectral_density(
     spectrum: xr.Dataset,
     /,
@@ -128,6 +130,7 @@ def spectral_density(
     )
 
 
+@accepts(SPECTRUM)
 def spectral_summary(
     spectrum: xr.Dataset, /, *, eps: float = 1e-3, relative: bool = True, level: float = 0.95
 ) -> xr.Dataset:

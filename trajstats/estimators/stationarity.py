@@ -9,11 +9,13 @@ import xarray as xr
 from scipy import stats
 
 from trajstats.data.clocks import default_clock, unit_of
+from trajstats.data.inputs import MATRIX, accepts
 from trajstats.data.schedules import ROUNDING
 from trajstats.data.schema import LAG, STEP, STEP_PRIME, annotate, clock_values
 from trajstats.errors import ArgumentError
 
 
+@accepts(MATRIX)
 def time_averaged_msd(delta: xr.DataArray, /, *, clock: str | None = None) -> xr.DataArray:
     r"""MSD averaged over the waiting time, :math:`\overline\Delta(t)=\langle\Delta(t_w,t_w+t)\rangle_{t_w}`.
 
@@ -88,6 +90,7 @@ def _average_lags(
     return np.asarray(out.reshape((*values.shape[:-2], counts.size)))
 
 
+@accepts(MATRIX)
 def stationarity_test(delta: xr.DataArray, /, *, clock: str | None = None, windows: int = 6) -> xr.Dataset:
     r"""Test whether the MSD depends on the lag alone (time-translation invariance).
 

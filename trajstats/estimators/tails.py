@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy import special
 
+from trajstats.data.inputs import VALUES, accepts
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.estimators.tail_discrete import (
@@ -37,6 +38,7 @@ from trajstats.estimators.tail_kernels import (
 FEWEST = 50
 
 
+@accepts(VALUES)
 def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
     r"""Hill's tail index against the number of order statistics used.
 
@@ -109,6 +111,7 @@ def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
     )
 
 
+@accepts(VALUES)
 def tail_fit(
     values: Any,
     /,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import carried_clock, clock_of, pair_clock, pair_coords
+from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import STEP, annotate, check_trajectory
 from trajstats.errors import ArgumentError
 from trajstats.estimators.blocks import Plan
@@ -18,6 +19,7 @@ from trajstats.estimators.observables import VELOCITY
 from trajstats.estimators.sketched import STDERR, is_sketched, sketched_two_time
 
 
+@accepts(TRAJECTORY, PAIRS)
 def msd(
     trajectory: xr.Dataset,
     pairs: xr.Dataset,
@@ -119,6 +121,7 @@ def msd(
     )
 
 
+@accepts(TRAJECTORY, PAIRS)
 def two_time(
     trajectory: xr.Dataset,
     pairs: xr.Dataset,
@@ -223,6 +226,7 @@ def two_time(
     return job.listed(trajectory, pair_coords(trajectory, first, second, about), about)
 
 
+@accepts(TRAJECTORY)
 def all_pairs(
     run: xr.Dataset,
     /,
@@ -305,6 +309,7 @@ def all_pairs(
     return job.matrices(trajectory)
 
 
+@accepts(TRAJECTORY)
 def two_time_plan(
     trajectory: xr.Dataset,
     pairs: xr.Dataset | None = None,

@@ -9,6 +9,7 @@ import xarray as xr
 from scipy import stats
 
 from trajstats.data.clocks import pair_clock, pair_coords
+from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import PAIR, REPLICA, annotate, check_trajectory
 from trajstats.errors import ArgumentError, unknown
 from trajstats.estimators.blocks import as_array, block_sums, later, stack
@@ -20,6 +21,7 @@ BIN = "bin"
 SCALES = ("linear", "log")
 
 
+@accepts(TRAJECTORY, PAIRS)
 def van_hove(
     trajectory: xr.Dataset,
     pairs: xr.Dataset,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_shapes, layer_slices
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
 from trajstats.estimators.tail_discrete import find_grid
@@ -18,6 +19,7 @@ from trajstats.estimators.tails import FEWEST, hill_plot, tail_fit
 from trajstats.theory.random_matrix import MarchenkoPastur
 
 
+@accepts(TRAJECTORY)
 def weight_tails(
     trajectory: xr.Dataset,
     /,
@@ -103,6 +105,7 @@ def weight_tails(
     )
 
 
+@accepts(TRAJECTORY)
 def spectral_tails(
     trajectory: xr.Dataset,
     /,

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import CLOCK, REASON, carried_clock, clock_attrs
+from trajstats.data.inputs import DELTA, accepts
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME
 from trajstats.errors import ArgumentError, TooFewReplicasError, optional_package, unknown
 from trajstats.inference.aging_errors import with_errors
@@ -46,6 +47,7 @@ _WIDE = 0.17
 
 
 @one_thread()
+@accepts(DELTA)
 def fit_subaging(
     delta: xr.DataArray,
     /,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import FITS, accepts
 from trajstats.errors import ArgumentError, optional_package
 from trajstats.inference.priors import Priors
 from trajstats.inference.results import FitResult
@@ -96,6 +97,7 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
     return float(np.log(density * (high - low))) if density > 0 else float("-inf")
 
 
+@accepts(FITS)
 def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     r"""Compare fits of the same data by their scores on groups left out (PSIS-LOO).
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import LOSS, accepts
 from trajstats.data.schema import REPLICA
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
 from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
@@ -41,6 +42,7 @@ SUPPORT = {"L_inf": (0.0, np.inf), "beta": (0.0, np.inf), "drift_share": (0.0, 1
 
 
 @one_thread()
+@accepts(LOSS)
 def fit_decay(
     loss: xr.DataArray,
     /,

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.stats import t as student
 
 from trajstats.data.clocks import PROPER_TIME, clock_of
+from trajstats.data.inputs import GLASS, accepts
 from trajstats.data.schedules import time_pairs
 from trajstats.data.schema import LAG, PAIR, PARAMETER, REPLICA, STEP, WAITING_TIME, WEIGHTS, annotate, clock_values
 from trajstats.errors import ArgumentError, FitError
@@ -22,6 +23,7 @@ _HALF_WINDOW = 0.35  # half width in log10 of the lag over which a local exponen
 _FLAT, _RISE = 0.3, 0.1  # a plateau is flatter than the first, and left again by the second
 
 
+@accepts(GLASS)
 def glass_msd(solution: xr.Dataset, /, *, waiting_times: int = _WAITING_TIMES) -> xr.DataArray:
     r"""Mean squared displacement of a solved glass, :math:`\Delta=2(1-C)`, in the form `msd` gives.
 

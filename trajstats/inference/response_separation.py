@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import CLOCK, carried_clock, clock_of, unit_of
+from trajstats.data.inputs import RESPONSE, SEPARATION, accepts
 from trajstats.data.schema import REPLICA, STEP, annotate, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.comparison import information_criteria
@@ -20,6 +21,7 @@ LAWS = ("constant", "exponential", "power_law")
 _FEWEST = 3  # saved steps a stage needs
 
 
+@accepts(RESPONSE)
 def separate_response(
     response: xr.Dataset,
     /,
@@ -178,6 +180,7 @@ def _stage_masks(response: xr.Dataset, stages: xr.Dataset | None, clock: str) ->
 
 
 @one_thread()
+@accepts(SEPARATION)
 def fit_response_decay(
     separation: xr.Dataset, /, *, clock: str = STEP, stage: str = WHOLE, level: float = 0.95
 ) -> xr.Dataset:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import ESD, accepts
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError
 from trajstats.theory.laws import SpectralLaw
@@ -45,6 +46,7 @@ def ks_distance(x: np.ndarray, law: SpectralLaw) -> float:
     return float(max(((first + count) / x.size - at).max(), (before - first / x.size).max()))
 
 
+@accepts(ESD)
 def compare_to_theory(
     esd: xr.Dataset,
     law: SpectralLaw,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import unit_of
+from trajstats.data.inputs import FIT, accepts
 from trajstats.data.schema import LAG, STEP, WAITING_TIME
 from trajstats.inference.models import scaled_time
 from trajstats.inference.results import FitResult
@@ -102,6 +103,7 @@ def _smooth(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (weight @ y) / weight.sum(axis=1)
 
 
+@accepts(FIT)
 def plot_mu_estimators(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     r"""Draw the exponent by every estimator, with 95 % intervals; hollow where the curve does not describe the data.
 
@@ -142,6 +144,7 @@ def plot_mu_estimators(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@accepts(FIT)
 def plot_scan(fit: FitResult, *, scan: str = "threshold", ax: Axes | None = None) -> Axes:
     r"""Draw the exponent along a scan of thresholds or of fit windows.
 
@@ -188,6 +191,7 @@ def plot_scan(fit: FitResult, *, scan: str = "threshold", ax: Axes | None = None
     return ax
 
 
+@accepts(FIT)
 def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw the marginal and joint posteriors of a few coefficients.
 
@@ -236,6 +240,7 @@ def plot_corner(fit: FitResult, *, coefficients: Sequence[str] | None = None, ax
     return ax
 
 
+@accepts(FIT)
 def plot_divergence(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     r"""Draw 1/T against width: learned runs, censored runs at their budget, posterior band and w_c.
 
@@ -305,6 +310,7 @@ def _width_word(name: str) -> str:
     return f"$w_c$ ({label})" if label else "$w_c$"
 
 
+@accepts(FIT)
 def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     r"""Draw the loss on log-log axes with the posterior band, the posterior of the floor, and residuals below.
 

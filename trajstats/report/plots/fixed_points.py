@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import CENSUS, SCAN, accepts
 from trajstats.report.plots.style import CATEGORIES, axes, ordered_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@accepts(SCAN)
 def plot_fixed_point_count(scan: xr.Dataset, *, law: str, scale: float, ax: Axes | None = None) -> Axes:
     """Draw Q(N, L) against depth for one weight law and scale, one line per width, with standard errors over nets.
 
@@ -42,6 +44,7 @@ def plot_fixed_point_count(scan: xr.Dataset, *, law: str, scale: float, ax: Axes
     return ax
 
 
+@accepts(CENSUS)
 def plot_basins(census: xr.Dataset, *, most: int = 20, ax: Axes | None = None) -> Axes:
     """Draw basin shares with their intervals; cycles hatched, and what did not converge last.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import GLASS, accepts
 from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours
 from trajstats.theory.pspin_statics import dynamic_temperature, pspin_statics
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _LINES = 6
 
 
+@accepts(GLASS)
 def plot_glass_correlation(solution: xr.Dataset, *, quantity: str = "C", ax: Axes | None = None) -> Axes:
     """Draw the correlation or the response of a solved glass against the lag, one colour for each waiting time.
 
@@ -53,6 +55,7 @@ def plot_glass_correlation(solution: xr.Dataset, *, quantity: str = "C", ax: Axe
     return ax
 
 
+@accepts(GLASS)
 def plot_fluctuation_dissipation(solution: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     r"""Draw the integrated response against the correlation: slope :math:`-X/T`.
 
@@ -93,6 +96,7 @@ def plot_fluctuation_dissipation(solution: xr.Dataset, *, ax: Axes | None = None
     return ax
 
 
+@accepts(GLASS)
 def plot_glass_energy(solution: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw how far the energy of a solved glass is from its limit, against time, with its estimated error.
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import ESD, accepts
 from trajstats.report.plots.style import CATEGORIES, axes, ordered_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@accepts(ESD)
 def plot_jacobian_esd(esd: xr.Dataset, comparison: xr.Dataset | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw the mean density of squared singular values at each step, with its band, and the law if it was compared.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trajstats.data.inputs import FITS, accepts
 from trajstats.errors import ArgumentError, unknown
 from trajstats.inference.results import FitResult
 from trajstats.report.plots.style import CATEGORIES, axes
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@accepts(FITS)
 def plot_posterior(fits: Mapping[str, FitResult], /, coefficient: str = "mu", *, ax: Axes | None = None) -> Axes:
     """Draw the marginal posterior of one coefficient for each fit, with median and 95 % interval above it.
 

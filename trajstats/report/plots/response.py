@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import SEPARATION, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP
 from trajstats.report.plots.style import CATEGORIES, axes, clock_label
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@accepts(SEPARATION)
 def plot_response_decay(separation: xr.Dataset, *, label: str = "", colour: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the decay A(t) of the response relative to its start, one line for each replica.
 

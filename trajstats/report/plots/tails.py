@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from trajstats.data.inputs import TAILS, accepts
 from trajstats.report.plots.style import CATEGORIES, axes, clock_label
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def plot_hill(hill: xr.Dataset | Mapping[str, xr.Dataset], *, ax: Axes | None = 
     return ax
 
 
+@accepts(TAILS)
 def plot_tail_index(tails: xr.Dataset, *, quantity: str = "hill_index", ax: Axes | None = None) -> Axes:
     """Draw the tail index of each layer along training: mean over replicas, and its error.
 

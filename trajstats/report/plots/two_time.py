@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import clock_of, default_clock
+from trajstats.data.inputs import DELTA, MATRIX, SLOPES, TRAJECTORY, VAN_HOVE, accepts
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, STEP_PRIME, WAITING_TIME, clock_values
 from trajstats.errors import ArgumentError
 from trajstats.report.plots.style import CATEGORIES, axes, clock_label, lag_label, ordered_colours, plain
@@ -19,6 +20,7 @@ MAX_LEGEND = 8
 FLOOR = "rounding_floor"
 
 
+@accepts(DELTA)
 def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | None = None) -> Axes:
     r"""Draw the MSD against the lag, one colour for each waiting time.
 
@@ -68,6 +70,7 @@ def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | No
     return ax
 
 
+@accepts(DELTA)
 def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None) -> Any:
     """Draw small multiples of the MSD, one panel for each layer, kind or group, on common axes.
 
@@ -120,6 +123,7 @@ def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None
     return panels.ravel()[: len(names)]
 
 
+@accepts(MATRIX)
 def plot_two_time_map(result: xr.DataArray, *, clock: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw an all-pairs observable as a map over both times, on logarithmic times.
 
@@ -174,6 +178,7 @@ def plot_two_time_map(result: xr.DataArray, *, clock: str | None = None, ax: Axe
     return ax
 
 
+@accepts(VAN_HOVE)
 def plot_van_hove(histogram: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw van Hove functions with the Gaussian of the same width and bands of the binomial scatter.
 
@@ -210,6 +215,7 @@ def plot_van_hove(histogram: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@accepts(SLOPES)
 def plot_local_exponent(slopes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     r"""Draw local exponents against the lag, with error bands, and lines at drift (2) and diffusion (1).
 
@@ -245,6 +251,7 @@ def plot_local_exponent(slopes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@accepts(TRAJECTORY)
 def plot_loss(
     trajectory: xr.Dataset,
     regimes: xr.Dataset | None = None,
