@@ -95,7 +95,7 @@ OPTIONS = {
 }
 DATA = {
     "aging": [
-        (xr.DataArray(np.ones((3, 3)), dims=("step", "step_prime")), ArgumentError, "Use trajstats.msd"),
+        (xr.DataArray(np.ones((3, 3)), dims=("step", "step_prime")), ArgumentError, "Make one with msd"),
         (MSD.astype(str), ArgumentError, "delta has dtype"),
         (two_time(MSD.values, waiting_time=("pair", ["late"] * LAG.size)), ArgumentError, "waiting_time has dtype"),
         (two_time(MSD.values, waiting_time=3.0), ArgumentError, r"lacks the coordinates \['waiting_time'\] along pair"),
@@ -130,7 +130,7 @@ DATA = {
         (PAIR_OF_LOSSES.rename(loss="seed"), ArgumentError, "lie along run"),
     ],
     "decay": [
-        (LOSS.to_dataset(name="loss"), ArgumentError, "got Dataset"),
+        (LOSS.to_dataset(name="loss"), ArgumentError, "got a Dataset"),
         (LOSS[:0], FitError, "0 bins"),
         (LOSS[:2], FitError, "1 bins"),
         (NAN * LOSS, NonFiniteError, "53 of 53 losses are NaN"),
