@@ -316,8 +316,11 @@ def _shared_buffers(
     counts: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for checkpoint in checkpoints:
         counts.update((name, tensor.shape, tensor.dtype) for name, tensor in checkpoint.buffers.items())
-    shared = {name: (shape, kind) for (name, shape, kind), n in counts.items() if n == len(checkpoints)}
-    lost = {name: "a buffer that not every checkpoint holds with one shape and type" for name, _, _ in counts}
+    shared = {n: (shape, kind) for (n, shape, kind), k in counts.items() if k == len(checkpoints) and 0 not in shape}
+    lost = {
+        name: "an empty buffer" if 0 in shape else "a buffer that not every checkpoint holds with one shape and type"
+        for name, shape, _ in counts
+    }
     ordered = {name: shared[name] for name in sorted(shared, key=natural_key)}
     return ordered, {name: why for name, why in lost.items() if name not in shared}
 
