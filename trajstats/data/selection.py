@@ -90,6 +90,7 @@ TRAINER_KEYS = frozenset(
         "val_metrics",
     ]
 )
+STATISTICS_KEYS = frozenset(["batch_stats", "buffers"])  # beside the parameters, and part of the model
 MOMENTS = frozenset(
     ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
 )
@@ -150,7 +151,7 @@ def _one_model(found: Checkpoint, names: list[str], passed: dict[str, str]) -> l
         sets.setdefault(head if head in found.containers and head != name else "", []).append(name)
     bare = sets.pop("", [])
     known = [head for head in sets if head in MODEL_KEYS and _is_weights(found, sets[head])]
-    others = [head for head in sets if head not in known and head.lower() not in {"batch_stats", "buffers"}]
+    others = [head for head in sets if head not in known and head not in STATISTICS_KEYS]
     rivals = [head for head in others if _is_weights(found, sets[head]) and (known or _AVERAGED.search(head))]
     if len(known) > 1 or (rivals and len(sets) > 1):
         listed = ", ".join(f"part={head!r:.80} ({_described(found, sets[head])})" for head in [*known, *others])
@@ -207,6 +208,8 @@ def _without_twins(found: Checkpoint, names: Iterable[str], passed: dict[str, st
 
 def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -> dict[str, str]:
     """Take off what is around all names: the mapping that holds the model, and the marks of wrappers."""
+    aside = [name for name in names if name.partition(".")[0] in STATISTICS_KEYS & containers]
+    names = [name for name in names if name not in set(aside)]
     start = len(part) + 1 if part is not None and names and all(n.startswith(f"{part}.") for n in names) else 0
     while names:
         head = names[0][start:].partition(".")[0]
@@ -216,8 +219,8 @@ def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -
         if not around or head not in MODEL_KEYS or not (whole in containers or head.endswith("state_dict")):
             break
         start = len(whole) + 1
-    short = without_wrappers(name[start:] for name in names)
-    return {name: short[name[start:]] for name in names}
+    short = without_wrappers([*(name[start:] for name in names), *aside])
+    return {name: short[name[start:]] for name in names} | {name: short[name] for name in aside}
 
 
 def _split(path: str, tensors: Mapping[str, Tensor], passed: dict[str, str]) -> Checkpoint:

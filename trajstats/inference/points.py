@@ -257,7 +257,8 @@ def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> N
                     "pairs out with on_nan='skip'."
                 )
             hint = (
-                "The weights did not move: leave those pairs out."
+                "The weights did not move. Leave out the later of two equal checkpoints: run.drop_sel(step=[...]), or "
+                "ingest again with drop_identical=True."
                 if word == "zero"
                 else "A mean square cannot be: check its source."
             )
