@@ -11,6 +11,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from trajstats.data.buffers import buffers_at
+from trajstats.data.inputs import TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, check_trajectory
 
 BUFFERS = "buffers"
@@ -18,6 +19,7 @@ _BLOCK_BYTES = 32 * 2**20
 _SHOWN = 20
 
 
+@accepts(TRAJECTORY)
 def check_finite(trajectory: xr.Dataset, /, *, progress: bool = False) -> xr.Dataset:
     """Find NaN and infinity in weights, buffers, clocks and recorded series.
 
