@@ -17,7 +17,9 @@ import xarray as xr
 
 from trajstats.data.budget import shorten
 from trajstats.data.kept import UNVERIFIED, load_kept_tree, save_kept
+from trajstats.data.schema import STEP
 from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
+from trajstats.inference.labels import labelled, labelled_array
 from trajstats.inference.uncertainty import half_interval
 
 LEVELS = (0.68, 0.90, 0.95)
@@ -77,6 +79,14 @@ class FitResult:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     log_likelihood: xr.Dataset = field(default_factory=xr.Dataset)
 
+    def __post_init__(self) -> None:
+        # frozen: the labels are part of making it
+        clock = str(self.attrs.get("clock", STEP))
+        for place in ("posterior", "data", "diagnostics", "log_likelihood"):
+            object.__setattr__(self, place, labelled(getattr(self, place), place, clock=clock))
+        tables = {name: labelled(table, name, clock=clock) for name, table in self.tables.items()}
+        object.__setattr__(self, "tables", tables)
+
     def __repr__(self) -> str:
         # coefficients with their 68 % intervals, then status and flags: what to paste into a notebook
         table = self.summary(levels=(0.68,))
@@ -133,7 +143,7 @@ class FitResult:
         result.attrs = {"kind": self.kind, "status": self.status, "flags": "; ".join(self.flags)}
         if "used" in self.attrs:
             result.attrs["used"] = str(self.attrs["used"])
-        return result
+        return labelled(result, "summary")
 
     def predict(self, **where: Any) -> xr.DataArray:
         """Predict from the posterior.
@@ -158,7 +168,8 @@ class FitResult:
             msg = f"a fit of kind {shorten(self.kind)} does not predict; those of {', '.join(_PREDICTORS)} do"
             raise UnsupportedError(msg)
         module, name = _PREDICTORS[self.kind].split(":")
-        return getattr(importlib.import_module(module), name)(self, **where)
+        found = getattr(importlib.import_module(module), name)(self, **where)
+        return labelled_array(found, clock=str(self.attrs.get("clock", STEP)))
 
     def to_datatree(self) -> xr.DataTree:
         """Give the groups that ArviZ reads.

@@ -377,7 +377,8 @@ def _judgement(found: Measured) -> list[str]:
         f"({unit_of(found.clock)}). "
         "What its interval rests on: "
     )
-    return [part + ("; ".join(found.fit.flags) or "no flag was raised") + "."]
+    used = f"Used: {found.fit.attrs['used']}." if "used" in found.fit.attrs else ""
+    return [part + ("; ".join(found.fit.flags) or "no flag was raised") + f". {used}".rstrip()]
 
 
 def _on_clock(runs: Runs) -> str:
