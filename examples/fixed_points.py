@@ -63,7 +63,7 @@ def autoencoder(out: Path, *, quick: bool) -> tuple[list[dict], float]:
     steps = 300 if quick else 20_000
     store = out / "autoencoder.zarr"
     network, run, digits = train_autoencoder(store, steps=steps, hidden=(64,) if quick else (128, 128))
-    weights = run.weights.isel(replica=0, step=-1).values
+    weights = run.isel(replica=0, step=-1)
     dim = digits.shape[1]
     noisy = np.repeat(digits, 10, axis=0) + 0.3 * np.random.default_rng(0).standard_normal((10 * len(digits), dim))
     censuses = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -15,12 +17,17 @@ from scipy.sparse.linalg import LinearOperator
 
 from trainers.jax_curvature import JaxCurvature
 from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
+from trainers.pytrees import key_path, named_leaves
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
 
 # How many threads XLA starts on a CPU; read once, when JAX first computes. (In JAX 0.10 its flag
 # xla_cpu_multi_thread_eigen changes nothing.)
 THREADS_VARIABLE = "PJRT_NPROC"
+
+
+# Buffers of the call that is being compiled.
+_HELD: ContextVar[list[Any] | None] = ContextVar("held", default=None)
 
 
 class JaxNetwork(FrameworkNetwork):
@@ -31,14 +38,18 @@ class JaxNetwork(FrameworkNetwork):
     Parameters
     ----------
     apply_fn : callable (params, inputs) -> outputs (b, n_outputs)
-        The model. If it has methods ``features(params, inputs)`` and ``jacobian_factors(params, inputs)``, they are
-        used.
+        The model; (params, buffers, inputs) if `buffers` are given. If it has methods ``features`` and
+        ``jacobian_factors`` of the same arguments, they are used.
     params : pytree of arrays
-        Gives names, shapes and order of the weights: depth first, mappings in their own order.
+        Gives names (`trainers.pytrees.named_leaves`), shapes and order of the weights: depth first, mappings in their
+        own order.
     loss_fn : callable (outputs, targets) -> scalar
         Mean (or sum, see `reduction`) over the batch.
     data : (inputs, targets)
         Arrays whose first axis is the example.
+    buffers : pytree of arrays, optional
+        What the model holds and does not train, such as flax's ``batch_stats``. Estimators give each checkpoint's own
+        where the run holds them.
     l2 : float
         The factor :math:`\lambda` of the L2 term.
     reduction : str
@@ -72,11 +83,12 @@ class JaxNetwork(FrameworkNetwork):
 
     def __init__(
         self,
-        apply_fn: Callable[[Any, Any], Any],
+        apply_fn: Callable[..., Any],
         params: Any,
         loss_fn: Callable[[Any, Any], Any],
         data: tuple[Any, Any],
         *,
+        buffers: Any = None,
         l2: float = 0.0,
         reduction: str = "mean",
         dtype: str = "float32",
@@ -97,6 +109,10 @@ class JaxNetwork(FrameworkNetwork):
         self.apply_fn = apply_fn
         names, leaves, self._order, self._treedef = flat_order(params)
         self._layers = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
+        state = {} if buffers is None else named_leaves(buffers)
+        self._buffers = {name: tuple(np.shape(leaf)) for name, leaf in state.items()}
+        self._state_order, self._state_treedef = (None, None) if buffers is None else flat_order(buffers)[2:]
+        self._given = {name: self._cast(leaf) for name, leaf in state.items()}
         self._compiled: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +190,7 @@ class JaxNetwork(FrameworkNetwork):
             msg = "this apply_fn has no features(params, inputs) -> {name: activations}; give it one (see JaxMLP)"
             raise UnsupportedError(msg)
         with self._precision():
-            run = self._jit("features", lambda w, x: found(self._params(w), x))
+            run = self._jit("features", lambda w, x: found(*self._model(w), x))
             named = run(self._flat(weights), self._cast(inputs))
             if layer not in named:
                 raise ArgumentError(unknown("layer", layer, named))
@@ -223,7 +239,7 @@ class JaxNetwork(FrameworkNetwork):
             )
             raise UnsupportedError(msg)
         with self._precision():
-            run = self._jit("jacobian_factors", lambda w, x: found(self._params(w), x))
+            run = self._jit("jacobian_factors", lambda w, x: found(*self._model(w), x))
             pairs = run(self._flat(weights), self._cast(inputs))
             return [(np.asarray(d), np.asarray(matrix)) for d, matrix in pairs]
 
@@ -240,9 +256,18 @@ class JaxNetwork(FrameworkNetwork):
             yield
 
     def _jit(self, name: Any, function: Callable[..., Any]) -> Any:
+        # Buffers are an argument of what is compiled, for they differ between checkpoints.
         if name not in self._compiled:
-            self._compiled[name] = jax.jit(function)
-        return self._compiled[name]
+
+            def at(buffers: list[Any], *given: Any) -> Any:
+                before = _HELD.set(buffers)
+                try:
+                    return function(*given)
+                finally:
+                    _HELD.reset(before)
+
+            self._compiled[name] = jax.jit(at)
+        return functools.partial(self._compiled[name], list(self._given.values()))
 
     def _flat(self, weights: Any) -> Any:
         return jnp.asarray(self._checked(weights))
@@ -250,8 +275,18 @@ class JaxNetwork(FrameworkNetwork):
     def _params(self, w: Any) -> Any:
         return unravel(w, list(self._layers.values()), self._order, self._treedef)
 
+    def _model(self, w: Any) -> tuple[Any, ...]:
+        # The model's arguments before the inputs.
+        if self._state_order is None:
+            return (self._params(w),)
+        held = _HELD.get()
+        leaves = list(self._given.values()) if held is None else held
+        return self._params(w), jax.tree_util.tree_unflatten(
+            self._state_treedef, [leaves[k] for k in self._state_order]
+        )
+
     def _outputs(self, w: Any, x: Any) -> Any:
-        return self.apply_fn(self._params(w), x)
+        return self.apply_fn(*self._model(w), x)
 
     def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
         return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])
@@ -271,7 +306,7 @@ def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:
     Returns
     -------
     names : list of str
-        Keys joined by dots, in flat order.
+        As `trainers.pytrees.named_leaves` names them, in flat order.
     leaves : list of array
         In flat order.
     order : list of int
@@ -280,27 +315,10 @@ def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:
         To rebuild the pytree from JAX's order.
     """
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    keys = []
-    for position, (path, _) in enumerate(with_paths):
-        node, key = params, []
-        for entry in path:
-            if isinstance(node, Mapping):
-                key.append(list(node).index(entry.key))
-                node = node[entry.key]
-            elif isinstance(node, Sequence):
-                key.append(entry.idx)
-                node = node[entry.idx]
-            else:
-                # Below a node of a registered class JAX's own order is the only one there is.
-                key.append(position)
-                break
-        keys.append(key)
-    flat = sorted(range(len(with_paths)), key=lambda k: keys[k])
-    order = [0] * len(flat)
-    for place, k in enumerate(flat):
-        order[k] = place
-    names = [jax.tree_util.keystr(with_paths[k][0], simple=True, separator=".") for k in flat]
-    return names, [with_paths[k][1] for k in flat], order, treedef
+    named = named_leaves(params)
+    places = {name: place for place, name in enumerate(named)}
+    order = [places[".".join(key_path(path))] for path, _ in with_paths]
+    return list(named), list(named.values()), order, treedef
 
 
 def unravel(w: Any, shapes: Sequence[tuple[int, ...]], order: Sequence[int], treedef: Any) -> Any:

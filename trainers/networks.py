@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from trajstats.data.arrays import to_numpy
 from trajstats.errors import ArgumentError, SchemaError, unknown
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
 
@@ -54,6 +55,7 @@ class FrameworkNetwork(ABC):
     """
 
     _layers: Mapping[str, tuple[int, ...]]
+    _buffers: Mapping[str, tuple[int, ...]]
 
     def __init__(
         self,
@@ -89,17 +91,26 @@ class FrameworkNetwork(ABC):
         self.batch_size = int(batch_size)
         self.memory = int(memory)
         self.products = products
-        self._latest: tuple[Any, LinearOperator] | None = None
+        # One entry, shared with the networks that `with_buffers` makes.
+        self._latest: list[tuple[Any, LinearOperator]] = []
+        # Buffers given by `with_buffers`, as arrays of the framework, and a hash of their values.
+        self._given: dict[str, Any] = {}
+        self._given_hash = 0
         self._inputs = self._cast(data[0])
         self._targets = self._cast(data[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}
+        return {**self.__dict__, "_latest": []}
 
     @property
     def layers(self) -> Mapping[str, tuple[int, ...]]:
         """Name -> shape, in the order of the flat vector."""
         return self._layers
+
+    @property
+    def buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of what is not trained and that checkpoints hold; `with_buffers` takes it."""
+        return self._buffers
 
     @property
     def n_parameters(self) -> int:
@@ -124,12 +135,28 @@ class FrameworkNetwork(ABC):
         """
         if kind not in CURVATURE_KINDS:
             raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-        key = (kind, hash(np.asarray(weights).tobytes()))
-        latest = self._latest
+        key = (kind, hash(np.asarray(weights).tobytes()), self._given_hash)
+        latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] != key:
             # One entry: the tasks of one checkpoint follow each other. Another thread may put its own there meanwhile.
-            latest = self._latest = (key, self._linearise(weights, kind))
+            latest = (key, self._linearise(weights, kind))
+            self._latest[:] = [latest]
         return latest[1]
+
+    def with_buffers(self, buffers: Mapping[str, Any]) -> Self:
+        """Give the same network with other values of some of its buffers; it shares everything else with this one."""
+        arrays = {str(name): np.array(to_numpy(value)) for name, value in buffers.items()}
+        for name, array in arrays.items():
+            if name not in self._buffers:
+                raise SchemaError(unknown("buffer", name, self._buffers))
+            if array.shape != self._buffers[name]:
+                msg = f"buffer {name!r} has shape {array.shape}; the network's has {self._buffers[name]}"
+                raise SchemaError(msg)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._given = {**self._given, **{name: self._cast(array) for name, array in arrays.items()}}
+        view._given_hash = hash((self._given_hash, *((name, array.tobytes()) for name, array in arrays.items())))
+        return view
 
     def _jacobian(
         self, forward: Callable[[np.ndarray], np.ndarray], backward: Callable[[np.ndarray], np.ndarray]

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 
 from trainers.module_state import is_module, module_buffers, module_parameters, split_state
+from trainers.pytrees import named_leaves
 from trajstats.data.arrays import to_numpy
 from trajstats.data.store import TrajectoryWriter, open_trajectory
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, StoreNotFoundError, unknown
 
 
-def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def layer_shapes(arrays: Any) -> dict[str, tuple[int, ...]]:
     """List name -> shape of named arrays, the `layers` of a trajectory store.
 
     Parameters
     ----------
-    arrays : mapping name -> array
-        In the order the flat vector shall have. Of a torch module, its parameters.
+    arrays : mapping name -> array, or pytree
+        In the order the flat vector shall have; nested ones are named by `named_leaves`. Of a torch module, its
+        parameters.
 
     Returns
     -------
@@ -34,16 +36,16 @@ def layer_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     >>> layer_shapes({"w": np.zeros((2, 3)), "b": np.zeros(2)})
     {'w': (2, 3), 'b': (2,)}
     """
-    arrays = module_parameters(arrays) if is_module(arrays) else arrays
+    arrays = module_parameters(arrays) if is_module(arrays) else named_leaves(arrays)
     return {str(name): tuple(int(n) for n in np.shape(array)) for name, array in arrays.items()}
 
 
-def flatten(arrays: Mapping[str, Any], dtype: Any = None) -> np.ndarray:
+def flatten(arrays: Any, dtype: Any = None) -> np.ndarray:
     """Lay named arrays end to end, each in C order.
 
     Parameters
     ----------
-    arrays : mapping name -> array
+    arrays : mapping name -> array, or pytree
         Of NumPy, torch or JAX; torch's bfloat16 becomes the equal float32.
     dtype : dtype, optional
         Type of the result; the arrays' common type if not given.
@@ -57,7 +59,7 @@ def flatten(arrays: Mapping[str, Any], dtype: Any = None) -> np.ndarray:
     >>> flatten({"w": np.arange(4.0).reshape(2, 2), "b": np.array([9.0])}).tolist()
     [0.0, 1.0, 2.0, 3.0, 9.0]
     """
-    parts = [to_numpy(array).reshape(-1) for array in arrays.values()]
+    parts = [to_numpy(array).reshape(-1) for array in named_leaves(arrays).values()]
     flat = np.concatenate(parts) if parts else np.zeros(0)
     return flat if dtype is None else flat.astype(dtype, copy=False)
 
@@ -112,7 +114,7 @@ class Recorder:
         Optimiser steps at which to record, such as `trajstats.aging_schedule` gives.
     replica : int
         Label of this run among runs of the same settings, usually the seed.
-    buffers : mapping name -> array, or name -> (shape, dtype), optional
+    buffers : mapping name -> array, or name -> (shape, dtype), or pytree of arrays, optional
         State that is not trained, such as running statistics; those of the module if one is given.
     attrs : mapping, optional
         Task and optimiser settings; kept with the store as JSON.
@@ -157,6 +159,8 @@ class Recorder:
         if is_module(layers):
             buffers = module_buffers(layers) if buffers is None else buffers
             layers = layer_shapes(layers)
+        if isinstance(buffers, Mapping) and any(isinstance(value, Mapping) for value in buffers.values()):
+            buffers = named_leaves(buffers)
         self._buffers = dict(buffers or {})
         self._writer = TrajectoryWriter(
             path, layers, replica=replica, buffers=buffers, attrs=dict(attrs or {}), **writer_options
@@ -181,17 +185,18 @@ class Recorder:
         """Tell whether the schedule asks for this step and the store does not have it yet."""
         return step in self._due and step not in self._done
 
-    def record(self, step: int, weights: Any, *, buffers: Mapping[str, Any] | None = None, **series: float) -> None:
+    def record(self, step: int, weights: Any, *, buffers: Any = None, **series: float) -> None:
         """Append one checkpoint.
 
         Parameters
         ----------
         step : int
             The optimiser step.
-        weights : mapping name -> array, or ndarray (n_parameters,)
-            The weights now, of any framework; torch tensors are detached and copied to the CPU, and bfloat16 is stored
-            as the equal float32. Of a torch module, or of a state dict that holds the buffers too, both are recorded.
-        buffers : mapping name -> array, optional
+        weights : mapping name -> array, pytree, or array (n_parameters,)
+            The weights now, of any framework, nested ones named by `named_leaves`; an array is taken in the order of
+            the layers. Torch tensors are detached and copied to the CPU, and bfloat16 is stored as the equal float32.
+            Of a torch module, or of a state dict that holds the buffers too, both are recorded.
+        buffers : mapping name -> array, or pytree, optional
             The buffers now, if the run has any and they are not among `weights`.
         **series : float
             Scalars such as ``loss``, and clocks (``epoch``, ``proper_time``).
@@ -199,9 +204,11 @@ class Recorder:
         if is_module(weights):
             buffers = module_buffers(weights) if buffers is None else buffers
             weights = module_parameters(weights)
-        elif isinstance(weights, Mapping) and buffers is None:
-            weights, buffers = split_state(weights, self._writer.layers, self._buffers)
-        self._writer.append(step, weights, buffers=buffers, **series)
+        elif not hasattr(weights, "shape"):
+            weights = named_leaves(weights)
+            if buffers is None:
+                weights, buffers = split_state(weights, self._writer.layers, self._buffers)
+        self._writer.append(step, weights, buffers=None if buffers is None else named_leaves(buffers), **series)
         self._done.add(step)
 
 

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
-from trainers.torch_curvature import TorchCurvature, derivative
+from trainers.torch_curvature import TorchCurvature, derivative, held_buffers
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
 from trajstats.threads import torch_threads
@@ -44,8 +44,9 @@ class TorchNetwork(FrameworkNetwork):
     r"""A torch module, its loss and its data as a function of the flat weight vector.
 
     :math:`L(w)=\frac1n\sum_a\ell(f_w(x_a),y_a)+\lambda\sum_iw_i^2`. The flat vector is the module's parameters in the
-    order of ``named_parameters``, each in C order; tied parameters appear once; buffers stay as they are. The module is
-    copied and put in evaluation mode: dropout is off and batch norms use their running statistics. Threads may share a
+    order of ``named_parameters``, each in C order; tied parameters appear once. The module is copied and put in
+    evaluation mode: dropout is off and batch norms use their running statistics, those of the module until
+    `with_buffers` gives others (as estimators do, of each checkpoint of a run that holds them). Threads may share a
     network: each works on a copy of the module's structure, made at its first call, with the same tensors.
 
     Parameters
@@ -119,6 +120,9 @@ class TorchNetwork(FrameworkNetwork):
         self._name = uuid.uuid4().hex
         self._targets = _targets(self._targets)
         self._layers = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+        self._tied = _other_names(self.module)
+        kept = self.module.state_dict().keys()
+        self._buffers = {name: tuple(b.shape) for name, b in self.module.named_buffers() if name in kept}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: kept for name, kept in super().__getstate__().items() if name != "_here"} | {"_traced": {}}
@@ -142,6 +146,11 @@ class TorchNetwork(FrameworkNetwork):
             return None
         parts = [torch.full((p.numel(),), float(p.requires_grad)) for p in module.parameters()]
         return torch.cat(parts).to(self._torch_dtype)
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Further names of tensors that have several, with the one in `layers` or `buffers`."""
+        return self._tied
 
     @property
     def n_outputs(self) -> int:
@@ -275,7 +284,7 @@ class TorchNetwork(FrameworkNetwork):
         return {n: part.reshape(shape) for (n, shape), part in zip(self._layers.items(), parts, strict=True)}
 
     def _outputs(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return functional_call(self._own, self._named(w), (x,))
+        return functional_call(self._own, {**self._named(w), **held_buffers(self)}, (x,))
 
     def _data_loss(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.loss_fn(self._outputs(w, x), y)
@@ -283,6 +292,15 @@ class TorchNetwork(FrameworkNetwork):
     def _examples(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         return self._inputs[rows], self._targets[rows]
+
+
+def _other_names(module: torch.nn.Module) -> dict[str, str]:
+    # The names under which a shared parameter or buffer appears again.
+    again: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        first = {id(tensor): name for name, tensor in named()}
+        again |= {n: first[id(t)] for n, t in named(remove_duplicate=False) if first[id(t)] != n}
+    return again
 
 
 def _targets(targets: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ TRACES: dict[Any, Traced] = {}
 MOST_TRACES = 8
 Product = Callable[[torch.Tensor], torch.Tensor]
 Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
+
+
+# Buffers that a trace has as arguments, while it is made.
+_HELD: ContextVar[dict[str, torch.Tensor] | None] = ContextVar("held", default=None)
 
 
 class TorchCurvature(FrameworkCurvature):
@@ -123,13 +128,13 @@ class TorchCurvature(FrameworkCurvature):
             if traced is None:
                 self._held = None
                 return None
-            parts.append((share, traced.at(self._w, x, y)))
+            parts.append((share, traced.at(*self._fixed(x, y))))
         return Programs(size, parts)
 
     def _traced(self, x: torch.Tensor, y: torch.Tensor, size: int) -> Traced | None:
         # Traced once for all checkpoints; None where that fails.
         kept = self._network._traced
-        key = (self._kind, size, tuple(x.shape), tuple(y.shape))
+        key = (self._kind, size, tuple(x.shape), tuple(y.shape), tuple(self._network._given))
         with TRACING:
             if key not in kept:
                 rows = torch.from_numpy(np.random.default_rng(0).standard_normal((size, len(self._w)))).to(
@@ -148,24 +153,33 @@ class TorchCurvature(FrameworkCurvature):
         return kept[key]
 
     def _of_rows(self) -> Callable[..., torch.Tensor]:
-        return lambda w, x, y, rows: vmap(self._product(_forward, w, x, y))(rows)
+        def of(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            *buffers, rows = rest
+            with _holding(self._network, buffers):
+                return vmap(self._product(_forward, w, x, y))(rows)
+
+        return of
+
+    def _fixed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # What a trace has as arguments: buffers too, for they differ between checkpoints.
+        return (self._w, x, y, *self._network._given.values())
 
     def _trace(self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> Traced | None:
         try:
-            traced = Traced(self._of_rows(), (self._w, x, y), rows)
+            traced = Traced(self._of_rows(), self._fixed(x, y), rows)
         except UNTRACEABLE:
             return None
         return traced if self._right(traced, x, y, rows) else None
 
     def _right(self, traced: Traced, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> bool:
         try:
-            program = traced.at(self._w, x, y)
+            program = traced.at(*self._fixed(x, y))
             # The second call shows whether the first has changed what it needs.
             program(rows)
             found = program(rows)[:2]
         except UNTRACEABLE:
             return False
-        return agree(found, self._of_rows()(self._w, x, y, rows[:2]))
+        return agree(found, self._of_rows()(*self._fixed(x, y), rows[:2]))
 
     def _plain(self) -> Iterator[tuple[float, Product]]:
         # The share of each part of the examples, and its product with the rows of a matrix.
@@ -193,6 +207,21 @@ class TorchCurvature(FrameworkCurvature):
         backward = vjp(losses, w)[1]
         scale = 1.0 / len(x) if network.reduction == "mean" else 1.0
         return lambda v: scale * backward(forward(v))[0]
+
+
+def held_buffers(network: TorchNetwork) -> dict[str, torch.Tensor]:
+    """Name the buffers at which a network is evaluated, other than its module's own."""
+    held = _HELD.get()
+    return network._given if held is None else held
+
+
+@contextmanager
+def _holding(network: TorchNetwork, buffers: list[torch.Tensor]) -> Iterator[None]:
+    before = _HELD.set(dict(zip(network._given, buffers, strict=True)))
+    try:
+        yield
+    finally:
+        _HELD.reset(before)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,15 @@ class Network(Protocol):
 
     Notes
     -----
+    ``layers`` is what weights are matched by, never their position: a run whose layers have the same names and shapes
+    in another order is reordered, any other is refused. An object without it is taken to have the run's order, with a
+    warning.
+
+    Optional members: ``buffers`` (mapping name -> shape, state that is not trained, such as running statistics) and
+    ``with_buffers(mapping name -> array)``, which returns the same network with those values and leaves this one as it
+    is; estimators give it the buffers of each checkpoint. ``tied`` (mapping of names to names) lists further names of
+    tensors that have several. ``jacobian_operator(weights, input)``, ``threads``, ``reduction``.
+
     An implementation is picklable, builds its computation graph on first use in each process, and does not change the
     process's thread settings beyond its own calls.
     """

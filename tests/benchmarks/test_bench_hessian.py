@@ -110,14 +110,14 @@ def test_bench_spectrum_against_peers(benchmark):
     loss_fn = torch.nn.CrossEntropyLoss()
     network = TorchNetwork(module, loss_fn, (x, y))
     shifts = 0.01 * np.random.default_rng(0).standard_normal((CHECKPOINTS, flat(module).size)).astype(np.float32)
-    run = trajectory_dataset(flat(module) + shifts, step=range(CHECKPOINTS))
+    run = trajectory_dataset(flat(module) + shifts, step=range(CHECKPOINTS), layers=network.layers)
     options = {"method": "lanczos", "probes": PROBES, "order": ORDER, "rng": 0}
 
     in_jax = jax_network(module, x, y)
     kept = []
 
     def spectra(of, steps=None, **more):
-        of._latest = None
+        of._latest.clear()
         hessian_spectrum(of, run, steps=steps, **options, **more)
 
     def each(of, **more):
@@ -192,7 +192,7 @@ def test_bench_two_workers_against_one(benchmark, deflate):
 
     module, x, y = mlp_a()
     network = TorchNetwork(module, torch.nn.functional.cross_entropy, (x, y))
-    run = trajectory_dataset(np.repeat(flat(module)[None], 8, axis=0), step=range(8))
+    run = trajectory_dataset(np.repeat(flat(module)[None], 8, axis=0), step=range(8), layers=network.layers)
     options = {"method": "lanczos", "probes": PROBES, "order": ORDER, "rng": 0, "deflate": deflate}
     seconds = {1: [], 2: []}
 

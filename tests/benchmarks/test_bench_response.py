@@ -12,7 +12,7 @@ from trajstats.data.schema import trajectory_dataset
 
 NET = TanhNet(64, 128, 10)
 RNG = np.random.default_rng(0)
-RUN = trajectory_dataset(RNG.normal(size=(1, NET.n_parameters)) / 8, step=[0])
+RUN = trajectory_dataset(RNG.normal(size=(1, NET.n_parameters)) / 8, step=[0], layers=NET.layers)
 X = RNG.normal(size=(40, 64))
 
 

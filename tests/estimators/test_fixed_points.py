@@ -3,6 +3,7 @@ import pytest
 from reference.numpy_mlp import NumpyMLP, draw
 
 from trajstats import CheckpointLaw, RandomNet, attractor_slice, census_scan, fixed_point_census
+from trajstats.data.schema import trajectory_dataset
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError
 
 
@@ -136,7 +137,8 @@ def test_saturation_and_missed():
 def test_a_network_at_a_checkpoint_equals_the_map():
     net = NumpyMLP((8, 8, 8))
     weights = draw((8, 8, 8), scale=1.5, bias=0.2, seed=4)
-    there = fixed_point_census(net, 8, weights=weights, starts=100, rng=0)
+    run = trajectory_dataset(weights[None], step=[0], layers=net.layers)
+    there = fixed_point_census(net, 8, weights=run.sel(replica=0, step=0), starts=100, rng=0)
     here = fixed_point_census(lambda x: net.outputs(weights, x), 8, starts=100, rng=0)
     np.testing.assert_allclose(there.point, here.point, atol=1e-9)
     np.testing.assert_array_equal(there.label, here.label)

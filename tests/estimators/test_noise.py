@@ -23,6 +23,7 @@ from trajstats.data.schema import trajectory_dataset
 RNG = np.random.default_rng(0)
 NETWORK = SoftmaxLinear(RNG.standard_normal((8, 4)), RNG.integers(0, 3, 8), l2=0.05)
 LAYERS = {"a": (2, 4), "b": (4,)}
+NETWORK.layers = LAYERS
 
 
 def trajectory(steps=(0, 10), replicas=1, n=12):
@@ -66,6 +67,7 @@ def test_noise_per_sample_and_of_fixed_batches():
 
 def test_estimate_from_some_examples_is_unbiased():
     network = SoftmaxLinear(RNG.standard_normal((40, 4)), RNG.integers(0, 3, 40))
+    network.layers = LAYERS
     run = trajectory(steps=(0,))
     exact = gradient_noise(network, run, of="sample", per="all").D2.item()
     draws = [gradient_noise(network, run, of="sample", per="all", examples=5, rng=s).D2.item() for s in range(300)]
@@ -82,6 +84,7 @@ def test_sum_losses_scale_with_the_batch():
             return self.example_gradients(weights, indices).sum(axis=0) + 2 * self.l2 * weights
 
     network = Summed(NETWORK.x, NETWORK.y, l2=0.05)
+    network.layers = LAYERS
     run = trajectory(steps=(0,))
     found = gradient_noise(network, run, batch_size=3, per="all")
     w = run.weights.values[0, 0]

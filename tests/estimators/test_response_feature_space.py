@@ -14,8 +14,8 @@ from trajstats.errors import ArgumentError
 from trajstats.estimators.feature_space import TANGENT, dimensions
 
 
-def one_checkpoint(weights):
-    return trajectory_dataset(np.asarray(weights, dtype=np.float64)[None], step=[0])
+def one_checkpoint(weights, layers=None):
+    return trajectory_dataset(np.asarray(weights, dtype=np.float64)[None], step=[0], layers=layers)
 
 
 def naive_pair_averages(x):
@@ -109,7 +109,7 @@ def test_dead_features_are_nan_and_not_an_error():
     net = TanhNet(3, 4, 2)
     size = feature_space(
         net,
-        one_checkpoint(np.zeros(net.n_parameters)),
+        one_checkpoint(np.zeros(net.n_parameters), net.layers),
         np.random.default_rng(8).normal(size=(20, 3)),
         layers=["h"],
         kernel=False,

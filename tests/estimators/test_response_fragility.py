@@ -11,9 +11,9 @@ from trajstats.data.schema import trajectory_dataset
 from trajstats.errors import ArgumentError
 
 
-def run_of(weights):
+def run_of(weights, layers=None):
     weights = np.atleast_2d(np.asarray(weights, dtype=np.float64))
-    return trajectory_dataset(weights, step=np.arange(len(weights)))
+    return trajectory_dataset(weights, step=np.arange(len(weights)), layers=layers)
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", 1), ("l2", 2)])
@@ -41,7 +41,7 @@ def test_pgd_is_never_worse_than_fgsm_and_both_flip():
     rng = np.random.default_rng(2)
     net = TanhNet(6, 10, 4)
     x = rng.normal(size=(30, 6))
-    found = fragility(net, run_of(1.5 * rng.normal(size=(2, net.n_parameters))), x, max_epsilon=4.0)
+    found = fragility(net, run_of(1.5 * rng.normal(size=(2, net.n_parameters)), net.layers), x, max_epsilon=4.0)
     fgsm, pgd = found.fgsm.values, found.pgd.values
     assert (pgd <= fgsm + 1e-12)[np.isfinite(fgsm)].all()
     assert np.isfinite(pgd).mean() > 0.9

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trajstats as ts
-from trajstats.errors import ArgumentError, StoreError
+from trajstats.errors import ArgumentError, SchemaError, StoreError
 from trajstats.report.html import _svg_uri, interval_text
 from trajstats.report.measured import choose_waiting_times, measure
 from trajstats.report.redaction import shown_attrs, without_secrets
@@ -131,7 +131,7 @@ def test_with_a_network(tmp_path):
     assert ">Curvature</h2>" in text
     code = code_of(text).replace("run = ...", "run = given").replace("network = ...", "network = net")
     assert redo(code, {"given": run, "net": network}) == FIGURE.findall(text)
-    with pytest.raises(ArgumentError, match="the network has"):
+    with pytest.raises(SchemaError, match="the network has"):
         ts.analyze(ts.trajectory_dataset(walk(0), step=STEPS), tmp_path / "s.html", network=network)
     assert not (tmp_path / "s.html").exists()
 

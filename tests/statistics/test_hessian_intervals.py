@@ -101,9 +101,9 @@ def test_accuracy_on_a_trained_net_at_eight_hundred_products():
         loss(module(x[rows]), y[rows]).backward()
         optimiser.step()
     weights = np.concatenate([p.detach().numpy().ravel() for p in module.parameters()])
-    run = trajectory_dataset(weights[None], step=[1000])
     assert weights.size == 2130
     exact = TorchNetwork(module, loss, (x, y), dtype="float64")
+    run = trajectory_dataset(weights[None], step=[1000], layers=exact.layers)
     known = hessian_spectrum(exact, run, method="exact", rng=0).nodes.values.ravel()
     network = TorchNetwork(module, loss, (x, y))
     errors = []

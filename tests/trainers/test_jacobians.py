@@ -57,13 +57,13 @@ def test_both_frameworks_have_the_same_spectra_and_fixed_points():
     jax_net, torch_net = networks()["jax"], networks()["torch"]
     weights = rng.standard_normal(jax_net.n_parameters) * 0.7
     x = rng.standard_normal((2, 6))
-    run = trajectory_dataset(weights[None], step=[0], layers=jax_net.layers)
-    one, two = jacobian_esd(jax_net, run, x, rng=0), jacobian_esd(torch_net, run, x, rng=0)
+    run, same = (trajectory_dataset(weights[None], step=[0], layers=net.layers) for net in (jax_net, torch_net))
+    one, two = jacobian_esd(jax_net, run, x, rng=0), jacobian_esd(torch_net, same, x, rng=0)
     np.testing.assert_allclose(one.log_singular_values, two.log_singular_values, atol=1e-10)
-    lanczos = jacobian_esd(torch_net, run, x, rng=0, method="lanczos", order=6)
+    lanczos = jacobian_esd(torch_net, same, x, rng=0, method="lanczos", order=6)
     np.testing.assert_allclose(lanczos.spectral_norm, one.spectral_norm, rtol=1e-8)
-    a = fixed_point_census(jax_net, 6, weights=weights, starts=60, rng=0)
-    b = fixed_point_census(torch_net, 6, weights=weights, starts=60, rng=0)
+    a = fixed_point_census(jax_net, 6, weights=run, starts=60, rng=0)
+    b = fixed_point_census(torch_net, 6, weights=same, starts=60, rng=0)
     np.testing.assert_allclose(a.point, b.point, atol=1e-8)
 
 
@@ -73,7 +73,7 @@ def test_an_autoencoder_learns_its_digits_and_is_a_map(tmp_path):
     )
     loss = run.loss.values[0]
     assert loss[-1] < 0.5 * loss[0]
-    weights = run.weights.isel(replica=0, step=-1).values
-    census = fixed_point_census(net, digits.shape[1], weights=weights, starts=digits, rng=0)
+    last = run.isel(replica=0, step=-1)
+    census = fixed_point_census(net, digits.shape[1], weights=last, starts=digits, rng=0)
     assert census.sizes["start"] == 4
-    assert net.outputs(weights, digits).dtype == np.float64
+    assert net.outputs(last.weights.values, digits).dtype == np.float64

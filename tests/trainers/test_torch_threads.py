@@ -123,7 +123,10 @@ def test_threads_see_a_module_whose_buffers_were_changed(network):
 
 @pytest.mark.filterwarnings("ignore:.*exceed the .* cores")
 def test_estimators_in_threads_give_what_they_give_in_one():
-    run = ts.trajectory_dataset(np.stack([weights_of(made(), seed) for seed in range(4)]), step=range(4))
+    rows = np.stack([weights_of(made(), seed) for seed in range(4)])
+    # Running statistics of each checkpoint, which threads must not mix either.
+    state = {"norm.running_mean": RNG.standard_normal((4, 6)), "norm.running_var": RNG.uniform(1, 9, (4, 6))}
+    run = ts.trajectory_dataset(rows, step=range(4), layers=made().layers, buffers=state)
 
     def found(scheduler):
         network = made()

@@ -1,20 +1,101 @@
-"""Walk through the saved weights of a trajectory, one checkpoint in memory at a time."""
+"""Where a network meets a run: matched layers, selected steps, one checkpoint in memory at a time, checked inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import PARAMETER, REPLICA, STEP, WEIGHTS, check_trajectory
+from trajstats.data.arrays import to_numpy
+from trajstats.data.buffers import is_buffer
+from trajstats.data.schema import REPLICA, STEP, WEIGHTS, check_trajectory, trajectory_dataset
 from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.estimators.checkpoint_buffers import in_buffers_of, with_buffers_at
+from trajstats.estimators.layer_order import in_order_of, listed, warn_user
 from trajstats.network import Network
 
 
-def select_checkpoints(network: Network, trajectory: xr.Dataset, steps: Sequence[int] | None) -> xr.Dataset:
-    """Check that a network fits a trajectory and select the steps asked for.
+def match_network(network: Network, trajectory: Any) -> tuple[Network, xr.Dataset]:
+    """Bring a network and a run together: the one place that decides whether they fit.
+
+    Parameters
+    ----------
+    network : Network
+        The run's network.
+    trajectory : xarray.Dataset
+        A trajectory.
+
+    Returns
+    -------
+    network : Network
+        As a function of the run's flat vector: what it takes and returns is in the order of the run's layers.
+    trajectory : xarray.Dataset
+        Checked, its buffers named as the network names them.
+
+    Raises
+    ------
+    SchemaError
+        If the layers or the buffers of the two differ by name or shape.
+    """  # noqa: DOC502 (raised by the checks it calls)
+    trajectory = check_trajectory(trajectory)
+    return in_order_of(network, trajectory), in_buffers_of(network, trajectory)
+
+
+def one_checkpoint(network: Network, weights: Any) -> tuple[Network, np.ndarray]:
+    """Bring a network and the weights of one checkpoint together.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    weights : xarray.Dataset, mapping name -> array, or array (n_parameters,)
+        A checkpoint of a run, its weights (and buffers) by name, or a vector in the order of the network.
+
+    Returns
+    -------
+    network : Network
+        With the checkpoint's buffers, as a function of the vector.
+    weights : ndarray, (n_parameters,)
+        The vector.
+
+    Raises
+    ------
+    ArgumentError
+        If there are several checkpoints, or an array of a run without its layers.
+    SchemaError
+        If the weights do not fit the network.
+    """
+    if isinstance(weights, xr.DataArray):
+        msg = "an array of a run does not say where its layers are; give the checkpoint: run.sel(replica=..., step=...)"
+        raise ArgumentError(msg)
+    if isinstance(weights, Mapping) and not isinstance(weights, xr.Dataset):
+        weights = _dataset_of(weights)
+    if isinstance(weights, xr.Dataset):
+        missing = [dim for dim in (REPLICA, STEP) if dim in weights.coords and dim not in weights.dims]
+        network, one = match_network(network, weights.expand_dims(missing).transpose(REPLICA, STEP, ...))
+        if one.sizes[REPLICA] * one.sizes[STEP] != 1:
+            msg = f"{one.sizes[REPLICA]} replicas and {one.sizes[STEP]} steps: give one, run.sel(replica=..., step=...)"
+            raise ArgumentError(msg)
+        return with_buffers_at(network, one, 0, 0), np.asarray(one[WEIGHTS].values[0, 0])
+    vector = np.asarray(weights).ravel()
+    if vector.size != network.n_parameters:
+        msg = f"{vector.size} weights given, the network has {network.n_parameters}"
+        raise SchemaError(msg)
+    layers = getattr(network, "layers", {})
+    if len(layers) > 1:
+        warn_user(
+            f"the weights are a plain array, taken in the order of the network's layers: {listed(layers)}. Of a run, "
+            "give the checkpoint itself, run.sel(replica=..., step=...), whose layers have names."
+        )
+    return network, vector
+
+
+def select_checkpoints(
+    network: Network, trajectory: xr.Dataset, steps: Sequence[int] | None
+) -> tuple[Network, xr.Dataset]:
+    """Match a network with a trajectory (`match_network`) and select the steps asked for.
 
     Parameters
     ----------
@@ -27,7 +108,9 @@ def select_checkpoints(network: Network, trajectory: xr.Dataset, steps: Sequence
 
     Returns
     -------
-    xarray.Dataset
+    network : Network
+        As a function of the run's flat vector.
+    trajectory : xarray.Dataset
         The trajectory at those steps, still lazy.
 
     Raises
@@ -35,17 +118,11 @@ def select_checkpoints(network: Network, trajectory: xr.Dataset, steps: Sequence
     ArgumentError
         If a step was not saved (the nearest is named).
     SchemaError
-        If the network has another number of weights.
-    """
-    trajectory = check_trajectory(trajectory)
-    if trajectory.sizes[PARAMETER] != network.n_parameters:
-        msg = (
-            f"the trajectory has {trajectory.sizes[PARAMETER]} weights, the network {network.n_parameters}; "
-            "give the network of this run"
-        )
-        raise SchemaError(msg)
+        If the layers of the two differ by name or shape.
+    """  # noqa: DOC502 (some raised by the checks it calls)
+    network, trajectory = match_network(network, trajectory)
     if steps is None:
-        return trajectory
+        return network, trajectory
     saved = trajectory[STEP].values
     wanted = np.atleast_1d(np.asarray(steps))
     if wanted.size == 0:
@@ -56,20 +133,20 @@ def select_checkpoints(network: Network, trajectory: xr.Dataset, steps: Sequence
             near = saved[np.abs(saved - step).argmin()]
             msg = f"step {step} was not saved; the nearest saved one is {near}"
             raise ArgumentError(msg)
-    return trajectory.isel({STEP: np.searchsorted(saved, wanted)})
+    return network, trajectory.isel({STEP: np.searchsorted(saved, wanted)})
 
 
-def walk(trajectory: xr.Dataset) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def walk(network: Network, trajectory: xr.Dataset) -> Iterator[tuple[tuple[int, int], Network, np.ndarray]]:
     """Read one checkpoint after the other.
 
     Parameters
     ----------
-    trajectory : xarray.Dataset
-        As `select_checkpoints` gives it.
+    network, trajectory
+        As `select_checkpoints` returns them.
 
     Yields
     ------
-    (replica index, step index), weights (parameter,) in float64
+    (replica index, step index), the network with its buffers, weights (parameter,) in float64
 
     Raises
     ------
@@ -83,7 +160,18 @@ def walk(trajectory: xr.Dataset) -> Iterator[tuple[tuple[int, int], np.ndarray]]
                 where = f"replica {trajectory[REPLICA].values[r]}, step {trajectory[STEP].values[s]}"
                 msg = f"the weights of {where} hold NaN or infinity; leave this checkpoint out with steps=[...]"
                 raise NonFiniteError(msg)
-            yield (r, s), weights
+            yield (r, s), with_buffers_at(network, trajectory, r, s), weights
+
+
+def _dataset_of(weights: Mapping[str, Any]) -> xr.Dataset:
+    arrays = {str(name): to_numpy(array) for name, array in weights.items()}
+    buffers = {name for name, array in arrays.items() if is_buffer(name, array.dtype, array.shape)}
+    return trajectory_dataset(
+        np.concatenate([array.ravel() for name, array in arrays.items() if name not in buffers])[None],
+        step=[0],
+        layers={name: array.shape for name, array in arrays.items() if name not in buffers},
+        buffers={name: arrays[name][None] for name in buffers} or None,
+    )
 
 
 def check_inputs(network: Network, inputs: Any, what: str) -> np.ndarray:

@@ -55,7 +55,7 @@ def extreme_eigenpairs(
     ArgumentError
         If an argument is not allowed, or `memory` does not hold the Lanczos vectors.
     SchemaError
-        If network and trajectory have different numbers of weights.
+        If the layers of network and trajectory differ by name or shape.
     NonFiniteError
         If the loss or a curvature product is not finite at a checkpoint.
 
@@ -80,7 +80,7 @@ def extreme_eigenpairs(
     >>> pairs.eigenvalue.values.round(6).ravel().tolist()
     [6.0, 1.0]
     """  # noqa: DOC502 (raised by the checks it calls)
-    trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
+    network, trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
     at_least_one(order=order)
     if min(top, bottom) < 0 or top + bottom < 1 or top + bottom > order:
         msg = f"top={top}, bottom={bottom}: give counts of at least 0, together between 1 and order={order}"

@@ -13,7 +13,7 @@ from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.checkpoints import check_inputs, select_checkpoints, walk
-from trajstats.estimators.response import training_response
+from trajstats.estimators.response import tangent_kernel
 from trajstats.network import Network
 
 TANGENT = "tangent kernel"
@@ -68,6 +68,8 @@ def feature_space(
     ------
     ArgumentError
         If there are fewer than 8 inputs or nothing to measure.
+    SchemaError
+        If the layers of network and trajectory differ by name or shape.
 
     Notes
     -----
@@ -94,8 +96,8 @@ def feature_space(
     >>> size = feature_space(Identity(), run, x, layers=["x"], kernel=False)
     >>> bool(abs(size.participation_ratio.item() - 3) < 0.1)
     True
-    """
-    trajectory = select_checkpoints(network, trajectory, steps)
+    """  # noqa: DOC502 (some raised by the checks it calls)
+    network, trajectory = select_checkpoints(network, trajectory, steps)
     inputs = check_inputs(network, inputs, "inputs")
     names = [*layers, *([TANGENT] if kernel else [])]
     if len(inputs) < 8:
@@ -105,13 +107,12 @@ def feature_space(
         msg = "nothing to measure: name layers=[...] or leave kernel=True"
         raise ArgumentError(msg)
     estimates = np.empty((trajectory.sizes[REPLICA], trajectory.sizes[STEP], len(names), len(MEASURES), 3))
-    for (r, s), weights in walk(trajectory):
+    for (r, s), net, weights in walk(network, trajectory):
         for k, name in enumerate(layers):
-            features = np.asarray(network.features(weights, inputs, name), dtype=np.float64)
+            features = np.asarray(net.features(weights, inputs, name), dtype=np.float64)
             estimates[r, s, k] = dimensions(features @ features.T, centred=True)
         if kernel:
-            one = trajectory.isel({REPLICA: [r], STEP: [s]})
-            theta = training_response(network, one, inputs, inputs).response.values[0, 0]
+            theta = tangent_kernel(net, weights, inputs, inputs)[..., 0].sum(axis=-1)
             estimates[r, s, -1] = dimensions(0.5 * (theta + theta.T), centred=False)
     half = student.ppf(0.5 + level / 2, min(_GROUPS, len(inputs)) - 1) * estimates[..., 2]
     dims = (REPLICA, STEP, LAYER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +11,9 @@ import xarray as xr
 from scipy import special, stats
 
 from trajstats.data.schema import annotate
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, unknown
 from trajstats.estimators.attractors import Attractors, gather
+from trajstats.estimators.checkpoints import one_checkpoint
 from trajstats.estimators.fixed_point_kernels import (
     STATUS,
     UNCONVERGED,
@@ -37,7 +38,7 @@ def fixed_point_census(
     starts: int | np.ndarray = 1_000,
     tolerance: float | None = None,
     rng: int | np.random.Generator,
-    weights: np.ndarray | None = None,
+    weights: xr.Dataset | Mapping[str, np.ndarray] | np.ndarray | None = None,
     jacobian: Callable[[np.ndarray], np.ndarray] | None = None,
     method: str = "iterate",
     start_scale: float = 1.0,
@@ -67,8 +68,9 @@ def fixed_point_census(
         The :math:`\epsilon`; 1e-10 for a float64 map, 1e-5 for a float32 one.
     rng : int or numpy.random.Generator
         Seed of the starts.
-    weights : array (n_parameters,), optional
-        A checkpoint, for a Network.
+    weights : xarray.Dataset, mapping name -> array, or array (n_parameters,), optional
+        A checkpoint, for a Network: one of a run, ``run.sel(replica=..., step=...)``, or its weights by name. A plain
+        array has no names: it is taken in the order of ``network.layers``, with a warning where there are several.
     jacobian : callable, optional
         (b, N) to (b, N, N). A Network's own, the map's ``jacobian`` method, or central differences if not given.
     method : str
@@ -161,7 +163,7 @@ def fixed_point_census(
 
 
 def _map_of(
-    given: Any, dim: int, weights: np.ndarray | None, jacobian: Callable[[np.ndarray], np.ndarray] | None
+    given: Any, dim: int, weights: Any, jacobian: Callable[[np.ndarray], np.ndarray] | None
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray] | None]:
     if int(dim) != dim or dim < 1:
         msg = f"dim={dim}: give the dimension of the space, at least 1"
@@ -172,17 +174,14 @@ def _map_of(
             raise ArgumentError(msg)
         return given, jacobian or getattr(given, "jacobian", None)
     if weights is None:
-        msg = "a Network is a map only at given weights: pass weights=run.weights.sel(replica=..., step=...).values"
+        msg = "a Network is a map only at given weights: pass weights=run.sel(replica=..., step=...)"
         raise ArgumentError(msg)
     if not given.n_inputs == given.n_outputs == dim:
         msg = f"the network maps {given.n_inputs} to {given.n_outputs}; fixed points need {dim} of both (dim={dim})"
         raise ArgumentError(msg)
-    w = np.asarray(weights).ravel()
-    if w.size != given.n_parameters:
-        msg = f"{w.size} weights given, the network has {given.n_parameters}"
-        raise SchemaError(msg)
-    own = jacobian or (lambda x: np.asarray(given.input_jacobian(w, x), dtype=np.float64))
-    return lambda x: given.outputs(w, x), own
+    net, w = one_checkpoint(given, weights)
+    own = jacobian or (lambda x: np.asarray(net.input_jacobian(w, x), dtype=np.float64))
+    return lambda x: net.outputs(w, x), own
 
 
 def _starts(starts: int | np.ndarray, dim: int, scale: float, entropy: int) -> np.ndarray:
@@ -318,7 +317,7 @@ def _saturation(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def attractor_slice(
-    map: Callable[[np.ndarray], np.ndarray],  # noqa: A002
+    map: Callable[[np.ndarray], np.ndarray] | Network,  # noqa: A002
     census: xr.Dataset,
     /,
     *,
@@ -328,13 +327,14 @@ def attractor_slice(
     extent: float = 3.0,
     points: int = 101,
     max_iterations: int = 1_000,
+    weights: xr.Dataset | Mapping[str, np.ndarray] | np.ndarray | None = None,
 ) -> xr.Dataset:
     r"""Attractors reached from the points of a plane :math:`o+ua+vb`, with labels of a census.
 
     Parameters
     ----------
-    map : callable
-        Batches (b, N) to (b, N).
+    map : callable or Network
+        Batches (b, N) to (b, N), or a network at `weights`.
     census : xarray.Dataset
         What `fixed_point_census` gave for this map.
     origin, first, second : array (dim,)
@@ -345,6 +345,8 @@ def attractor_slice(
         Points along each axis.
     max_iterations : int
         Most iterations of a start.
+    weights
+        A checkpoint, for a Network; as in `fixed_point_census`.
 
     Returns
     -------
@@ -378,6 +380,7 @@ def attractor_slice(
     True
     """
     dim = census.sizes["dim"]
+    function, _ = _map_of(map, dim, weights, None)
     vectors = [np.asarray(v, dtype=np.float64) for v in (origin, first, second)]
     if any(v.shape != (dim,) for v in vectors):
         msg = f"origin, first and second have shapes {[v.shape for v in vectors]}; each must be ({dim},)"
@@ -386,9 +389,9 @@ def attractor_slice(
     v, u = np.meshgrid(axis, axis, indexing="ij")
     starts = vectors[0] + u.reshape(-1, 1) * vectors[1] + v.reshape(-1, 1) * vectors[2]
     there = fixed_point_census(
-        map, dim, starts=starts, tolerance=float(census.attrs["tolerance"]), rng=0, max_iterations=max_iterations
+        function, dim, starts=starts, tolerance=float(census.attrs["tolerance"]), rng=0, max_iterations=max_iterations
     )
-    call = checked_map(map, dim)
+    call = checked_map(function, dim)
     names = np.full(there.sizes["attractor"] + 1, -2)
     names[-1] = -1
     for index, (point, period) in enumerate(zip(there["point"].values, there["period"].values, strict=True)):

@@ -67,6 +67,8 @@ def fragility(
     ------
     ArgumentError
         If an argument is out of range.
+    SchemaError
+        If the layers of network and trajectory differ by name or shape.
 
     Notes
     -----
@@ -95,13 +97,13 @@ def fragility(
     if not max_epsilon > 0 or pgd_steps < 1 or sizes < 2:
         msg = f"max_epsilon={max_epsilon}, pgd_steps={pgd_steps}, sizes={sizes}: they must be > 0, >= 1 and >= 2"
         raise ArgumentError(msg)
-    trajectory = select_checkpoints(network, trajectory, steps)
+    network, trajectory = select_checkpoints(network, trajectory, steps)
     inputs = check_inputs(network, inputs, "inputs").astype(np.float64)
     shape = (trajectory.sizes[REPLICA], trajectory.sizes[STEP], len(inputs))
     values = {name: np.empty(shape) for name in ("fgsm", "pgd", "gradient_norm")}
-    for at, weights in walk(trajectory):
-        net = _Margin(network, weights, inputs, norm)
-        jacobian = np.asarray(network.input_jacobian(weights, inputs), dtype=np.float64)
+    for at, here, weights in walk(network, trajectory):
+        net = _Margin(here, weights, inputs, norm)
+        jacobian = np.asarray(here.input_jacobian(weights, inputs), dtype=np.float64)
         values["gradient_norm"][at] = np.sqrt((jacobian**2).sum(axis=(1, 2)))
         straight = functools.partial(net.straight, direction=net.direction(inputs))
         descent = functools.partial(net.descend, n_steps=pgd_steps)

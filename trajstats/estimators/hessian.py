@@ -59,7 +59,7 @@ def hessian_spectrum(
     Parameters
     ----------
     network : Network
-        The network, its loss and its data; as many weights as the trajectory.
+        The network, its loss and its data; with the trajectory's layers, in any order.
     trajectory : xarray.Dataset
         Its trajectory, weights (replica, step, parameter).
     steps : sequence of int, optional
@@ -99,7 +99,7 @@ def hessian_spectrum(
     ArgumentError
         If an argument is not allowed, a step is not saved or `memory` does not hold one probe.
     SchemaError
-        If network and trajectory have different numbers of weights.
+        If the layers of network and trajectory differ by name or shape.
     NonFiniteError
         If the loss or a curvature product is not finite at a checkpoint.
     StoreError
@@ -132,7 +132,7 @@ def hessian_spectrum(
     >>> hessian_spectrum(Quadratic(), run, rng=0).nodes.values.round(6).ravel().tolist()
     [1.0, 2.0, 6.0]
     """  # noqa: DOC502 (raised by the checks it calls)
-    trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
+    network, trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
     if method not in METHODS:
         raise ArgumentError(unknown("method", method, METHODS))
     at_least_one(probes=probes, order=order)

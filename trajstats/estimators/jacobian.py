@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.inputs import NETWORK, TRAJECTORY, accepts
-from trajstats.data.schema import REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_slices
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, UnsupportedError, unknown
+from trajstats.data.schema import REPLICA, STEP, WEIGHTS, annotate, layer_slices
+from trajstats.errors import ArgumentError, NonFiniteError, UnsupportedError, unknown
+from trajstats.estimators.checkpoint_buffers import with_buffers_at
+from trajstats.estimators.checkpoints import match_network
 from trajstats.estimators.jacobian_kernels import (
     Factor,
     factor_operator,
@@ -102,7 +104,7 @@ def jacobian_esd(
     NonFiniteError
         If inputs, or the Jacobian, hold NaN or infinity.
     SchemaError
-        If the trajectory is not this network's.
+        If the layers of network and trajectory differ by name or shape.
 
     Notes
     -----
@@ -126,15 +128,15 @@ def jacobian_esd(
     >>> np.exp(esd.log_singular_values).values.round(12).ravel().tolist()
     [4.0, 3.0]
     """  # noqa: DOC502 (raised by the checks it calls)
-    trajectory = check_trajectory(trajectory)
-    inputs = _check(network, trajectory, inputs, method, level, bins)
+    network, trajectory = match_network(network, trajectory)
+    inputs = _check(network, inputs, method, level, bins)
     rows = _rows(trajectory, steps)
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
     cells = []
     for r in range(trajectory.sizes[REPLICA]):
         for row in rows:
             weights = np.asarray(trajectory[WEIGHTS][r, row].values)
-            source = _Source(network, weights, inputs, method, layers, memory)
+            source = _Source(with_buffers_at(network, trajectory, r, row), weights, inputs, method, layers, memory)
             cells.append(
                 source._quadrature(probes, order, (entropy, r, row)) if source.large else source._dense(eigenvalues)
             )
@@ -285,18 +287,12 @@ class _Source:
         return {"nodes": nodes, "weights": weights, "spectral_norm": np.sqrt(nodes.max(axis=(1, 2)))}
 
 
-def _check(
-    network: Network, trajectory: xr.Dataset, inputs: np.ndarray, method: str, level: float, bins: int
-) -> np.ndarray:
+def _check(network: Network, inputs: np.ndarray, method: str, level: float, bins: int) -> np.ndarray:
     if method not in METHODS:
         raise ArgumentError(unknown("method", method, METHODS))
     if not 0 < level < 1 or bins < 2:
         msg = f"level={level} must lie between 0 and 1 and bins={bins} be at least 2"
         raise ArgumentError(msg)
-    n = trajectory.sizes["parameter"]
-    if network.n_parameters != n:
-        msg = f"the network has {network.n_parameters} weights, the trajectory {n}: it is not the network of this run"
-        raise SchemaError(msg)
     inputs = np.asarray(inputs)
     if inputs.ndim < 2 or not len(inputs) or math.prod(inputs.shape[1:]) != network.n_inputs:
         msg = f"inputs have shape {inputs.shape}; give (input, {network.n_inputs}), at least one input"

@@ -14,9 +14,9 @@ from trajstats.data.schema import (
     REPLICA,
     STEP,
     annotate,
-    check_trajectory,
 )
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, unknown
+from trajstats.estimators.checkpoints import match_network
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints
 from trajstats.estimators.spectral_checks import at_least_one, saved_rows
@@ -89,7 +89,7 @@ def gradient_noise(
     ArgumentError
         If an argument is not allowed or a step is not saved.
     SchemaError
-        If network and trajectory have different numbers of weights.
+        If the layers of network and trajectory differ by name or shape.
     NonFiniteError
         If a gradient is not finite.
 
@@ -113,16 +113,10 @@ def gradient_noise(
     >>> noise.D1.values.round(3).tolist(), noise.D2.values.round(3).tolist()
     ([[4.0]], [[4.667]])
     """  # noqa: DOC502 (raised by the checks it calls)
-    trajectory = check_trajectory(trajectory)
+    network, trajectory = match_network(network, trajectory)
     for name, value, allowed in (("of", of, KINDS), ("per", per, GROUPS)):
         if value not in allowed:
             raise ArgumentError(unknown(name, value, allowed))
-    if network.n_parameters != trajectory.sizes[PARAMETER]:
-        msg = (
-            f"the network has {network.n_parameters} weights and the trajectory {trajectory.sizes[PARAMETER]}: "
-            "it is not the network of this run"
-        )
-        raise SchemaError(msg)
     size = _batch_size(network, of, batch_size, batches)
     n = network.n_examples
     if examples is not None:

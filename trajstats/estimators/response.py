@@ -16,6 +16,7 @@ from trajstats.network import Network
 
 METHODS = ("kernel", "finite_step")
 OUTPUTS = ("trace", "each")
+BLOCK_BYTES = 64 * 2**20
 
 
 @accepts(NETWORK, TRAJECTORY)
@@ -32,7 +33,7 @@ def training_response(
     outputs: str = "trace",
     per: str = "all",
     max_nonlinearity: float = 0.1,
-    block_bytes: int = 64 * 2**20,
+    block_bytes: int = BLOCK_BYTES,
 ) -> xr.Dataset:
     r"""Response of the outputs at the probes to a training step on one input, the loss derivative divided out.
 
@@ -79,6 +80,8 @@ def training_response(
     ------
     ArgumentError
         If an argument is not allowed, a step was not saved, or a block budget cannot hold one gradient.
+    SchemaError
+        If the layers of network and trajectory differ by name or shape.
     FitError
         If `eta` leaves the linear regime; the message names the figure measured and an `eta` to try.
 
@@ -113,23 +116,18 @@ def training_response(
     if not eta > 0:
         msg = f"eta={eta}: the size of a step must be > 0"
         raise ArgumentError(msg)
-    trajectory = select_checkpoints(network, trajectory, steps)
+    network, trajectory = select_checkpoints(network, trajectory, steps)
     inputs, probes = check_inputs(network, inputs, "inputs"), check_inputs(network, probes, "probes")
     groups = layer_slices(trajectory) if per == "layer" else {"all": slice(0, network.n_parameters)}
-    block = int(block_bytes // (8 * network.n_parameters * (1 + len(groups))))
-    if block < 1:
-        msg = f"block_bytes={block_bytes} holds no gradient of {network.n_parameters} float64 weights; raise it"
-        raise ArgumentError(msg)
+    block = _gradients_at_once(network, len(groups), block_bytes)
     shape = (len(inputs), len(probes), network.n_outputs, len(groups))
     values = np.empty((trajectory.sizes[REPLICA], trajectory.sizes[STEP], *shape))
     nonlinearity = np.zeros(values.shape[:2])
-    for at, weights in walk(trajectory):
+    for at, net, weights in walk(network, trajectory):
         if method == "kernel":
-            values[at] = _kernel(network, weights, inputs, probes, list(groups.values()), block)
+            values[at] = tangent_kernel(net, weights, inputs, probes, list(groups.values()), block)
         else:
-            values[at], nonlinearity[at] = _finite_step(
-                network, weights, inputs, probes, list(groups.values()), block, eta
-            )
+            values[at], nonlinearity[at] = _finite_step(net, weights, inputs, probes, list(groups.values()), block, eta)
     _check_linear(nonlinearity, trajectory, eta, max_nonlinearity)
     dims = [REPLICA, STEP, "input", "probe", "output", LAYER]
     response = xr.DataArray(values, dims=dims, coords={LAYER: list(groups)})
@@ -158,6 +156,14 @@ def training_response(
     )
 
 
+def _gradients_at_once(network: Network, groups: int, block_bytes: int) -> int:
+    block = int(block_bytes // (8 * network.n_parameters * (1 + groups)))
+    if block < 1:
+        msg = f"block_bytes={block_bytes} holds no gradient of {network.n_parameters} float64 weights; raise it"
+        raise ArgumentError(msg)
+    return block
+
+
 def _gradients(network: Network, weights: np.ndarray, inputs: np.ndarray, block: int) -> Any:
     # (first input, output, gradients (b, parameter)) in blocks.
     for start in range(0, len(inputs), block):
@@ -176,9 +182,33 @@ def _masked(gradients: np.ndarray, part: slice) -> np.ndarray:
     return out
 
 
-def _kernel(
-    network: Network, weights: np.ndarray, inputs: np.ndarray, probes: np.ndarray, groups: list[slice], block: int
+def tangent_kernel(
+    network: Network,
+    weights: np.ndarray,
+    inputs: np.ndarray,
+    probes: np.ndarray,
+    groups: list[slice] | None = None,
+    block: int | None = None,
 ) -> np.ndarray:
+    """Compute the kernel at one checkpoint.
+
+    Parameters
+    ----------
+    network, weights
+        The network and its flat weights.
+    inputs, probes : ndarray
+        Examples trained on, and examples watched.
+    groups : list of slice, optional
+        Groups of weights; one of all if not given.
+    block : int, optional
+        Gradients held at once.
+
+    Returns
+    -------
+    ndarray, (input, probe, output, group)
+    """
+    groups = [slice(0, network.n_parameters)] if groups is None else groups
+    block = _gradients_at_once(network, len(groups), BLOCK_BYTES) if block is None else block
     out = np.empty((len(inputs), len(probes), network.n_outputs, len(groups)))
     for start, o, gradients in _gradients(network, weights, inputs, block):
         for g, part in enumerate(groups):

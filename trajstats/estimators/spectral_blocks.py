@@ -13,7 +13,10 @@ import xarray as xr
 from dask.base import get_scheduler, is_dask_collection
 from dask.delayed import Delayed
 
+from trajstats.data.buffer_tensors import tensors_from_json
+from trajstats.data.buffers import BUFFERS, TENSORS
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS
+from trajstats.estimators.checkpoint_buffers import with_buffer_row
 from trajstats.estimators.cluster_blocks import client_in_force
 from trajstats.estimators.spectral_store import TaskStore
 from trajstats.estimators.spectral_tasks import (
@@ -107,7 +110,7 @@ def run_losses(shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpo
     -------
     ndarray, (replica, step)
     """
-    out = [[dask.delayed(_done)(loss_task, shared, _weights(trajectory, where)) for where in line] for line in cells]
+    out = [[dask.delayed(_done)(loss_task, shared, *_state(trajectory, where)) for where in line] for line in cells]
     return np.array(_compute(out), dtype=np.float64)
 
 
@@ -152,7 +155,7 @@ def run_spectra(
         previous = None
         for i, where in enumerate(line):
             name = f"replica{where.replica}-step{where.step}"
-            common = (shared, _weights(trajectory, where), plan)
+            common = (shared, *_state(trajectory, where), plan)
             if plan.exact:
                 spectra.append([task(f"{name}-exact", exact_task, *common, where)])
                 continue
@@ -190,7 +193,7 @@ def run_checkpoints(
         By replica and checkpoint.
     """
     tasks = [
-        [dask.delayed(_done)(function, shared, _weights(trajectory, where), where, *arguments) for where in line]
+        [dask.delayed(_done)(function, shared, *_state(trajectory, where), where, *arguments) for where in line]
         for line in cells
     ]
     return _compute(tasks)
@@ -202,7 +205,7 @@ def _arrived(network: Network) -> None:
 
 
 class _Saved:
-    """Weights of one checkpoint that a task reads itself; no dataclass, for dask would look inside and read them.
+    """A row of one checkpoint that a task reads itself; no dataclass, for dask would look inside and read it.
 
     A task that needs nothing but the network goes to whichever worker is free next. One that needs an array in some
     worker's memory goes there, and two workers end up with unequal shares.
@@ -216,8 +219,16 @@ class _Saved:
         return np.asarray(row)
 
 
-def _weights(trajectory: xr.Dataset, where: Checkpoint) -> Any:
-    row = trajectory[WEIGHTS].data[where.row]
+def _state(trajectory: xr.Dataset, where: Checkpoint) -> tuple[Any, Any, str]:
+    # The weights and the buffers of one checkpoint, and which tensors the latter are; none without buffers.
+    weights = _row(trajectory[WEIGHTS].data[where.row])
+    if BUFFERS not in trajectory.variables:
+        return weights, None, ""
+    buffers = trajectory[BUFFERS]
+    return weights, _row(buffers.data[where.row]), str(buffers.attrs[TENSORS])
+
+
+def _row(row: Any) -> Any:
     if is_dask_collection(row):
         if not _in_workers(row):
             # Slices go into the reading: a task reads its own row of a tile of many.
@@ -233,9 +244,14 @@ def _in_workers(row: Any) -> bool:
     return distributed is not None and bool(distributed.client.futures_of(row))
 
 
-def _done(function: Callable[..., Any], network: Network, weights: Any, *arguments: Any) -> Any:
+def _done(
+    function: Callable[..., Any], network: Network, weights: Any, buffers: Any, tensors: str, *arguments: Any
+) -> Any:
+    weights, buffers = (row.read() if isinstance(row, _Saved) else row for row in (weights, buffers))
     with one_thread():
-        return function(network, weights.read() if isinstance(weights, _Saved) else weights, *arguments)
+        if buffers is not None:
+            network = with_buffer_row(network, buffers, tensors_from_json(tensors))
+        return function(network, weights, *arguments)
 
 
 def _kept(store: TaskStore | None, name: str, function: Callable[..., Any], *arguments: Any) -> dict[str, np.ndarray]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import PARAMETER, STEP, check_trajectory, layer_slices
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.data.schema import STEP, layer_slices
+from trajstats.errors import ArgumentError, NonFiniteError, unknown
+from trajstats.estimators.checkpoints import match_network
 from trajstats.estimators.spectral_tasks import Checkpoint
 from trajstats.network import CURVATURE_KINDS, CurvatureKind, Network
 
@@ -23,7 +24,7 @@ def checked(
     kind: CurvatureKind,
     layers: Sequence[str] | None,
     rng: int | np.random.Generator,
-) -> tuple[xr.Dataset, list[int], np.ndarray | None, int]:
+) -> tuple[Network, xr.Dataset, list[int], np.ndarray | None, int]:
     """Standardise what every curvature estimator is given.
 
     Parameters
@@ -33,6 +34,8 @@ def checked(
 
     Returns
     -------
+    network : Network
+        As a function of the run's flat vector.
     trajectory : xarray.Dataset
         Checked.
     rows : list of int
@@ -47,18 +50,11 @@ def checked(
     ArgumentError
         If an argument is not allowed.
     SchemaError
-        If network and trajectory have different numbers of weights.
-    """
-    trajectory = check_trajectory(trajectory)
+        If the layers of network and trajectory differ.
+    """  # noqa: DOC502 (some raised by the checks it calls)
+    network, trajectory = match_network(network, trajectory)
     if kind not in CURVATURE_KINDS:
         raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
-    n = trajectory.sizes[PARAMETER]
-    if network.n_parameters != n:
-        msg = (
-            f"the network has {network.n_parameters} weights and the trajectory {n}: it is not the network of this "
-            "run. Build it with the run's widths (trajectory.layer_shape)."
-        )
-        raise SchemaError(msg)
     if isinstance(layers, str):
         layers = [layers]
     selection = None
@@ -69,11 +65,11 @@ def checked(
             raise ArgumentError(msg)
         selection = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     if isinstance(rng, np.random.Generator):
-        return trajectory, saved_rows(trajectory, steps), selection, int(rng.integers(2**63))
+        return network, trajectory, saved_rows(trajectory, steps), selection, int(rng.integers(2**63))
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         msg = f"rng={rng!r}: give a seed (an integer of at least 0) or a numpy.random.Generator"
         raise ArgumentError(msg)
-    return trajectory, saved_rows(trajectory, steps), selection, int(rng)
+    return network, trajectory, saved_rows(trajectory, steps), selection, int(rng)
 
 
 def saved_rows(trajectory: xr.Dataset, steps: Sequence[int] | None) -> list[int]:

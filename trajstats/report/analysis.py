@@ -17,6 +17,7 @@ from trajstats.data.schedules import is_saved
 from trajstats.data.schema import LAYER, REPLICA, STEP, check_trajectory, clock_values
 from trajstats.data.store import open_trajectory
 from trajstats.errors import ArgumentError, StoreError, TrajstatsError
+from trajstats.estimators.checkpoints import match_network
 from trajstats.estimators.hessian import hessian_spectrum
 from trajstats.network import Network
 from trajstats.report.html import Section, write_report
@@ -81,8 +82,9 @@ def analyze(
     Raises
     ------
     ArgumentError
-        If the network has another number of weights than the run, a waiting time was not saved or is not positive, or
-        it could be on either of two clocks.
+        If a waiting time was not saved or is not positive, or it could be on either of two clocks.
+    SchemaError
+        If the layers of the network and of the run differ by name or shape.
     StoreError
         If the folder of the page does not exist, or `source` cannot be opened.
 
@@ -166,12 +168,8 @@ def _check(run: xr.Dataset, network: Network | None, waiting_time: Sequence[floa
     if network is not None and "weights" not in run:
         msg = "the run holds sketches, and a spectrum needs weights; leave network out, or record the weights"
         raise ArgumentError(msg)
-    if network is not None and network.n_parameters != run.sizes["parameter"]:
-        msg = (
-            f"the network has {network.n_parameters:,} weights and the run {run.sizes['parameter']:,}; give the "
-            "network that was trained, with its parameters in the order of the store"
-        )
-        raise ArgumentError(msg)
+    if network is not None:
+        match_network(network, run)
     chosen = choose_clock(run, clock, waiting_time=waiting_time)
     saved = clock_values(run, chosen)
     check_clock(saved, run[STEP].values, chosen)
