@@ -28,8 +28,8 @@ MASK = RNG.random((30, 20)) < 0.5
 TABLE = RNG.standard_normal((40, 8))
 
 
-def weights(step: int) -> np.ndarray:
-    return np.random.default_rng(step).standard_normal(10).astype(np.float32)
+def weights(step: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, step]).standard_normal(10).astype(np.float32)
 
 
 def state(step: int) -> dict[str, np.ndarray]:
@@ -44,10 +44,10 @@ def state(step: int) -> dict[str, np.ndarray]:
     }
 
 
-def record(path, steps, **options):
-    with ts.TrajectoryWriter(path, LAYERS, buffers=state(0), **options) as writer:
+def record(path, steps, *, replica=0, **options):
+    with ts.TrajectoryWriter(path, LAYERS, buffers=state(0), replica=replica, **options) as writer:
         for step in steps:
-            writer.append(step, weights(step), buffers=state(step), loss=step)
+            writer.append(step, weights(step, replica), buffers=state(step), loss=step)
     return path
 
 
@@ -71,7 +71,8 @@ def check(run: xr.Dataset, steps, replica: int = 0) -> None:
         for name, expected in state(step).items():
             assert found[name].dtype == expected.dtype
             np.testing.assert_array_equal(found[name], expected, err_msg=f"{name} of step {step}", strict=True)
-        digests = [tensor_digest(weights(step)[:6]), tensor_digest(weights(step)[6:])]
+        row = weights(step, int(run.replica.values[replica]))
+        digests = [tensor_digest(row[:6]), tensor_digest(row[6:])]
         assert run.digest.values[replica, k].tolist() == digests
 
 

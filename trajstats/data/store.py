@@ -450,7 +450,7 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
         coords="minimal",
         compat="override",
         join="override",
-        combine_attrs="drop",
+        combine_attrs="drop_conflicts",  # of variables: what they are; those of the run follow
     )
     joined.attrs = joined_attrs([{k: v for k, v in run.attrs.items() if k != COMMITTED} for run in runs])
     joined.attrs["uid"] = "+".join(str(run.attrs.get("uid")) for run in runs)
