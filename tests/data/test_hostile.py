@@ -278,6 +278,126 @@ def make_symlink(folder, mark):
     (folder / "step1.npz").symlink_to(secret / "step1.npz")
 
 
+def make_pickle_of_shared_lists(folder, mark):
+    # Each list holds the one before it twice: 2**40 values in 200 bytes.
+    body = b"".join(
+        b"]q" + bytes([k]) + b"(h" + bytes([k - 1]) * 1 + b"h" + bytes([k - 1]) + b"e" for k in range(1, 41)
+    )
+    torch_zip(folder / "x.pt", b"\x80\x02}X\x01\x00\x00\x00w]q\x00K\x01a" + body + b"h\x28s.")
+
+
+def shared_tuples(n=60):
+    return b"K\x01q\x00" + b"".join(b"h" + bytes([k]) + b"h" + bytes([k]) + b"\x86q" + bytes([k + 1]) for k in range(n))
+
+
+def make_pickle_of_shared_keys(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x02}" + shared_tuples() + b"K\x01s.")
+
+
+def make_pickle_of_shared_storage_keys(folder, mark):
+    head = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    torch_zip(folder / "x.pt", head + shared_tuples() + b"X\x03\x00\x00\x00cpuK\x02tQ.")
+
+
+def make_pickle_of_set_members(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x04\x8f(" + shared_tuples() + b"\x90.")
+
+
+def make_pickle_of_many_sets(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x04(" + b"\x8f" * 4_000_000 + b"t.")
+
+
+def make_pickle_with_long_deflated_text(folder, mark):
+    text = b"\x80\x02}X" + struct.pack("<I", 2**26) + b"a" * 2**26 + b"K\x01s."
+    with zipfile.ZipFile(folder / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", text)
+
+
+def make_msgpack_of_nils(folder, mark):
+    (folder / "x.msgpack").write_bytes(b"\xdd" + struct.pack(">I", 4_000_000) + b"\xc0" * 4_000_000)
+
+
+def make_safetensors_of_lists(folder, mark):
+    safetensors(folder / "x.safetensors", b'{"a":[' + b"[]," * 6_000_000 + b"[]]}")
+
+
+def make_safetensors_of_other_types(folder, mark):
+    safetensors(folder / "x.safetensors", b'{"a":[1]}')
+
+
+def make_safetensors_of_unhashable_types(folder, mark):
+    safetensors(folder / "x.safetensors", {"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, bytes(8))
+
+
+def make_index_of_other_types(folder, mark):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": ["a"]}}))
+
+
+def make_index_of_no_text(folder, mark):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "\ud800.safetensors"}}))
+
+
+def make_index_of_a_loop(folder, mark):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
+    (folder / "a.safetensors").symlink_to(folder / "a.safetensors")
+
+
+def make_orbax_of_other_types(folder, mark):
+    (folder / "step1").mkdir()
+    (folder / "step1" / "_METADATA").write_text(json.dumps({"tree_metadata": {"a": {"key_metadata": 3}}}))
+
+
+def make_npy_header_that_is_no_python(folder, mark):
+    text = b"{'descr': '<f4', 'shape': (2L,), 'fortran_order': False, (((  "
+    (folder / "step1.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(8))
+
+
+def make_zip_of_many_names(folder, mark):
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *(20, 20, 0, 0, 0, 0), *(0, 0, 0), *(0, 0, 0, 0, 0), *(0, 0))
+    head = struct.pack("<4s5H3I2H", b"PK\x03\x04", *(20, 0, 0, 0, 0), *(0, 0, 0), *(0, 0))
+    n = 400_000
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, n % 2**16, n % 2**16, n * len(entry), len(head), 0)
+    (folder / "x.npz").write_bytes(head + entry * n + end)
+
+
+def damaged_npz(folder, mark, change, how=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", how) as archive:
+        for k in range(3):
+            archive.writestr(f"w{k}.npy", npy((500,), np.arange(500, dtype="f4").tobytes()))
+    raw = bytearray(buffer.getvalue())
+    change(raw, raw.index(b"PK\x01\x02"))
+    (folder / "x.npz").write_bytes(raw)
+
+
+def make_zip_whose_comment_hides_members(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(slice(at + 32, at + 34), b"\xff\0"))
+
+
+def make_zip_of_an_unknown_version(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(at + 6, 0xFF))
+
+
+def make_zip_with_strange_flags(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(at + 8, 0x60))
+
+
+def make_zip_whose_headers_differ(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(30, 0x41))
+
+
+def make_zip_with_damaged_deflate(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(slice(60, 80), bytes(range(20))), zipfile.ZIP_DEFLATED)
+
+
+def make_zip_with_a_flipped_weight(folder, mark):
+    damaged_npz(folder, mark, lambda raw, at: raw.__setitem__(600, raw[600] ^ 1))
+
+
+def make_link_to_itself(folder, mark):
+    (folder / "step1.npz").symlink_to(folder / "step1.npz")
+
+
 MAKERS = {
     name.removeprefix("make_"): f
     for name, f in list(globals().items())

@@ -24,7 +24,9 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,43 @@ def run_batch(plan: Plan, cases: list[int]) -> list[dict[str, Any]]:
     return results
 
 
+def prepare(target: targets.Target, seeds: Path, root: Path) -> dict[str, str]:
+    """Make the valid inputs, and read them."""
+    target.make(seeds)
+    want = {}
+    for path in sorted(seeds.iterdir()):
+        copy = root / "copy" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        want[path.name] = targets.digest(target.read(copy, root / "copy"))
+        shutil.rmtree(root / "copy")
+    targets_close()
+    return want
+
+
+def apart(function: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Call a function in a forked child."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.write(writing, json.dumps(function()).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        text = stream.read()
+    if os.waitpid(pid, 0)[1]:
+        msg = "a valid input cannot be made or read; its error is above"
+        raise RuntimeError(msg)
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
 def targets_close() -> None:
     from trajstats.data.formats_hdf5 import _child
 
@@ -222,15 +261,8 @@ def fuzz(
             target = targets.TARGETS[name]
             seeds = root / f"seeds{k}"
             seeds.mkdir()
-            target.make(seeds)
-            want = {}
-            for path in sorted(seeds.iterdir()):  # what is not damaged is read
-                copy = root / "copy" / path.name
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
-                want[path.name] = targets.digest(target.read(copy, root / "copy"))
-                shutil.rmtree(root / "copy")
-            targets_close()
+            # In a child: what is forked later must have no threads and no helper of its own.
+            want = apart(partial(prepare, target, seeds, root))
             n = cases // len(names) + (k < cases % len(names))
             numbers = [only] if only is not None else list(range(n))
             plan, begin = Plan(target, seeds, seed, root, want), time.time()

@@ -131,8 +131,11 @@ def foreign(where: str, do: str = "It is truncated or damaged") -> Iterator[None
     """
     try:
         yield
-    except TrajstatsError:
-        raise
+    except TrajstatsError as error:
+        if where.partition(": ")[0] in str(error):
+            raise
+        msg = f"{where}: {error}"  # from a codec, which does not know the file
+        raise type(error)(msg) from error
     except (MemoryError, RecursionError) as error:
         msg = f"{where} asks for more memory or nesting than there is ({type(error).__name__}); it is not read"
         raise UnsafeInputError(msg) from error

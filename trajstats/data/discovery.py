@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -145,11 +146,11 @@ def _name(path: Path, root: Path) -> str:
 def _without_copies(files: Sequence[Path], root: Path | None, left_out: dict[str, str]) -> Discovery:
     """Leave out training state, links to other checkpoints, and parts that their first part stands for."""
     kept: list[Path] = []
-    targets = {file.resolve() for file in files if not file.is_symlink()}
+    targets = {os.path.realpath(file) for file in files if not file.is_symlink()}
     for file in files:
         name = _name(file, root) if root is not None else str(file)
-        if file.is_symlink() and file.resolve() in targets:
-            left_out[name] = f"a link to {file.resolve().name}"
+        if file.is_symlink() and os.path.realpath(file) in targets:
+            left_out[name] = f"a link to {os.path.basename(os.path.realpath(file))}"
         elif is_training_state(file.name) and len(files) > 1:
             left_out[name] = "optimizer or trainer state"
         elif file.is_dir() or is_first_part(file):
