@@ -234,7 +234,7 @@ def test_joined_runs_with_different_clocks_are_not_mixed(tmp_path, scheduled):
     for seed, factor in enumerate((1.0, 2.0)):
         with ts.TrajectoryWriter(tmp_path / f"{seed}.zarr", {"w": (3,)}, replica=seed) as writer:
             for step, time in zip(STEPS, factor * times, strict=True):
-                writer.append(int(step), np.full(3, step, "f4"), proper_time=float(time))
+                writer.append(int(step), np.full(3, step + seed, "f4"), proper_time=float(time))
     joined = ts.open_trajectory([tmp_path / "0.zarr", tmp_path / "1.zarr"])
     with pytest.raises(ArgumentError, match="proper_time is not the same in the 2 replicas"):
         ts.time_pairs(joined)
@@ -249,7 +249,7 @@ def test_a_run_without_the_clock_is_not_joined_silently(tmp_path, scheduled):
         with ts.TrajectoryWriter(tmp_path / f"{seed}.zarr", {"w": (3,)}, replica=seed) as writer:
             for step, time in zip(STEPS, scheduled.proper_time.values, strict=True):
                 clock = {"proper_time": float(time)} if seed else {}
-                writer.append(int(step), np.full(3, step, "f4"), **clock)
+                writer.append(int(step), np.full(3, step + seed, "f4"), **clock)
     for order in ([0, 1], [1, 0]):
         joined = ts.open_trajectory([tmp_path / f"{seed}.zarr" for seed in order])
         with pytest.raises(ArgumentError, match="proper_time is not the same in the 2 replicas"):
@@ -322,7 +322,7 @@ def test_learning_times_of_seeds_with_clocks_of_their_own(tmp_path):
     for seed, factor in enumerate((1.0, 2.0)):
         with ts.TrajectoryWriter(tmp_path / f"{seed}.zarr", {"w": (3,)}, replica=seed, attrs={"width": 4}) as writer:
             for step in range(1, 30):
-                writer.append(step, np.full(3, step, "f4"), loss=1 / step, proper_time=factor * step)
+                writer.append(step, np.full(3, step + seed, "f4"), loss=1 / step, proper_time=factor * step)
     joined = ts.open_trajectory([tmp_path / "0.zarr", tmp_path / "1.zarr"])
     times = ts.learning_times({"both": joined}, loss=0.1, width={"both": 4})
     assert times.attrs["clock"] == "proper_time"
