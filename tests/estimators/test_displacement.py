@@ -9,7 +9,7 @@ import xarray as xr
 import trajstats as ts
 from trajstats.data.schema import trajectory_dataset
 from trajstats.data.synthetic import ballistic, brownian, scaled_brownian
-from trajstats.errors import ArgumentError, TooFewReplicasError
+from trajstats.errors import ArgumentError, FitError, TooFewReplicasError
 
 STEPS = [0, 1, 3, 10, 30, 100, 300, 1000]
 
@@ -89,3 +89,24 @@ def test_echo_of_a_cyclic_path():
     run = trajectory_dataset(walk + cycle, step=t)
     pairs = ts.time_pairs(run, waiting_time=[0, 50])
     assert ts.epoch_echo(ts.msd(run, pairs, per="all"), epoch=50).detected
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_copies_among_replicas_are_refused(lazy):
+    lag = np.array([1.0, 2.0, 4.0, 8.0])
+    rows = np.stack([0.9 - 0.05 * lag, 0.8 - 0.04 * lag, (0.9 - 0.05 * lag) * (1 + 1e-9)])
+    coords = {"waiting_time": ("pair", 0 * lag), "lag": ("pair", lag), "replica": [4, 5, 6], "n_parameters": 100}
+    values = xr.DataArray(rows, dims=("replica", "pair"), coords=coords)
+    overlap = values.chunk(replica=1) if lazy else values
+    with pytest.raises(FitError, match="replica 6 is a copy of replica 4"):
+        ts.dynamic_susceptibility(overlap).compute()
+    with pytest.raises(FitError, match="replica 6 is a copy of replica 4"):
+        ts.local_exponent(overlap)
+    assert (
+        float(
+            ts.dynamic_susceptibility(values.isel(replica=[0, 1, 0]) * xr.DataArray([1, 1, 2.0], dims="replica")).chi4[
+                0
+            ]
+        )
+        > 0
+    )

@@ -7,8 +7,9 @@ import xarray as xr
 
 from trajstats.data.clocks import REASON, carried_clock, clock_attrs, clock_of, on_steps, unit_of
 from trajstats.data.inputs import DELTA, OVERLAP, accepts
+from trajstats.data.replicas import copied_rows, copies_message
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME, annotate
-from trajstats.errors import ArgumentError, TooFewReplicasError
+from trajstats.errors import ArgumentError, FitError, TooFewReplicasError
 
 
 @accepts(OVERLAP)
@@ -49,6 +50,7 @@ def dynamic_susceptibility(overlap: xr.DataArray, /) -> xr.Dataset:
     if n < 3:
         msg = f"chi_4 is a variance over replicas and its error needs 3 or more; there are {n}. Train more seeds."
         raise TooFewReplicasError(msg)
+    overlap = _distinct_replicas(overlap)
     size = overlap["n_parameters"]
     chi = size * overlap.var(REPLICA, ddof=1)
     # The variance without one replica, in closed form: n-fold resampling of a lazy array would blow up its graph.
@@ -68,6 +70,30 @@ def dynamic_susceptibility(overlap: xr.DataArray, /) -> xr.Dataset:
 
 
 @accepts(DELTA)
+def _distinct_replicas(values: xr.DataArray) -> xr.DataArray:
+    # copies would give a variance of 0; lazy values are looked at when they are computed
+    if REPLICA not in values.dims or values.sizes[REPLICA] < 2:
+        return values
+    labels = values[REPLICA].values if REPLICA in values.coords else np.arange(values.sizes[REPLICA])
+
+    def checked(block: np.ndarray) -> np.ndarray:
+        if block.size and (copies := copied_rows(np.moveaxis(block, -1, 0))):
+            raise FitError(copies_message(copies, labels))
+        return block
+
+    looked = xr.apply_ufunc(
+        checked,
+        values,
+        input_core_dims=[[REPLICA]],
+        output_core_dims=[[REPLICA]],
+        dask="parallelized",
+        output_dtypes=[values.dtype],
+        dask_gufunc_kwargs={"allow_rechunk": True},
+        keep_attrs=True,
+    )
+    return looked.transpose(*values.dims).rename(values.name)
+
+
 def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
     r"""Local exponent :math:`d\ln\Delta/d\ln t` at fixed waiting time: 2 is drift, 1 diffusion, 0 a plateau.
 
@@ -113,7 +139,7 @@ def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
     if points < 2:
         msg = f"points={points}: a slope needs 2 or more"
         raise ArgumentError(msg)
-    y = delta.compute()
+    y = _distinct_replicas(delta.compute())
     with np.errstate(divide="ignore"):
         y = y.copy(data=np.log(y.values))
     waiting, lag = delta[WAITING_TIME].values, delta[LAG].values.astype(np.float64)
