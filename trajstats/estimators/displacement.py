@@ -78,7 +78,7 @@ def _distinct_replicas(values: xr.DataArray) -> xr.DataArray:
 
     def checked(block: np.ndarray) -> np.ndarray:
         if block.size and (copies := copied_rows(np.moveaxis(block, -1, 0))):
-            raise FitError(copies_message(copies, labels))
+            raise FitError(copies_message(copies, list(labels)))
         return block
 
     looked = xr.apply_ufunc(
