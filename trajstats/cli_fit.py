@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ def decay_command(
     from trajstats.data.clocks import choose_clock
     from trajstats.data.schema import clock_values
     from trajstats.data.store import open_trajectory
-    from trajstats.errors import ArgumentError, unknown
+    from trajstats.errors import ArgumentError, FitError, unknown
     from trajstats.inference.decay import fit_decay
 
     _check_vacant(out)
@@ -126,9 +127,11 @@ def decay_command(
         raise ArgumentError(unknown("series", series, known))
     chosen = choose_clock(run, clock)
     loss = run[series].mean("replica").assign_coords({chosen: ("step", clock_values(run, chosen))})
-    fit = fit_decay(loss, rng=seed, curve=curve, clock=chosen, max_steps=max_steps)
+    fit = fit_decay(loss, rng=seed, curve=curve, clock=clock, max_steps=max_steps)
     if clock is None and chosen != "step":
-        fit = _with_steps(fit, fit_decay(loss, rng=seed, curve=curve, max_steps=max_steps), chosen)
+        with suppress(FitError):  # where steps cannot be fitted there is no second reading
+            on_steps = fit_decay(loss, rng=seed, curve=curve, clock="step", max_steps=max_steps)
+            fit = _with_steps(fit, on_steps, chosen)
     _finish(fit, out, as_json)
 
 
@@ -178,19 +181,13 @@ def _with_steps(fit: FitResult, on_steps: FitResult, clock: str) -> FitResult:
     # A fit on a clock that was not given names it, with the exponent on steps.
     from dataclasses import replace
 
-    from trajstats.data.clocks import REASON, default_reason, unit_of
-
     words = []
     for one in (fit, on_steps):
         row = one.summary(levels=(0.95,)).sel(coefficient="beta")
         low, high = (float(edge) for edge in row["interval"].values.ravel())
         words.append(f"{float(row['value']):.3f} [{low:.3f}, {high:.3f}]")
-    reason = default_reason(clock)
-    flag = (
-        f"times are in {clock} ({unit_of(clock)}): {reason}; beta is {words[0]} on {clock} and {words[1]} on optimiser "
-        "steps"
-    )
-    return replace(fit, flags=(flag, *fit.flags), attrs={**fit.attrs, REASON: reason})
+    flag = f"{fit.flags[0]}; beta is {words[0]} on {clock} and {words[1]} on optimiser steps"
+    return replace(fit, flags=(flag, *fit.flags[1:]))
 
 
 def _check_vacant(out: Path) -> None:

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 
 import trajstats as ts
@@ -142,3 +143,34 @@ def test_page(store, tmp_path):
         str(store), tmp_path / "steps.html", waiting_time=STEPS[[20, 40, 60]], clock="step", progress=False
     )
     assert "proper time" not in given.read_text()
+
+
+@pytest.fixture(scope="module")
+def falling():
+    """A loss that falls as a power of proper time, under a rate that falls as one over the root of the step."""
+    time = np.cumsum(np.arange(1, LAST + 1) ** -0.5)[STEPS - 1]
+    noise = np.exp(0.02 * np.random.default_rng(0).standard_normal(STEPS.size))
+    loss = 0.01 + 2 * time**-1.5 * noise
+    return xr.DataArray(loss, dims="step", coords={"step": STEPS, "proper_time": ("step", time)})
+
+
+def test_decays_are_on_the_same_default(falling):
+    fit = ts.fit_decay(falling, rng=0, max_steps=40)
+    assert fit.attrs["clock"] == "proper_time"
+    assert "no clock was given" in fit.flags[0]
+    with pytest.raises(ArgumentError, match="window=1000 could mean 1000 optimiser steps"):
+        ts.fit_decay(falling, rng=0, window=(10, 1000))
+    with pytest.raises(ArgumentError, match="time could be optimiser steps"):
+        fit.predict(time=[2.0])
+    assert fit.predict(time=[2.0], clock="proper_time").dims[-1] == "proper_time"
+    assert ts.plot_decay(fit) is not None
+
+
+def test_decay_on_the_command_line_shows_both(falling, tmp_path):
+    with ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (2,)}) as writer:
+        for step, time, loss in zip(STEPS, falling.proper_time.values, falling.values, strict=True):
+            writer.append(int(step), np.zeros(2, "f4"), loss=float(loss), proper_time=float(time))
+    done = command("fit", "decay", tmp_path / "run.zarr", "--out", tmp_path / "d.fit", "--max-steps", 40)
+    assert "times are in proper_time (sum of learning rates)" in done.output
+    assert "on proper_time and" in done.output
+    assert "on optimiser steps" in done.output

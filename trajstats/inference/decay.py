@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.clocks import REASON, choose_clock, default_reason, unit_of
 from trajstats.data.inputs import LOSS, accepts
-from trajstats.data.schema import REPLICA
+from trajstats.data.schema import REPLICA, STEP
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
+from trajstats.inference.clock_readings import check_predicted_clock
 from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
@@ -50,7 +52,7 @@ def fit_decay(
     rng: int | np.random.Generator | None,
     curve: str = "power_law",
     floor: bool = True,
-    clock: str = "step",
+    clock: str | None = None,
     window: tuple[float, float] | None = None,
     bins_per_decade: int = 20,
     prior: Priors | None = None,
@@ -76,8 +78,9 @@ def fit_decay(
         ``tables["models"]``.
     floor : bool
         Let L_inf be positive; the probability that it is, is in ``tables["floor"]``, unless its prior excludes 0.
-    clock : str
-        Coordinate of the times.
+    clock : str, optional
+        Coordinate of the times, by default that of `time_pairs`: ``"step"``, or ``"proper_time"`` where `loss` holds it
+        and it is not proportional to the step. Then `window` could mean either, and `clock` is required.
     window : (float, float), optional
         First and last time used. If not given: from where the loss has left the plateau that it starts on, to the end.
         The plateau ends at the first logarithmic bin whose loss (a running median of five bins) lies below the first
@@ -139,6 +142,11 @@ def fit_decay(
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")
     check_free(prior, {} if floor else {"L_inf": "the floor is held at 0 by floor=False"})
+    reason = ""
+    if clock is None and isinstance(loss, xr.DataArray):
+        clock = choose_clock(loss.coords.to_dataset(), None, window=window)
+        reason = default_reason(clock)
+    clock = STEP if clock is None else clock
     time, losses = _checked(loss, clock)
     chosen = decay_window(time, losses, bins_per_decade) if window is None else _checked_window(window)
     used = (time >= chosen[0]) & (time <= chosen[1])
@@ -173,6 +181,9 @@ def fit_decay(
     )
     diagnostics = diagnostics.assign(n_given=loss.size, n_used=int(used.sum()))
     fit = _result(data, values, diagnostics, curve, priors, floor, chosen, clock, str(loss.attrs.get("source", "")))
+    if reason:
+        flag = f"times are in {clock} ({unit_of(clock)}): {reason}"
+        fit = replace(fit, flags=(flag, *fit.flags), attrs={**fit.attrs, REASON: reason})
     if evidence:
         models = fit.tables["models"].assign(_evidence(data, given, rng))
         fit = replace(fit, tables={**fit.tables, "models": models})
@@ -426,7 +437,7 @@ def _evidence(data: Binned, prior: Priors | None, rng: np.random.Generator) -> d
     }
 
 
-def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
+def predict(fit: FitResult, *, time: Any = None, clock: str | None = None) -> xr.DataArray:
     """Noise-free loss at given times, one curve per draw.
 
     Parameters
@@ -434,13 +445,17 @@ def predict(fit: FitResult, *, time: Any = None) -> xr.DataArray:
     fit : FitResult
         Of `fit_decay`.
     time : array, optional
-        Times; those of the bins if not given.
+        Times on the clock of the fit; those of the bins if not given.
+    clock : str, optional
+        Clock of `time`, which must be that of the fit. Required where the fit took proper time because no clock was
+        given.
 
     Returns
     -------
     xarray.DataArray
         Dims (chain, draw, clock), the last one named after the clock of the fit: ``step``, ``proper_time``, ...
     """
+    check_predicted_clock(fit, clock, {"time": time})
     clock = str(fit.data["loss"].dims[0])
     at = fit.data[clock].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))
     pivot, curve = float(fit.attrs["pivot"]), str(fit.attrs["curve"])

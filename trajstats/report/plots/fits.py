@@ -330,7 +330,8 @@ def plot_decay(fit: FitResult, *, ax: Axes | None = None) -> Axes:
     data = fit.data
     saved = data[data["loss"].dims[0]].values
     time = np.geomspace(saved[0], saved[-1], 200)
-    low, middle, high = np.quantile(fit.predict(time=time).values.reshape(-1, time.size), [0.025, 0.5, 0.975], axis=0)
+    curves = fit.predict(time=time, clock=str(fit.attrs["clock"])).values.reshape(-1, time.size)
+    low, middle, high = np.quantile(curves, [0.025, 0.5, 0.975], axis=0)
     below = _residual_panel(ax)
     ax.fill_between(time, low, high, color=_BAND, lw=0, label="95 % of the curve")
     ax.plot(time, middle, color="0.25", lw=1)
