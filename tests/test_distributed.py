@@ -99,7 +99,12 @@ def test_two_time_survives_a_killed_worker_to_the_bit(client, run):
 
 
 class Slow(SoftmaxLinear):
-    """Long enough at each loss and product to be killed in between."""
+    """Long enough at each loss and product to be killed in between; its inputs are shifted by a buffer."""
+
+    buffers = {"shift": ()}
+
+    def with_buffers(self, buffers):
+        return Slow(self.x + buffers["shift"], self.y, n_outputs=self.n_outputs)
 
     def curvature(self, weights, kind="hessian"):
         time.sleep(0.05)
@@ -110,13 +115,16 @@ def test_spectra_survive_a_killed_worker_to_the_bit(client, tmp_path):
     rng = np.random.default_rng(0)
     network = Slow(rng.standard_normal((60, 7)), rng.integers(0, 4, 60), n_outputs=4)
     weights = rng.standard_normal((2, 4, network.n_parameters))
-    trajectory = ts.trajectory_dataset(weights, step=[0, 1, 2, 3])
+    shifts = rng.standard_normal((2, 4))
+    trajectory = ts.trajectory_dataset(weights, step=[0, 1, 2, 3], buffers={"shift": shifts})
     options = {"method": "lanczos", "order": 8, "probes": 10, "rng": 0}
     with dask.config.set(scheduler="synchronous"):
         here = ts.hessian_spectrum(network, trajectory, **options)
     # Undisturbed on the same workers.
     want = ts.hessian_spectrum(network, trajectory, **options)
     np.testing.assert_allclose(want["alpha"], here["alpha"], rtol=1e-12)
+    known = network.with_buffers({"shift": shifts[1, 2]}).loss(weights[1, 2])
+    np.testing.assert_allclose(want["loss"].values[1, 2], known, rtol=1e-12)
     with Killer(client, 14) as killer:
         got = ts.hessian_spectrum(network, trajectory, store=tmp_path / "tasks", **options)
     assert killer.left > 0
