@@ -12,6 +12,7 @@ import xarray as xr
 
 from trajstats.data.clocks import check_clock, choose_clock, clock_attrs, default_reason, pair_coords, unit_of
 from trajstats.data.inputs import NUMBERS, TRAJECTORY, accepts
+from trajstats.data.labels import label
 from trajstats.data.schema import PAIR, STEP, check_trajectory, clock_values
 from trajstats.errors import ArgumentError
 
@@ -175,11 +176,12 @@ def time_pairs(
         rows = [_saved_row(times, t, chosen, slack) for t in waiting_time]
     first, second = _found(times, rows, lag, lags_per_decade, min_lag, slack, chosen)
     attrs = clock_attrs(chosen, default_reason(chosen) if clock is None else "")
-    return xr.Dataset(
+    pairs = xr.Dataset(
         {"first": (PAIR, steps[first]), "second": (PAIR, steps[second])},
         coords=pair_coords(trajectory, first, second, attrs, ends=False),
         attrs={**attrs, "tolerance": tolerance},
     )
+    return label(pairs)
 
 
 def _check_lists(**given: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
+from trajstats.data.labels import label
 from trajstats.data.layer_selection import cut_to_layers
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
@@ -140,7 +141,7 @@ def trajectory_dataset(
     if buffers:
         ds = with_buffer_variable(ds, buffers, shapes, single=np.ndim(weights) == 2)
     ds.attrs = {"schema_version": SCHEMA_VERSION, "uid": uuid.uuid4().hex, "source": "memory", **as_attrs(attrs or {})}
-    return check_trajectory(ds)
+    return label(check_trajectory(ds))
 
 
 def layer_coords(layers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -407,6 +408,8 @@ def annotate(
     DataArray or Dataset
         The same object, labelled.
     """
+    if result.attrs.get("estimator", estimator) != estimator:
+        result.attrs = {}  # newer xarray keeps the attributes of what a result was computed from
     result.attrs.update(
         {
             "long_name": long_name,
@@ -421,4 +424,4 @@ def annotate(
         result.name = name
     # zarr v3 has no specification for fixed-width text: labels are kept as variable-length strings.
     fixed = {key: coord.astype(object) for key, coord in result.coords.items() if coord.dtype.kind == "U"}
-    return result.assign_coords(fixed) if fixed else result
+    return label(result.assign_coords(fixed) if fixed else result, estimator)

@@ -18,6 +18,7 @@ from trajstats.data.buffer_rows import check_same_buffers, lazy_buffers
 from trajstats.data.buffers import BUFFER_NAME, BUFFERS
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
+from trajstats.data.labels import label
 from trajstats.data.layout import (
     BUFFER_BYTES,
     COMMITTED,
@@ -235,7 +236,7 @@ def _plain(place: Place) -> xr.Dataset:
     names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
     trajectory = trajectory.set_coords(names)
     small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH, BUFFERS)}
-    return check_trajectory(trajectory.assign(small), sketched=True)
+    return label(check_trajectory(trajectory.assign(small), sketched=True))
 
 
 def _needed(tiles: Tiles, lost: list[str], layers: Sequence[str] | None) -> list[str]:
@@ -305,9 +306,8 @@ def _dataset(
     kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format", "checksums"}}
     kept[COMMITTED] = total
     kept.setdefault(STATE, FINISHED)
-    return check_trajectory(
-        xr.Dataset({tiles.variable: (dims, data), **variables}, coords=coords, attrs=kept), sketched=True
-    )
+    whole = xr.Dataset({tiles.variable: (dims, data), **variables}, coords=coords, attrs=kept)
+    return label(check_trajectory(whole, sketched=True))
 
 
 def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record], like: np.ndarray) -> np.ndarray:
@@ -456,4 +456,4 @@ def _join(runs: list[xr.Dataset], paths: Sequence[Any]) -> xr.Dataset:
     joined.attrs["uid"] = "+".join(str(run.attrs.get("uid")) for run in runs)
     joined.attrs["source"] = "; ".join(str(run.attrs.get("source")) for run in runs)
     joined.attrs[STATE] = FINISHED if all(run.attrs.get(STATE) == FINISHED for run in runs) else "writing"
-    return check_trajectory(joined, sketched=True)
+    return label(check_trajectory(joined, sketched=True))
