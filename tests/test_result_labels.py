@@ -30,7 +30,6 @@ class Made:
         loss = np.ones((4, 1)) / np.sqrt(step)
         clocks = {"proper_time": 0.1 * step}
         self.run = ts.trajectory_dataset(weights, step=step, layers=LAYERS, series={"loss": loss}, clocks=clocks)
-        self.run = self.run.assign_attrs(learning_rate=0.1)
         self.ends = [1, 1000]
         self.pairs = ts.time_pairs(self.run)
         self.delta = ts.msd(self.run, self.pairs)
@@ -39,7 +38,9 @@ class Made:
         self.spectrum = ts.hessian_spectrum(self.network, self.run, steps=self.ends, rng=0)
         self.noise = ts.gradient_noise(self.network, self.run, batch_size=4)
         self.esd = ts.jacobian_esd(self.network, self.run, self.x, steps=self.ends, rng=0)
-        self.response = ts.training_response(self.network, self.run, self.x, self.x[:2])
+        self.response = ts.training_response(
+            self.network, self.run.sel(replica=[0]), self.x[:3], self.x[:2], steps=[1, 3, 1000]
+        )
         self.net = ts.RandomNet((4, 4))
         self.census = ts.fixed_point_census(self.net, 4, rng=0, starts=10)
         self.glass = cugliandolo_kurchan(p=3, T=0.5, t_max=5.0)
@@ -68,7 +69,7 @@ ROWS = {
     "extreme_eigenpairs": lambda m: ts.extreme_eigenpairs(m.network, m.run, steps=[1000], rng=0),
     "gradient_noise": lambda m: m.noise,
     "noise_clock": lambda m: ts.noise_clock(m.noise),
-    "noise_normalised_msd": lambda m: ts.noise_normalised_msd(m.delta, m.noise),
+    "noise_normalised_msd": lambda m: ts.noise_normalised_msd(m.delta, m.noise, learning_rate=0.1),
     "jacobian_esd": lambda m: m.esd,
     "training_response": lambda m: m.response,
     "feature_space": lambda m: ts.feature_space(m.network, m.run, m.x, steps=m.ends),

@@ -265,11 +265,6 @@ BY_ESTIMATOR: Mapping[str, Table] = {
         "plateau_seen": ("whether an initial plateau was seen", COUNT),
         "floor_reached": ("whether the floor was reached", COUNT),
     },
-    "cugliandolo_kurchan": {
-        "C_aging": ("correlation C at waiting time and lag", COUNT),
-        "R_aging": ("response R at waiting time and lag", "1 / time"),
-        "chi_aging": ("integrated response at waiting time and lag", COUNT),
-    },
 }
 
 

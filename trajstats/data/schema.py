@@ -422,6 +422,9 @@ def annotate(
     )
     if isinstance(result, xr.DataArray):
         result.name = name
-    # zarr v3 has no specification for fixed-width text: labels are kept as variable-length strings.
+    # zarr v3 has no specification for fixed-width text: texts are kept as variable-length strings.
     fixed = {key: coord.astype(object) for key, coord in result.coords.items() if coord.dtype.kind == "U"}
-    return label(result.assign_coords(fixed) if fixed else result, estimator)
+    result = result.assign_coords(fixed) if fixed else result
+    if isinstance(result, xr.Dataset):
+        result = result.assign({k: v.astype(object) for k, v in result.data_vars.items() if v.dtype.kind == "U"})
+    return label(result, estimator)

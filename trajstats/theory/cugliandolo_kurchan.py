@@ -223,7 +223,11 @@ def _label(
             square = np.tril(square) + np.tril(square, -1).T
         out[name] = (("time", "time_prime"), square, {"long_name": long_name, "units": "1"})
         aging = np.where(inside, tables[at, q, column], np.nan)
-        out[f"{name}_aging"] = (("waiting_time", "lag"), aging, {"long_name": long_name, "units": "1"})
+        out[f"{name}_aging"] = (
+            ("waiting_time", "lag"),
+            aging,
+            {"long_name": f"{long_name} at waiting time and lag", "units": "1"},
+        )
     out["mu"] = ("time", mu[on_grid], {"long_name": "multiplier of the spherical constraint", "units": "1"})
     out["energy"] = ("time", -(mu[on_grid] - T) / p, {"long_name": "energy per spin", "units": "1"})
     for name in ("time", "time_prime", "waiting_time", "lag"):
