@@ -15,11 +15,13 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from trainers.jax_adapter import flat_order, unravel
+from trainers.pytrees import named_leaves
 from trainers.recording import (
     Recorder,
     batch_order,
     check_finite_weights,
     check_same_settings,
+    layer_shapes,
     sgd_settings,
     steps_per_epoch,
 )
@@ -122,8 +124,13 @@ def train_jax(
         framework=f"jax {jax.__version__}",
     )
     per_epoch = optimiser["steps_per_epoch"]
-    names, leaves, *_ = flat_order(params[0])
-    layers = {name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    layers = layer_shapes(params[0])
+    for tree in params:
+        if layer_shapes(tree).items() != layers.items():
+            msg = (
+                "the replicas' params have other names or shapes than the first's; give the same model with other seeds"
+            )
+            raise ArgumentError(msg)
     rate = functools.partial(_rate, learning_rate, warm_up)
     constrain = None if project is None else (project, project_every)
     advance, measure = _compile(apply_fn, params[0], loss_fn, data, rate, batch_size, l2, constrain, metrics or {})
@@ -138,7 +145,7 @@ def train_jax(
     with ExitStack() as stack:
         recorders = []
         for path, seed in zip(paths, seeds, strict=True):
-            check_same_settings(path, names, settings["optimiser"])
+            check_same_settings(path, list(layers), settings["optimiser"])
             recorder = Recorder(path, layers, schedule, replica=int(seed), attrs={"seed": int(seed), **settings})
             recorders.append(stack.enter_context(recorder))
         step, weights = _start(recorders, paths, params)
@@ -248,8 +255,10 @@ def _start(recorders: Sequence[Recorder], paths: Sequence[str | Path], params: S
     # Start from the last step that every replica has committed, or from the initial weights.
     common = set.intersection(*(set(recorder.committed) for recorder in recorders))
     if not common:
-        leaves = [flat_order(tree)[1] for tree in params]
-        return 0, jnp.asarray(np.stack([np.concatenate([np.ravel(leaf) for leaf in tree]) for tree in leaves]))
+        # By name: mappings that JAX returned have sorted keys, others their own order.
+        names = list(named_leaves(params[0]))
+        leaves = [named_leaves(tree) for tree in params]
+        return 0, jnp.asarray(np.stack([np.concatenate([np.ravel(tree[name]) for name in names]) for tree in leaves]))
     step = max(common)
     rows = [open_trajectory(str(path))["weights"].sel(step=step).values[0] for path in paths]
     return step, jnp.asarray(np.stack(rows))
