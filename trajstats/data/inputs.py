@@ -15,6 +15,8 @@ import xarray as xr
 from trajstats.data.schema import LAG, PAIR, REPLICA, SKETCH, STEP, STEP_PRIME, WAITING_TIME, WEIGHTS
 from trajstats.errors import ArgumentError
 
+# What an estimator asks of a network, one or the other.
+MEMBERS = ("curvature", "gradient", "example_gradients", "output_vjp", "input_jacobian", "jacobian_factors", "features")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,8 +56,12 @@ def _is_delta(obj: Any) -> bool:
 
 
 def _is_network(obj: Any) -> bool:
-    """Tell whether an object offers what curvature needs; properties are not evaluated."""
-    return not isinstance(obj, type) and all(hasattr(type(obj), name) for name in ("loss", "gradient", "curvature"))
+    """Tell whether an object differentiates or evaluates a network at given weights; properties are not evaluated."""
+    # Estimators need some members each, and a network of one's own may have no more. Torch modules may have such names.
+    kind = type(obj)
+    return (
+        not isinstance(obj, type) and not hasattr(kind, "named_parameters") and any(hasattr(kind, n) for n in MEMBERS)
+    )
 
 
 def _is_number_array(obj: Any) -> bool:
@@ -91,6 +97,11 @@ OVERLAP = Kind(
 FIT = Kind("a fit", _is_fit, "Make one with fit_subaging(delta, rng=0), fit_decay or fit_divergence")
 MATRICES = Kind("a result of all_pairs", _has(STEP, STEP_PRIME), "Make one with all_pairs(run)")
 SPECTRUM = Kind("a spectrum", _has("nodes"), "Make one with hessian_spectrum(network, run, rng=0)")
+DENSITY = Kind(
+    "a spectral density",
+    _has("density", "low", "high"),
+    "Make one with spectral_density(hessian_spectrum(network, run, rng=0))",
+)
 NOISE = Kind("gradient noise", _has("D2"), "Make it with gradient_noise(network, run)")
 ESD = Kind(
     "a Jacobian spectrum", _has("log_singular_values"), "Make one with jacobian_esd(network, run, inputs, rng=0)"

@@ -69,7 +69,6 @@ def dynamic_susceptibility(overlap: xr.DataArray, /) -> xr.Dataset:
     )
 
 
-@accepts(DELTA)
 def _distinct_replicas(values: xr.DataArray) -> xr.DataArray:
     # copies would give a variance of 0; lazy values are looked at when they are computed
     if REPLICA not in values.dims or values.sizes[REPLICA] < 2:
@@ -94,6 +93,7 @@ def _distinct_replicas(values: xr.DataArray) -> xr.DataArray:
     return looked.transpose(*values.dims).rename(values.name)
 
 
+@accepts(DELTA)
 def local_exponent(delta: xr.DataArray, /, *, points: int = 3) -> xr.Dataset:
     r"""Local exponent :math:`d\ln\Delta/d\ln t` at fixed waiting time: 2 is drift, 1 diffusion, 0 a plateau.
 

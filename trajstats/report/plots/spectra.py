@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.inputs import EIGENPAIRS, SPECTRUM, accepts
+from trajstats.data.inputs import DENSITY, EIGENPAIRS, SPECTRUM, accepts
 from trajstats.data.schema import REPLICA, STEP
 from trajstats.estimators.spectrum import spectral_density, spectral_summary
 from trajstats.report.plots.style import CATEGORIES, axes, clock_label, ordered_colours
@@ -21,7 +21,7 @@ KIND_NAMES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton", "fisher": "F
 DECADES = 7
 
 
-@accepts(SPECTRUM)
+@accepts((SPECTRUM, DENSITY))
 def plot_spectrum(spectrum: xr.Dataset, /, *, replica: int = 0, ax: Axes | None = None, **density: Any) -> Axes:
     """Draw the density of a curvature spectrum at each checkpoint, with its band, on symlog axes.
 
@@ -125,7 +125,7 @@ def plot_flat_directions(
     return ax
 
 
-@accepts(EIGENPAIRS)
+@accepts((EIGENPAIRS, SPECTRUM))
 def plot_top_eigenvalues(found: xr.Dataset, /, *, replica: int = 0, ax: Axes | None = None) -> Axes:
     """Draw extreme eigenvalues against the step, with their residuals as bands.
 
