@@ -12,6 +12,7 @@ import numpy as np
 from trajstats.data.formats import RAW, Tensor
 
 Box = tuple[slice, ...]
+_NATIVE = {name: kind.newbyteorder("=") for name, kind in RAW.items()} | {"bfloat16": np.dtype(np.float32)}
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
@@ -45,7 +46,7 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
 
 def box_tensor(shape: tuple[int, ...], dtype: str, read_box: Callable[[Box], np.ndarray]) -> Tensor:
     """Describe a tensor of which boxes can be read, in the type of the file or in that of this machine."""
-    native = np.dtype(np.float32) if dtype == "bfloat16" else RAW[dtype].newbyteorder("=")
+    native = _NATIVE[dtype]
 
     def read(start: int, stop: int) -> np.ndarray:
         out = np.empty(max(0, stop - start), native)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.budget import BYTES, Budget, foreign, json_object, shorten
+from trajstats.data.byte_cache import SHARED
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape, file_tensor
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
 
@@ -234,8 +235,9 @@ def _member_tensor(
 
     def read(start: int, stop: int) -> np.ndarray:
         if fortran and len(shape) > 1:
-            whole = np.frombuffer(stream.read(offset, info.file_size), dtype=dtype).reshape(shape, order="F")
-            return np.ascontiguousarray(whole).reshape(-1)[start:stop].astype(RAW[kind])
+            raw = SHARED.get(stream, lambda: stream.read(offset, info.file_size))
+            whole = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
+            return np.asarray(whole[np.unravel_index(np.arange(start, stop), shape)]).astype(RAW[kind])
         raw = stream.read(offset + start * dtype.itemsize, offset + stop * dtype.itemsize)
         return np.frombuffer(raw, dtype=dtype).astype(RAW[kind], copy=False)
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import threading
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ import numpy as np
 
 from trajstats.data.boxes import Box, box_tensor
 from trajstats.data.budget import PROMISED_SIZE, Budget, shorten
+from trajstats.data.byte_cache import SHARED
 from trajstats.data.children import Child
 from trajstats.data.formats import RAW, Checkpoint, Tensor, check_shape
 from trajstats.data.formats_flat import MAX_JSON, Verified, open_zip, read_member
@@ -30,37 +29,9 @@ CHILD_BYTES = 96 * 2**20
 MAX_FILTERS = 8
 # A compressed chunk is unpacked whole to read any of it.
 MAX_CHUNK = 64 * 2**20
-CACHED_BYTES = 64 * 2**20
 _ROW = np.dtype([("number", "<u8"), ("offset", "<u8"), ("stored", "<u4"), ("left_out", "<u4")])
 
 _child = Child(Path(__file__).with_name("hdf5_worker.py"), "h5py", "trajstats[hdf5]")
-
-
-class _Cache:
-    """Chunks decoded last, since ranges of one chunk are asked for one after another."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
-        self._kept: OrderedDict[Any, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], bytes]) -> bytes:
-        """Return what is kept, or make and keep it."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            if key not in self._kept and len(made) <= self._most:
-                self._kept[key] = made
-                self._bytes += len(made)
-                while self._bytes > self._most:
-                    self._bytes -= len(self._kept.popitem(last=False)[1])
-        return made
-
-
-_cache = _Cache(CACHED_BYTES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +50,7 @@ class Source:
             msg = f"{where} lies beyond the end of the file; it is truncated or damaged"
             raise StoreError(msg)
         if self.unpack is not None:
-            return _cache.get(self, self.unpack)[offset : offset + n]
+            return SHARED.get(self, self.unpack)[offset : offset + n]
         self.check()
         with self.path.open("rb") as stream:
             stream.seek(self.start + offset)
@@ -299,7 +270,7 @@ class StoredArray:
             at = int(np.searchsorted(self.table["number"], number))
             if at == len(self.table) or int(self.table["number"][at]) != number:
                 continue  # never written: the fill value
-            raw = _cache.get((self.source, self.where, number), partial(self._decode, at))
+            raw = SHARED.get((self.source, self.where, number), partial(self._decode, at))
             out[outside] = np.frombuffer(raw, self.dtype).reshape(self.chunk)[inside]
         return out
 

@@ -111,7 +111,7 @@ def _read_orbax(path: Path, budget: Budget) -> Checkpoint:
     for keys, entry in _orbax_entries(file, metadata):
         name = ".".join(keys)
         where = f"{path}: {shorten(name)}"
-        budget.spend_objects(1000, where)  # opening one takes about a millisecond
+        budget.spend_objects(300, where)  # opening one takes about a millisecond
         if any(key in {"..", "."} or "/" in key or "\\" in key or "\0" in key for key in keys):
             msg = f"{where}: this key of the tree would leave the folder"
             raise UnsafeInputError(msg)

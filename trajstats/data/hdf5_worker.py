@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import struct
 import sys
@@ -85,67 +86,77 @@ class Tree:
         self.blob += raw
         return [len(self.blob) - len(raw), len(raw)]
 
-    def walk(self, file: Any, deep: bool) -> Iterator[dict[str, Any]]:
+    def walk(self, file: Any, netcdf: bool) -> Iterator[dict[str, Any]]:
         """List what the file holds, groups before what is in them; stop at the first link that leads elsewhere."""
-        todo: deque[tuple[str, Any]] = deque([("", file)])
+        h5py = self.h5py
+        links = {h5py.h5l.TYPE_SOFT: "SoftLink", h5py.h5l.TYPE_EXTERNAL: "ExternalLink"}
+        todo: deque[tuple[str, Any]] = deque([("", h5py.h5g.open(file.id, b"/"))])
         seen = set()
         while todo:
             prefix, group = todo.popleft()
             for key in group:
                 self.spend(20)
-                self.where = name = f"{prefix}.{key}" if prefix else str(key)
-                link = group.get(key, getlink=True)
-                if not isinstance(link, self.h5py.HardLink):
-                    yield {"name": name, "kind": type(link).__name__}
+                text = key.decode("utf-8", "surrogateescape")
+                self.where = name = f"{prefix}.{text}" if prefix else text
+                kind = group.links.get_info(key).type
+                if kind != h5py.h5l.TYPE_HARD:
+                    yield {"name": name, "kind": links.get(kind, "link of another kind")}
                     return
-                node = group[key]
-                mark = self.h5py.h5o.get_info(node.id).addr
+                node = h5py.h5o.open(group, key)
+                mark = h5py.h5o.get_info(node).addr
                 if mark in seen:
                     yield {"name": name, "kind": "again"}
                     continue
                 seen.add(mark)
-                if isinstance(node, self.h5py.Group):
+                if isinstance(node, h5py.h5g.GroupID):
                     yield {"name": name, "kind": "group"}
-                    if deep:
+                    if not netcdf:
                         todo.append((name, node))
-                elif isinstance(node, self.h5py.Dataset):
-                    yield {"name": name, "kind": "dataset", "path": node.name} | self.dataset(node)
+                elif isinstance(node, h5py.h5d.DatasetID):
+                    found = {"name": name, "kind": "dataset"} | self.dataset(node)
+                    yield found | self.netcdf(file, h5py.Dataset(node)) if netcdf else found
 
     def dataset(self, node: Any) -> dict[str, Any]:
         """Describe one dataset."""
-        h5py, plist = self.h5py, node.id.get_create_plist()
-        kind = node.id.get_type()
-        if kind.get_class() not in (h5py.h5t.FLOAT, h5py.h5t.INTEGER, h5py.h5t.ENUM) or node.shape is None:
-            return {"type": "nothing" if node.shape is None else CLASSES[kind.get_class()]}
+        h5py, plist = self.h5py, node.get_create_plist()
+        kind, shape = node.get_type(), node.shape
+        if kind.get_class() not in (h5py.h5t.FLOAT, h5py.h5t.INTEGER, h5py.h5t.ENUM) or shape is None:
+            return {"type": "nothing" if shape is None else CLASSES[kind.get_class()]}
         try:
             dtype = kind.dtype
         except (TypeError, ValueError):
             return {"type": "number unknown to NumPy"}
         if dtype.kind not in "biuf" or not kind.equal(h5py.h5t.py_create(dtype, logical=True)):
             return {"type": "number unknown to NumPy"}
-        if plist.get_external_count() or plist.get_layout() not in (
-            h5py.h5d.COMPACT,
-            h5py.h5d.CONTIGUOUS,
-            h5py.h5d.CHUNKED,
-        ):
+        layout = plist.get_layout()
+        known = (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED)
+        if plist.get_external_count() or layout not in known:
             return {"type": dtype.str, "elsewhere": True}
         found: dict[str, Any] = {
             "type": dtype.str,
-            "shape": [int(n) for n in node.shape],
+            "shape": list(shape),
             "filters": [plist.get_filter(k)[:3:2] for k in range(plist.get_nfilters())],
             "fill": self.fill(plist, dtype),
         }
-        if plist.get_layout() == h5py.h5d.COMPACT:
-            if node.size * dtype.itemsize > 2**16:
-                msg = "data in a header take more than 64 KiB"
-                raise Refused(msg)
-            found["compact"] = self.keep(node[()].tobytes())
-        elif plist.get_layout() == h5py.h5d.CONTIGUOUS:
-            found["offset"], found["stored"] = node.id.get_offset(), int(node.id.get_storage_size())
+        if layout == h5py.h5d.COMPACT:
+            found["compact"] = self.keep(self.compact(node, shape, dtype))
+        elif layout == h5py.h5d.CONTIGUOUS:
+            found["offset"], found["stored"] = node.get_offset(), int(node.get_storage_size())
         else:
-            found["chunk"] = [int(n) for n in node.chunks]
-            found["table"] = self.chunks(node)
+            found["chunk"] = list(plist.get_chunk())
+            found["table"] = self.chunks(node, shape, found["chunk"])
         return found
+
+    def compact(self, node: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
+        """Read data that lie in the header of a dataset."""
+        import numpy as np
+
+        if math.prod(shape) * dtype.itemsize > 2**16:
+            msg = "data in a header take more than 64 KiB"
+            raise Refused(msg)
+        values = np.zeros(shape, dtype)
+        node.read(self.h5py.h5s.ALL, self.h5py.h5s.ALL, values)
+        return values.tobytes()
 
     def fill(self, plist: Any, dtype: Any) -> str:
         """Value of what was never written, as hexadecimal bytes."""
@@ -156,25 +167,25 @@ class Tree:
             plist.get_fill_value(value)
         return value.tobytes().hex()
 
-    def chunks(self, node: Any) -> list[int]:
+    def chunks(self, node: Any, shape: tuple[int, ...], chunks: list[int]) -> list[int]:
         """Where each chunk lies."""
-        counts = [-(-n // c) for n, c in zip(node.shape, node.chunks, strict=True)]
+        counts = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
         raw = bytearray()
 
         def take(info: Any) -> None:
             self.spend(1)
             number = 0
-            for at, chunk, count in zip(info.chunk_offset, node.chunks, counts, strict=True):
+            for at, chunk, count in zip(info.chunk_offset, chunks, counts, strict=True):
                 if at // chunk >= count:
                     return
                 number = number * count + at // chunk
             raw.extend(CHUNK.pack(number, info.byte_offset, info.size, info.filter_mask))
 
-        if hasattr(node.id, "chunk_iter"):
-            node.id.chunk_iter(take)
+        if hasattr(node, "chunk_iter"):
+            node.chunk_iter(take)
         else:
-            for k in range(node.id.get_num_chunks()):
-                take(node.id.get_chunk_info(k))
+            for k in range(node.get_num_chunks()):
+                take(node.get_chunk_info(k))
         self.spend(len(raw) // CHUNK.size)
         self.blob += raw
         return [len(self.blob) - len(raw), len(raw)]
@@ -249,17 +260,12 @@ def forbid() -> None:
 def answer(h5py: Any, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """Parse one file."""
     tree = Tree(h5py, request["objects"])
-    netcdf = request["netcdf"]
     try:
         with io.BytesIO(content) if content else open(request["path"], "rb") as stream:
             start, length = (0, len(content)) if content else (request["start"], request["length"])
             block = user_block(stream, start, length)
             with h5py.File(Window(stream, start + block, length - block), "r") as file:
-                found = []
-                for entry in tree.walk(file, deep=not netcdf):
-                    if netcdf and entry["kind"] == "dataset":
-                        entry |= tree.netcdf(file, file[entry["path"]])
-                    found.append(entry)
+                found = list(tree.walk(file, request["netcdf"]))
     except Refused as error:
         return {"refused": str(error), "where": tree.where}, b""
     except MemoryError:

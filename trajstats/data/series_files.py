@@ -15,7 +15,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from trajstats.data.budget import Budget, foreign, shorten
+from trajstats.data.budget import PROMISED_SIZE, Budget, foreign, shorten
 from trajstats.data.formats import check_shape, input_size
 from trajstats.data.formats_hdf5 import Source, StoredArray, entries
 from trajstats.data.guard import ITEM_BYTES, check_zarr, read_json
@@ -24,6 +24,7 @@ from trajstats.data.unpacking import bounded_codecs
 from trajstats.errors import UnsafeInputError, UnsupportedError
 
 MAX_CHUNK = 64 * 2**20
+MAX_ARRAYS = 500  # opening one takes about three milliseconds
 _DECODE: dict[str, Any] = {"decode_times": False, "decode_timedelta": False}
 
 
@@ -42,7 +43,10 @@ def open_dataset(path: Path, budget: Budget) -> xr.Dataset:
     """
     if path.is_dir():
         names = tuple(entry.name for entry in path.iterdir() if entry.is_dir())
-        budget.spend_objects(500 * len(names), str(path))  # opening an array takes about half a millisecond
+        budget.spend_objects(100 * len(names), str(path))
+        if len(names) > (most := int(MAX_ARRAYS * max(1.0, input_size(path) / PROMISED_SIZE))):
+            msg = f"{path} holds {len(names)} arrays, which take long to open; at most {most} are opened at this size"
+            raise UnsafeInputError(msg)
         check_zarr(Place(path), lazy=names)
         for name in names:
             _check_zarr_array(path, name, budget)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def read_series(path: Path, dims: Mapping[str, str]) -> tuple[list[tuple[int, Ch
     if along not in data.dims:
         raise ArgumentError(unknown("dimension", along, data.dims))
     names = [str(n) for n, v in data.data_vars.items() if along in v.dims and number_name(v.dtype)]
-    budget.spend_objects(data.sizes[along] * (2 + 4 * len(names)), f"{path}: dimension {along!r}")
+    budget.spend_objects(data.sizes[along] * (2 + 5 * len(names)), f"{path}: dimension {along!r}")
     steps, epochs = _times(path, data, str(along), epochs="epoch" in dims)
     if replicas := {str(d) for n in names for d in data[n].dims} & REPLICA_DIMS:
         dim = min(replicas)
@@ -74,20 +75,30 @@ def read_series(path: Path, dims: Mapping[str, str]) -> tuple[list[tuple[int, Ch
             f"data.isel({dim}=0).to_netcdf(...), or rename the dimension if it is part of a tensor"
         )
         raise ArgumentError(msg)
+    rows = []
+    for name in names:
+        variable = data[name].variable
+        shape = tuple(n for d, n in variable.sizes.items() if d != along)
+        rows.append(
+            (
+                name,
+                shape,
+                number_name(variable.dtype) or "",
+                partial(_read_row, variable, str(along), f"{path}: {name!r}"),
+            )
+        )
     series = []
     for k, step in enumerate(steps):
         found = Checkpoint(f"{path}[{along}={epochs[k] if epochs else step}]", {})
-        for name in names:
-            variable = data[name].variable
-            shape = tuple(n for d, n in variable.sizes.items() if d != along)
-
-            def read_box(box: Box, v: Any = variable, k: int = k, where: str = f"{path}: {name!r}") -> np.ndarray:
-                with foreign(where):
-                    return np.asarray(v.isel({along: k})[box])
-
-            found.tensors[name] = box_tensor(shape, number_name(variable.dtype) or "", read_box)
+        for name, shape, kind, read in rows:
+            found.tensors[name] = box_tensor(shape, kind, partial(read, k))
         series.append((step, found))
     return series, epochs
+
+
+def _read_row(variable: Any, along: str, where: str, k: int, box: Box) -> np.ndarray:
+    with foreign(where):
+        return np.asarray(variable.isel({along: k})[box])
 
 
 def _times(path: Path, data: Any, along: str, *, epochs: bool) -> tuple[list[int], list[float]]:

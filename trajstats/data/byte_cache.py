@@ -1,0 +1,39 @@
+"""Unpacked bytes that are kept for a while, since what can only be unpacked whole is read in ranges."""
+
+# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+MOST_BYTES = 64 * 2**20
+
+
+class ByteCache:
+    """What was unpacked last: ranges of one chunk or member are asked for one after another."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes = most, 0
+        self._kept: OrderedDict[Any, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[], bytes]) -> bytes:
+        """Return what is kept, or make and keep it."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            if key not in self._kept and len(made) <= self._most:
+                self._kept[key] = made
+                self._bytes += len(made)
+                while self._bytes > self._most:
+                    self._bytes -= len(self._kept.popitem(last=False)[1])
+        return made
+
+
+SHARED = ByteCache(MOST_BYTES)
