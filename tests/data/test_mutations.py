@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import xarray as xr
 
 import trajstats as ts
+from trajstats.data.maintenance import compact, delete_after
+from trajstats.data.records import byte_views, encode_header
+from trajstats.data.verify import verify
 from trajstats.estimators.spectral_store import TaskStore
 
 N_DAMAGED = 60  # of each kind; a test of minutes takes every byte
@@ -52,7 +56,7 @@ def member(folder):
 
 def damage(path, rng):
     """Change one bit of one file."""
-    files = sorted(f for f in path.rglob("*") if f.is_file())
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.stat().st_size)
     file = files[rng.integers(len(files))]
     raw = bytearray(file.read_bytes())
     at = rng.integers(len(raw))
@@ -79,11 +83,18 @@ def test_a_damaged_result_is_an_error_or_the_same(tmp_path, make):
     read = make(tmp_path)
     good, kept = tmp_path / "good", tmp_path / "kept"
     want = read()
+    assert verify(kept).ok
+    assert verify(kept).checked
+    assert not verify(kept).unverified
     shutil.copytree(kept, good)
     errors = 0
     for _ in range(N_DAMAGED):
         file, at = damage(kept, rng)
+        if make is not member:
+            report, problem = attempt(lambda: verify(kept))
         found, error = attempt(read)
+        if error is not None and file.parent != kept:
+            assert problem is not None or not report.ok
         if error is not None:
             errors += 1
             assert str(tmp_path) in str(error), error
@@ -128,6 +139,7 @@ def test_results_without_checksums_are_read_and_say_so(tmp_path):
     forget(tmp_path / "kept")
     found = ts.FitResult.load(tmp_path / "kept")
     assert "without checksums" in found.attrs["unverified"]
+    assert verify(tmp_path / "kept").unverified == [str(tmp_path / "kept")]
     assert same(read()[:-1], want[:-1])
     found.save(tmp_path / "again")
     assert "unverified" not in ts.FitResult.load(tmp_path / "again").attrs
@@ -159,3 +171,131 @@ def test_a_coordinate_that_claims_gigabytes_is_not_read(tmp_path):
     file.write_text(json.dumps(node))
     with pytest.raises(ts.UnsafeInputError, match="claim"):
         read()
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+LAYERS = {"a": (3,), "b": (2,)}
+
+
+def finished_store(path):
+    with ts.TrajectoryWriter(path, LAYERS, attrs={"lr": 0.1}) as writer:
+        for step in range(6):
+            writer.append(step, np.arange(5.0) + step, loss=float(step))
+
+
+def unfinished_store(path):
+    """Leave 4 rows in tiles and 2 in the journal."""
+    finished_store(path)
+    delete_after(path, row=4)
+    writer = ts.TrajectoryWriter(path, LAYERS)
+    for step in (4, 5):
+        writer.append(step, np.arange(5.0) + step, loss=float(step))
+    writer._lock.release()
+    writer._journal.close()
+
+
+def read_store(path):
+    run = ts.open_trajectory(path).load()
+    return run.drop_attrs().to_dict() | {"attrs": dict(run.attrs)}
+
+
+def resume(path):
+    with ts.TrajectoryWriter(path, LAYERS) as writer:
+        writer.append(9, np.zeros(5), loss=0.0)
+    return read_store(path)["coords"]["step"], read_store(path)["data_vars"]["weights"]
+
+
+@pytest.mark.parametrize("make", [finished_store, unfinished_store])
+def test_a_damaged_store_is_an_error_or_the_same(tmp_path, make):
+    rng = np.random.default_rng(3)
+    good, path = tmp_path / "good", tmp_path / "run.zarr"
+    make(path)
+    want = read_store(path)
+    shutil.copytree(path, good)
+    again = resume(path)
+    for _ in range(N_DAMAGED):
+        shutil.rmtree(path)
+        shutil.copytree(good, path)
+        where = damage(path, rng)
+        found, error = attempt(lambda: read_store(path))
+        assert len(str(error)) < 1500
+        assert error is not None or same(found, want), where
+        report, problem = attempt(lambda: verify(path))
+        if error is not None:
+            assert problem is not None or not report.ok, where
+        with warnings.catch_warnings():  # a damaged last row is left out with a warning
+            warnings.simplefilter("error")
+            try:
+                found, problem = attempt(lambda: resume(path))
+            except UserWarning:
+                continue
+        assert problem is not None or same(found, again), where
+        assert len(str(problem)) < 1500
+
+
+@pytest.mark.parametrize(
+    "name", ["store_format", "state", "committed_rows", "schema_version", "attributes", "checksums"]
+)
+@pytest.mark.parametrize("make", [finished_store, unfinished_store])
+def test_a_damaged_name_does_not_make_a_store_a_plain_one(tmp_path, make, name):
+    path = tmp_path / "run.zarr"
+    make(path)
+    raw = (path / "zarr.json").read_bytes()
+    (path / "zarr.json").write_bytes(raw.replace(name.encode(), name[:-1].encode() + b"~"))
+    before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}
+    acts = [lambda: ts.open_trajectory(path), lambda: ts.TrajectoryWriter(path, LAYERS), lambda: compact(path)]
+    if (make, name) == (finished_store, "schema_version"):
+        acts.pop()  # there is nothing to compact
+    for act in acts if name != "checksums" else ():
+        with pytest.raises(ts.TrajstatsError):
+            act()
+    if name != "checksums":
+        report, error = attempt(lambda: verify(path))
+        assert error is not None or not report.ok
+        assert all(f.read_bytes() == content for f, content in before.items())
+
+
+def record(path, metadata, step=2):
+    """Append a row to a journal that holds two, with valid checksums."""
+    file = path / "journal" / "000000000000.rows"
+    text = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+    row = np.zeros(5, np.float32)
+    file.write_bytes(file.read_bytes() + encode_header(2, step, text, byte_views([row])) + text + row.tobytes())
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"{", b"[]", b"null", b"\xff", b"[" * 5000, b'{"a": ' * 5000, b"[" + b"[]," * 700_000 + b"0]",
+        {"series": []}, {"series": {"loss": "1"}}, {"series": {"loss": True}}, {"series": {"../../x": 1.0}},
+        {"series": {"weights": 1.0}}, {"series": {"loss": 10**400}}, {"floor": 1}, {"floor": ["a", "b"]},
+        {"floor": [1.0]}, {"floor": {}}, {"digest": [-1, 2]}, {"digest": [2**70, 1]}, {"digest": [1.0] * 3},
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_journal_records_with_valid_checksums_and_wrong_types(tmp_path, metadata):
+    path = tmp_path / "run.zarr"
+    writer = ts.TrajectoryWriter(path, LAYERS)
+    for step in range(2):
+        writer.append(step, np.zeros(5), loss=0.0)
+    writer._lock.release()
+    writer._journal.close()
+    record(path, metadata)
+    for act in (lambda: ts.open_trajectory(path), lambda: ts.TrajectoryWriter(path, LAYERS), lambda: compact(path)):
+        with pytest.raises(ts.TrajstatsError) as caught:
+            act()
+        assert len(str(caught.value)) < 1500
+
+
+def test_a_journal_whose_steps_go_back(tmp_path):
+    path = tmp_path / "run.zarr"
+    unfinished = ts.TrajectoryWriter(path, LAYERS)
+    for step in range(2):
+        unfinished.append(step, np.zeros(5))
+    unfinished._lock.release()
+    unfinished._journal.close()
+    record(path, {}, step=0)
+    for act in (lambda: ts.open_trajectory(path), lambda: ts.TrajectoryWriter(path, LAYERS)):
+        with pytest.raises(ts.StoreError, match="does not belong"):
+            act()

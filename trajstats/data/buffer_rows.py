@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.budget import foreign
 from trajstats.data.buffers import (
     BUFFER,
     BUFFER_NAME,
@@ -229,11 +230,13 @@ class StoredBuffers:
             msg = f"{tiles.place}: {len(lost)} tiles of buffers are missing: {lost[0]}; restore them from a copy"
             raise StoreError(msg)
         try:
-            out[...] = np.asarray(tiles.array(rows[1], buffers=True)[0, slice(*rows), start:end])
+            array = tiles.array(rows[1], buffers=True)
+            with foreign("it", "Restore it from a copy"):
+                out[...] = np.asarray(array[0, slice(*rows), start:end])
         except UnsafeInputError as error:
             msg = f"{tiles.place}: a tile of buffers, bytes {start} to {end}: {error}"
             raise UnsafeInputError(msg) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except StoreError as error:
             msg = (
                 f"{tiles.place}: a tile of buffers, rows {rows[0]} to {rows[1]}, cannot be read ({error}). "
                 "trajstats.data.verify.verify(path) names the damaged tiles."

@@ -17,6 +17,7 @@ from typing import Any
 from trajstats.errors import StoreError, UnsafeInputError
 
 PARTIAL = ".partial"
+SPARSE = 64 * 2**20  # files of up to this size may have holes
 # Where the system can open a name below an open folder, nothing can be put in its place between check and use.
 _BY_HANDLE = {os.open, os.mkdir, os.stat, os.unlink, os.rename, os.link} <= os.supports_dir_fd
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -248,6 +249,9 @@ class Folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.root / key))
         if not stat.S_ISREG(found.st_mode):
             raise _refused(self.root, key, "a pipe, socket or device")
+        if found.st_size > SPARSE and getattr(found, "st_blocks", found.st_size) * 512 < found.st_size // 16:
+            msg = f"{self.root}/{key:.200} claims {found.st_size} bytes, most of which are not there; it is not read"
+            raise UnsafeInputError(msg)
         if alone and found.st_nlink > 1:
             msg = (
                 f"{self.root}/{key:.200} has a second name (a hard link), so writing it would change another file; "
@@ -256,9 +260,12 @@ class Folder:
             raise UnsafeInputError(msg)
 
 
-def check_plain(root: Path) -> None:
-    """Check that a folder, if it exists, holds folders and regular files alone, before anything of it is opened."""
-    todo = [str(root)] if root.is_dir() else []
+def check_plain(root: Path) -> int:
+    """Check that a folder, if it exists, holds folders and regular files alone, before anything of it is opened.
+
+    The number of files is returned.
+    """
+    todo, files = [str(root)] if root.is_dir() else [], 0
     while todo:
         with os.scandir(todo.pop()) as entries:
             for entry in entries:
@@ -266,8 +273,11 @@ def check_plain(root: Path) -> None:
                     raise _refused(root, os.path.relpath(entry.path, root), "a link")
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
-                elif not entry.is_file(follow_symlinks=False):
+                elif entry.is_file(follow_symlinks=False):
+                    files += 1
+                else:
                     raise _refused(root, os.path.relpath(entry.path, root), "a pipe, socket or device")
+    return files
 
 
 def _lstat(name: str, folder: int | None) -> os.stat_result:

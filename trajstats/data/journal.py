@@ -160,14 +160,9 @@ class FileJournal:
         starts = [offset + length] if length else []
         if not starts:
             # The header itself is bad, so its length is unknown: look for the next header that is whole.
-            stream.seek(offset)
-            window = stream.read(2 * (self._most_bytes + HEADER_BYTES) + 2**20)
-            at = window.find(MAGIC, 1)
-            while at >= 0:
-                if decode_header(window[at : at + HEADER_BYTES]) is not None:
-                    starts.append(offset + at)
-                    break
-                at = window.find(MAGIC, at + 1)
+            starts = self._next_header(
+                stream, offset + 1, min(size, offset + 2 * (self._most_bytes + HEADER_BYTES) + 2**20)
+            )
         count = 0
         for position in starts:
             while position < size:
@@ -177,6 +172,19 @@ class FileJournal:
                 count += 1
                 position += length
         return count
+
+    @staticmethod
+    def _next_header(stream: Any, offset: int, stop: int) -> list[int]:
+        while offset < stop:
+            stream.seek(offset)
+            window = stream.read(min(2**22, stop - offset) + HEADER_BYTES)
+            at = window.find(MAGIC)
+            while at >= 0:
+                if decode_header(window[at : at + HEADER_BYTES]) is not None:
+                    return [offset + at]
+                at = window.find(MAGIC, at + 1)
+            offset += 2**22
+        return []
 
     def continue_after(self, records: Sequence[Record]) -> None:
         """Cut off whatever follows the last of `records` and get ready to append."""

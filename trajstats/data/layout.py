@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from trajstats.data.budget import foreign
 from trajstats.data.buffers import BUFFER, BUFFER_NAME, BUFFERS, TENSORS, BufferTensor, tensors_to_json
 from trajstats.data.place import Place
 from trajstats.data.schema import (
@@ -347,12 +348,12 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
         If there is none of this name.
     """
     try:
-        found = group[name]
-    except KeyError as error:
+        with foreign(f"{group.store}: {name:.80}/zarr.json", "It is damaged; restore it from a copy"):
+            found = group[name]
+    except StoreError as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
         msg = f"{group.store}: the array {name!r:.80} or its metadata are missing; restore {name}/zarr.json from a copy"
-        raise StoreError(msg) from error
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        msg = f"{group.store}: {name}/zarr.json is damaged ({error!s:.200}); restore it from a copy"
         raise StoreError(msg) from error
     if not isinstance(found, zarr.Array):
         msg = f"{group.store}: {name!r:.80} is a group where an array is expected; this is no trajectory store"

@@ -46,7 +46,7 @@ def compact(path: Any, /, *, take_over: bool = False) -> None:
     StoreError
         If a writer has the store open, or its journal is damaged in the middle.
     """
-    if state_of(Place(path)) == FINISHED:
+    if check_zarr(Place(path)).get(STATE) == FINISHED:
         return
     run = open_trajectory(path, damaged="raise")
     TrajectoryWriter(

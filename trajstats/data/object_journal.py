@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class ObjectJournal:
             return []
         # Transactional stores list nodes, not folders of chunks.
         names = (key.rpartition("/")[2] for key in self._place.list_under(f"{JOURNAL}/rows"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
 
     def scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
         """List the rows from `first_row` on whose checksums hold, up to the first that does not."""

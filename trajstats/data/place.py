@@ -17,6 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
+from trajstats.data.budget import foreign
 from trajstats.data.folder import Folder, check_plain
 from trajstats.data.folder_store import FolderStore
 from trajstats.data.redaction import without_credentials
@@ -134,9 +135,12 @@ class Place:
     def group(self) -> zarr.Group | None:
         """Open the root group, or return None where there is none."""
         try:
-            return zarr.open_group(self.path(), mode="r+" if self.writable else "r", use_consolidated=False)
-        except (FileNotFoundError, KeyError):
-            return None
+            with foreign(f"{self}/zarr.json", "It is damaged; restore it from a copy"):
+                return zarr.open_group(self.path(), mode="r+" if self.writable else "r", use_consolidated=False)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError | KeyError):
+                return None
+            raise
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         """Read an object, or the bytes from `start` to `stop` of it; None if it does not exist."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.budget import foreign
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layout import COMMITTED
 from trajstats.data.place import Place
@@ -90,11 +91,13 @@ class StoredRows:
     def _read_tiles(self, out: np.ndarray, bounds: list[tuple[int, int]]) -> None:
         tiles = self._open()
         try:
-            out[...] = np.asarray(tiles.array(bounds[1][1])[tuple(slice(a, b) for a, b in bounds)])
+            array = tiles.array(bounds[1][1])
+            with foreign("it", "Restore it from a copy"):
+                out[...] = np.asarray(array[tuple(slice(a, b) for a, b in bounds)])
         except UnsafeInputError as error:
             msg = f"{tiles.place}: a tile of {tiles.variable} {bounds[-1]}: {error}"
             raise UnsafeInputError(msg) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except StoreError as error:
             msg = (
                 f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot "
                 f"be read ({error}). trajstats.data.verify.verify(path) names the damaged tiles."

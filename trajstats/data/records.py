@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
+from trajstats.data.budget import PROMISED_SIZE, Budget, foreign, json_object
+from trajstats.data.layout import RESERVED, SERIES_NAME
 from trajstats.errors import StoreError
 
 MAGIC = b"TRAJROW1"
@@ -20,11 +21,15 @@ MAGIC = b"TRAJROW1"
 _FIELDS = struct.Struct("<8sQqQQI")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECK.size
-MAX_METADATA = 2**28
+MAX_METADATA = 2**24
 MAX_ROWS = 2**24  # of an object journal at one time
 
 
-@dataclass(frozen=True)
+_OF_LAYERS: dict[str, Any] = {"floor": np.float64, "digest": np.uint64}
+_DO = "This journal was not written by trajstats, or is damaged; trajstats.data.maintenance.delete_after gives it up"
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row of the journal.
 
@@ -129,13 +134,33 @@ def decode_header(header: bytes) -> tuple[int, int, int, int, int] | None:
 
 
 def decode_metadata(text: bytes, where: str) -> dict[str, Any]:
-    """Read the metadata of a record."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where}: metadata with a valid checksum is no JSON ({error}); this journal was not written by trajstats"
-        raise StoreError(msg) from error
-    return found if isinstance(found, dict) else {}
+    """Read and check the metadata of a record: a valid checksum does not say who wrote it."""
+    found = json_object(text, f"{where}: the metadata of a row", Budget.for_size(PROMISED_SIZE))
+    series = found.get("series", {})
+    good = isinstance(series, dict) and all(
+        SERIES_NAME.fullmatch(name)
+        and name not in RESERVED
+        and (type(value) is float or (type(value) is int and abs(value) < 2**1023))
+        for name, value in series.items()
+    )
+    for name, kind in _OF_LAYERS.items():
+        if name in found:
+            good = good and isinstance(found[name], list) and all(type(value) in (int, float) for value in found[name])
+            with foreign(f"{where}: {name} of a row", _DO):
+                found[name] = np.array(found[name] if good else [], dtype=kind)
+    if not good:
+        msg = f"{where}: the metadata of a row are not series, floors and digests as trajstats writes them. {_DO}"
+        raise StoreError(msg)
+    return found
+
+
+def check_records(records: Sequence[Record], n_layers: int, where: str) -> None:
+    """Check that steps increase and that what is known of layers is known of all of them."""
+    for before, record in zip([None, *records], records, strict=False):
+        lengths = {len(record.metadata[name]) for name in _OF_LAYERS if name in record.metadata}
+        if lengths - {n_layers} or (before is not None and record.step <= before.step):
+            msg = f"{where}: row {record.row} of the journal (step {record.step}) does not belong to this run. {_DO}"
+            raise StoreError(msg)
 
 
 def stored_buffers(metadata: Mapping[str, Any], n_buffers: int) -> list[int] | None:

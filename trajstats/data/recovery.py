@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from threading import Event
 from typing import Any
 
 import numpy as np
 
+from trajstats.data.budget import foreign
 from trajstats.data.buffer_rows import JournalBuffers
 from trajstats.data.checks import check_series_name
 from trajstats.data.folder import PARTIAL
@@ -17,7 +20,7 @@ from trajstats.data.journal import Journal, Record
 from trajstats.data.layout import COMMITTED, FINISHED, INITIAL, JOURNAL, READ_FORMATS, STATE, STORE_FORMAT, array_of
 from trajstats.data.place import Place
 from trajstats.data.rounding import rounding_floor
-from trajstats.data.schema import SCHEMA_VERSION
+from trajstats.data.schema import SCHEMA_VERSION, STEP
 from trajstats.data.tiles import Rows, Tiles
 from trajstats.errors import ArgumentError, SchemaError, StoreError
 
@@ -229,6 +232,39 @@ def check_store(tiles: Tiles) -> dict[str, Any]:
     return known
 
 
+def refuse_changed(tiles: Tiles) -> None:
+    """Refuse to write into a store whose metadata changed since they were written: what is wrong would become right."""
+    if changed := tiles.changed_metadata():
+        msg = f"{tiles.place}: {', '.join(changed[:5])} changed since the store was written; restore it from a copy"
+        raise StoreError(msg)
+
+
+def put_journal_node(place: Place) -> None:
+    """Make the journal a node of the hierarchy, so that zarr does not wonder what it is."""
+    key, node = f"{JOURNAL}/zarr.json", {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+    if place.get(key) != (wanted := json.dumps(node).encode()):
+        place.set(key, wanted)
+
+
+def stored_steps(tiles: Tiles, rows: int) -> list[int]:
+    """Read the steps of the rows in tiles."""
+    group = tiles.place.group()
+    assert group is not None
+    with foreign(f"{tiles.place}: the array {STEP!r}", "Restore it from a copy"):
+        steps = np.asarray(array_of(group, STEP)[:rows])
+    if steps.dtype.kind != "i" or steps.shape != (rows,) or (np.diff(steps) <= 0).any():
+        msg = f"{tiles.place}: the stored steps are not {rows} increasing integers; restore the store from a copy"
+        raise StoreError(msg)
+    return [int(step) for step in steps]
+
+
+def check_next_steps(steps: Sequence[int], place: Place) -> None:
+    """Check that the rows of the journal come after those in tiles."""
+    if any(after <= before for before, after in pairwise(steps)):
+        msg = f"{place}: the steps of the journal do not follow those in tiles; restore the store from a copy"
+        raise StoreError(msg)
+
+
 def stored_reference(place: Place) -> np.ndarray | None:
     """Read w(0) of a sketched run.
 
@@ -280,6 +316,9 @@ def check_vacant(place: Place) -> None:
     if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
         return
     others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(PARTIAL)]
+    if any(name.endswith(".rows") for name in place.folder.names(JOURNAL)):
+        msg = f"{place} has a journal with rows and no zarr.json, which was lost; restore it from a copy"
+        raise StoreError(msg)
     if others:
         msg = f"{place} is a folder that holds other things ({', '.join(sorted(others)[:3])}); choose a new path"
         raise StoreError(msg)

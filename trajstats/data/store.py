@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import glob
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from trajstats.data.budget import foreign
 from trajstats.data.buffer_rows import check_same_buffers, lazy_buffers
 from trajstats.data.buffers import BUFFER_NAME, BUFFERS
 from trajstats.data.guard import check_zarr
@@ -27,12 +29,13 @@ from trajstats.data.layout import (
     FINISHED,
     FLOOR,
     INITIAL,
-    READ_FORMATS,
     STATE,
     array_of,
 )
+from trajstats.data.metadata_sums import ATTRIBUTES
 from trajstats.data.place import Place
 from trajstats.data.reading import StoredRows, missing_tiles
+from trajstats.data.records import check_records
 from trajstats.data.redaction import without_credentials
 from trajstats.data.replicas import joined_attrs
 from trajstats.data.schema import (
@@ -211,12 +214,13 @@ def _checked(
                 raise StoreError(msg)
         if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again
             break
-    if attrs.get("store_format") in READ_FORMATS and damaged == "raise":
-        if changed := tiles.changed_metadata():
-            msg = f"{place}: {', '.join(changed)} changed since the store was finished; restore it from a copy"
-            raise StoreError(msg)
-        if lost := _needed(tiles, tiles.missing(rows), layers):
-            raise StoreError(missing_tiles(place, lost))
+    _refuse_changed(place, tiles, damaged)
+    lost = tiles.missing(rows)
+    if damaged == "drop":  # of tiles only: what is lost of the rest concerns all layers
+        lost = [key for key in lost if key.partition("/")[0] not in (tiles.variable, BUFFER_BYTES)]
+    if lost := _needed(tiles, lost, layers):
+        raise StoreError(missing_tiles(place, lost))
+    check_records(records, tiles.n_layers, str(place))
     trajectory = _dataset(target, tiles, rows, records, attrs, block_bytes)
     if damaged == "drop":
         from trajstats.data.verify import verify
@@ -229,13 +233,28 @@ def _checked(
     return trajectory if layers is None else select_layers(trajectory, layers)
 
 
+def _refuse_changed(place: Place, tiles: Tiles, damaged: str) -> None:
+    changed = tiles.changed_metadata()
+    if changed == [ATTRIBUTES]:
+        msg = (
+            f"{place}: attributes changed since they were written. Restore zarr.json from a copy; if they were changed "
+            "on purpose, open_trajectory(path, damaged='drop') opens the store as it is."
+        )
+        if damaged != "drop":
+            raise StoreError(msg)
+        warnings.warn(msg, stacklevel=5)
+    elif changed:
+        msg = f"{place}: {', '.join(changed[:5])} changed since the store was written; restore it from a copy"
+        raise StoreError(msg)
+
+
 def _plain(place: Place) -> xr.Dataset:
     # A trajectory that was saved with Dataset.to_zarr: as xarray reads it, with its small arrays in memory.
-    with bounded_codecs():
+    with bounded_codecs(), foreign(str(place), "Its arrays do not fit together; restore it from a copy"):
         trajectory = xr.open_zarr(place.path(), consolidated=False, chunks={})
-    names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
-    trajectory = trajectory.set_coords(names)
-    small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH, BUFFERS)}
+        names = [n for n in ("layer_stop", "layer_shape", "layer_kind", *CLOCKS[1:]) if n in trajectory.data_vars]
+        trajectory = trajectory.set_coords(names)
+        small = {str(n): trajectory[n].load() for n in trajectory.data_vars if n not in ("weights", SKETCH, BUFFERS)}
     return label(check_trajectory(trajectory.assign(small), sketched=True))
 
 
@@ -275,21 +294,12 @@ def _dataset(
     coordinates = {*str(attrs.get("coordinates", "")).split(), *CLOCKS}
     variables: dict[str, Any] = {}
     coords: dict[str, Any] = {}
-    for name, array in tiles.arrays().items():
+    for name, array in tiles.arrays(committed=True).items():
         dims = dims_of(array)
         if name in (tiles.variable, INITIAL, BUFFER_BYTES):
             continue
-        try:
-            values = np.asarray(array[tuple(slice(rows) if d == STEP else slice(None) for d in dims)])
-        except UnsafeInputError as error:
-            msg = f"{tiles.place}: the array {name!r:.80}: {error}"
-            raise UnsafeInputError(msg) from error
-        except (ValueError, RuntimeError, OSError) as error:
-            msg = f"{tiles.place}: the array {name!r:.80} is damaged ({error}); restore it from a copy"
-            raise StoreError(msg) from error
-        if values.dtype.kind == "T":
-            values = values.astype(object)
-        if STEP in dims:
+        values = _small_array(tiles, name, array, tuple(slice(rows) if d == STEP else slice(None) for d in dims))
+        if STEP in dims and records:
             values = np.concatenate([values, _journal_values(name, dims, records, values)], axis=dims.index(STEP))
         (coords if name in coordinates or dims == (name,) else variables)[name] = (dims, values)
     for name in dict.fromkeys(n for record in records for n in record.metadata.get("series", {})):
@@ -306,20 +316,34 @@ def _dataset(
     kept = {k: v for k, v in attrs.items() if k not in {"coordinates", "store_format", "checksums"}}
     kept[COMMITTED] = total
     kept.setdefault(STATE, FINISHED)
-    whole = xr.Dataset({tiles.variable: (dims, data), **variables}, coords=coords, attrs=kept)
-    return label(check_trajectory(whole, sketched=True))
+    with foreign(str(tiles.place), "Its arrays do not fit together; restore it from a copy"):
+        found = xr.Dataset({tiles.variable: (dims, data), **variables}, coords=coords, attrs=kept)
+    return label(check_trajectory(found, sketched=True))
+
+
+def _small_array(tiles: Tiles, name: str, array: Any, within: tuple[slice, ...]) -> np.ndarray:
+    try:
+        with foreign(str(tiles.place), "Restore it from a copy"):
+            values = np.asarray(array[within])
+    except UnsafeInputError as error:
+        msg = f"{tiles.place}: the array {name!r:.80}: {error}"
+        raise UnsafeInputError(msg) from error
+    except StoreError as error:
+        msg = f"{tiles.place}: the array {name!r:.80} is damaged ({error}); restore it from a copy"
+        raise StoreError(msg) from error
+    return values.astype(object) if values.dtype.kind == "T" else values
 
 
 def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record], like: np.ndarray) -> np.ndarray:
     shape = tuple(len(records) if d == STEP else n for d, n in zip(dims, like.shape, strict=True))
     if name == STEP:
         return np.array([record.step for record in records], dtype=np.int64)
-    if name == DIGEST and LAYER in dims:
-        digests = [record.metadata.get("digest", [0] * shape[-1]) for record in records]
-        return np.array(digests, dtype=np.uint64).reshape(shape)
-    if name == FLOOR:
-        floors = [record.metadata.get("floor", [np.nan] * shape[-1]) for record in records]
-        return np.array(floors, dtype=np.float64).reshape(shape)
+    if name in (DIGEST, FLOOR) and LAYER in dims:
+        key, fill = ("digest", 0) if name == DIGEST else ("floor", np.nan)
+        values = np.full(shape, fill, dtype=like.dtype)
+        for k, record in enumerate(records):
+            values[0, k] = record.metadata.get(key, fill)
+        return values
     return np.array([record.metadata.get("series", {}).get(name, np.nan) for record in records]).reshape(shape)
 
 

@@ -9,36 +9,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 
 from trajstats.data.buffers import TENSORS, BufferTensor, tensors_from_json
 from trajstats.data.checks import check_series_name
-from trajstats.data.guard import node_names
+from trajstats.data.guard import node_names, read_json
 from trajstats.data.layer_facts import LayerFacts
 from trajstats.data.layout import (
     BUFFER_BYTES,
-    CHECKSUMS,
     COMMITTED,
     DIGEST,
     FINISHED,
     FLOOR,
     JOURNAL,
     STATE,
-    STRUCTURAL,
     WRITING,
     Layout,
     array_of,
     layout_of,
     put_array,
 )
+from trajstats.data.metadata_sums import (
+    CONSOLIDATED,
+    ROOT,
+    array_sum,
+    changed_metadata,
+    committed_names,
+    consolidated,
+    rows_of,
+    with_sums,
+)
 from trajstats.data.place import Place
 from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
 from trajstats.data.unpacking import bounded
 from trajstats.errors import StoreError
-
-CONSOLIDATED = "consolidated_metadata"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Tiles:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self._known_sums: dict[str, int | None] = {}
         group = place.group()
         if group is None:
             msg = f"{place}: no trajectory store here (no zarr.json)"
@@ -109,6 +115,13 @@ class Tiles:
         """Attributes of the root, read now: the commit marker is among them."""
         group = self.place.group()
         return {} if group is None else group.attrs.asdict()
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        group = self.place.group()
+        assert group is not None
+        return int(array_of(group, LAYER).size)
 
     @property
     def _tiled(self) -> list[str]:
@@ -139,16 +152,18 @@ class Tiles:
         made: Any = zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path, config=config)  # type: ignore[call-overload]
         return zarr.Array(made)
 
-    def arrays(self) -> dict[str, zarr.Array]:
-        """Open every array of the root; files that a killed writer left behind are passed over in silence."""
+    def arrays(self, *, committed: bool = False) -> dict[str, zarr.Array]:
+        """Open every array of the root, or those that were committed; what a killed writer left behind is not seen."""
         group = self.place.group()
         assert group is not None
+        counted = committed_names(group.attrs.asdict()) if committed else None
         if self.place.local is None:
             named = [name for name in node_names(self.place) if name != JOURNAL]
-            return {n: array_of(group, n) for n in named if self.place.get(f"{n}/zarr.json") is not None}
-        folder = self.place.folder
-        names = sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
-        return {name: array_of(group, name) for name in names}
+            names = [name for name in named if self.place.get(f"{name}/zarr.json") is not None]
+        else:
+            folder = self.place.folder
+            names = sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
+        return {name: array_of(group, name) for name in names if counted is None or name in counted}
 
     def write(
         self,
@@ -261,7 +276,7 @@ class Tiles:
             touched.append(f"{name}/zarr.json")
         self.place.make_durable(touched, "series") if self.place.local is not None else None
         coordinates += [name for name in names if name in clocks and name not in coordinates]
-        self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, CHECKSUMS: None, **attrs})
+        self.mark(coordinates=" ".join(coordinates), **{COMMITTED: rows.stop, STATE: WRITING, **attrs})
 
     @staticmethod
     def _resize(array: zarr.Array, axis: int, rows: int) -> None:
@@ -273,59 +288,52 @@ class Tiles:
         group = self.place.group()
         assert group is not None
         new = {**group.attrs.asdict(), **attrs}
-        group.attrs.put({name: value for name, value in new.items() if value is not None})
+        new = {name: value for name, value in new.items() if value is not None}
+        group.attrs.put(with_sums(new, self._sums(new)))
         self.place.make_durable(["zarr.json"], "commit")
+
+    def _sums(self, attrs: Mapping[str, Any]) -> dict[str, int | None]:
+        """Compute the checksums of the arrays that count; while a store grows they stay what they are."""
+        state, rows = attrs.get(STATE), int(attrs.get(COMMITTED, 0))
+        if state == FINISHED:
+            return {name: array_sum(self.place, name, state) for name in self.arrays()}
+        for name in self.arrays():
+            if name not in self._known_sums and self._counts(name, rows):
+                self._known_sums[name] = array_sum(self.place, name, state)
+        return self._known_sums
+
+    def _counts(self, name: str, rows: int) -> bool:
+        along = rows_of(self.place, name)
+        return along is None or along >= rows
 
     def truncate(self, rows: int) -> None:
         """Give up the rows from `rows` on: first the commit, then what it no longer covers."""
-        self.mark(**{COMMITTED: rows, STATE: WRITING, CHECKSUMS: None})
+        self.mark(**{COMMITTED: rows, STATE: WRITING})
         for array in self.arrays().values():
             dims = dims_of(array)
             if STEP in dims:
                 self._resize(array, dims.index(STEP), rows)
 
     def finish(self, **attrs: Any) -> None:
-        """Mark the store as finished, with checksums of the metadata, which carry none of their own."""
-        self.mark(**{STATE: FINISHED, CHECKSUMS: None, **attrs})
-        checksums = {name: self._metadata_crc(name) for name in self.arrays()}
-        known = self.attrs
-        checksums["."] = _crc({name: known.get(name) for name in STRUCTURAL})
-        checksums["*"] = _crc({name: value for name, value in known.items() if name != CHECKSUMS})
-        self.mark(**{CHECKSUMS: checksums})
+        """Mark the store as finished; arrays that were begun and never committed are deleted."""
+        rows = int(self.attrs.get(COMMITTED, 0))
+        for name in self.arrays():
+            if not self._counts(name, rows):
+                self.place.delete_under(name)
+        self.mark(**{STATE: FINISHED, **attrs})
         if not self.place.transactional:  # a finished store can be opened from one document
-            root = json.loads(self.place.get("zarr.json") or b"{}")
-            root[CONSOLIDATED] = self._consolidated()
-            self.place.set("zarr.json", json.dumps(root, indent=2).encode())
-            self.place.make_durable(["zarr.json"], "consolidate")
+            root = {**(read_json(self.place, ROOT) or {}), CONSOLIDATED: consolidated(self.place, list(self.arrays()))}
+            self.place.set(ROOT, json.dumps(root, indent=2).encode())
+            self.place.make_durable([ROOT], "consolidate")
 
-    def _consolidated(self) -> dict[str, Any]:
-        nodes = {name: json.loads(self.place.get(f"{name}/zarr.json") or b"null") for name in self.arrays()}
-        return {"kind": "inline", "must_understand": False, "metadata": nodes}
-
-    def _metadata_crc(self, name: str) -> int:
-        return int(google_crc32c.value(self.place.get(f"{name}/zarr.json") or b""))
-
-    def changed_metadata(self, *, every: bool = False) -> list[str]:
-        """List the metadata of a finished store that differ from its checksums: ``name/zarr.json``."""
-        known = self.attrs
-        checksums = known.get(CHECKSUMS)
-        if known.get(STATE) != FINISHED or not isinstance(checksums, dict):
-            return []
-        bad = [
-            f"{name}/zarr.json"
-            for name in checksums
-            if name not in ".*" and self._metadata_crc(name) != checksums[name]
-        ]
-        structural = _crc({name: known.get(name) for name in STRUCTURAL}) != checksums.get(".")
-        root = json.loads(self.place.get("zarr.json") or b"{}")
-        structural = structural or (CONSOLIDATED in root and not bad and root[CONSOLIDATED] != self._consolidated())
-        whole = _crc({name: value for name, value in known.items() if name != CHECKSUMS}) != checksums.get("*")
-        return [*bad, "zarr.json"] if structural or (every and whole) else bad
+    def changed_metadata(self) -> list[str]:
+        """List the metadata that differ from their checksums: ``name/zarr.json``."""
+        return changed_metadata(self.place, self.attrs)
 
     def small_chunks(self, rows: int) -> dict[str, str]:
         """List the chunks that the arrays beside the weights must have: key -> name of the array."""
         keys: dict[str, str] = {}
-        for name, array in self.arrays().items():
+        for name, array in self.arrays(committed=True).items():
             if name in self._tiled:
                 continue
             dims = dims_of(array)
@@ -382,10 +390,6 @@ def dims_of(array: zarr.Array) -> tuple[str, ...]:
         Its ``dimension_names``; empty if it has none.
     """
     return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
-
-
-def _crc(values: Mapping[str, Any]) -> int:
-    return int(google_crc32c.value(json.dumps(values, sort_keys=True).encode()))
 
 
 def tile_key(layout: Layout, slab: int, *where: int) -> str:

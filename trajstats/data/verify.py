@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.guard import check_zarr
+from trajstats.data.budget import foreign
+from trajstats.data.guard import check_zarr, node_names, read_json
 from trajstats.data.journal import Damage, open_journal
+from trajstats.data.kept import damage_of_kept
 from trajstats.data.layout import BUFFER_BYTES, COMMITTED, FINISHED, STATE, Layout, array_of
 from trajstats.data.place import Place
 from trajstats.data.schema import LAYER, SKETCH
+from trajstats.data.seal import ROOT, SEALED
 from trajstats.data.tiles import Tiles, slabs, tile_key
+from trajstats.errors import StoreError, UnsafeInputError
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Verification:
     journal : Damage or None
         First damaged record of the journal, if the store is not finished. A torn one is the end of a write that was cut
         off, which is no row.
+    unverified : list of str
+        Saved results without checksums, of which damage cannot be seen.
     """
 
     path: str
@@ -73,6 +79,7 @@ class Verification:
     tiles: list[DamagedTile] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     journal: Damage | None = None
+    unverified: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -88,16 +95,19 @@ class Verification:
                 f"  journal/{self.journal.where} at byte {self.journal.offset} (row {self.journal.row}): {kind}; "
                 f"{self.journal.after} whole rows follow"
             )
+        lines += [f"  {place}: saved without checksums, so that damage cannot be seen" for place in self.unverified]
         return "\n".join(lines)
 
 
 def verify(target: Any, /) -> Verification:
     """Read every tile, coordinate and journal record of a store once, and name what is damaged.
 
+    Saved fits, pairs, batches and spectra are checked too: every file of them against its checksum.
+
     Parameters
     ----------
     target : path, URL, zarr store or repository
-        The store.
+        The store or saved result.
 
     Returns
     -------
@@ -127,11 +137,13 @@ def verify(target: Any, /) -> Verification:
     True
     """
     place = Place(target)
+    if (results := _saved_results(place)) is not None:
+        return _verify_results(place, results)
     attrs = check_zarr(place)
     tiles = Tiles(place)
     rows = int(attrs.get(COMMITTED, tiles.array().shape[1]))
     report = Verification(str(place), 0)
-    report.other += [f"{key}: changed since the store was finished" for key in tiles.changed_metadata(every=True)]
+    report.other += [f"{key}: changed since the store was written" for key in tiles.changed_metadata()]
     names = _small_arrays(tiles, rows, report)
     lost = set(tiles.missing(rows))
     _tiles(tiles, tiles.layout, rows, names, lost, report)
@@ -144,17 +156,40 @@ def verify(target: Any, /) -> Verification:
     return report
 
 
+def _saved_results(place: Place) -> list[str] | None:
+    """List the groups of a saved result, or None if this is a trajectory."""
+    attrs = (read_json(place, ROOT) or {}).get("attributes")
+    attrs = attrs if isinstance(attrs, dict) else {}
+    if SEALED in attrs or "fit" in attrs or "estimator" in attrs:
+        return [""]
+    if not {"trajstats_batch", "trajstats_spectrum"} & set(attrs):
+        return None
+    return [name for name in node_names(place) if not name.startswith("partial-")]
+
+
+def _verify_results(place: Place, names: list[str]) -> Verification:
+    report = Verification(str(place), 0)
+    for name in names:
+        where = place.path(name) if place.local is None else place.local / name if name else place.local
+        objects, damaged, sealed = damage_of_kept(where)
+        report.checked += objects
+        report.other += damaged
+        report.unverified += [] if sealed else [str(where)]
+    return report
+
+
 def _small_arrays(tiles: Tiles, rows: int, report: Verification) -> tuple[list[str], np.ndarray]:
     lost = {key: name for key, name in tiles.small_chunks(rows).items() if tiles.place.get(key, 0, 1) is None}
     report.other += [f"{key}: missing" for key in lost]
     stops = "bucket_layer_stop" if tiles.variable == SKETCH else "layer_stop"
     kept: dict[str, np.ndarray] = {}
-    for name, array in tiles.arrays().items():
+    for name, array in tiles.arrays(committed=True).items():
         if name in (tiles.variable, BUFFER_BYTES) or name in lost.values():
             continue
         try:
-            values = np.asarray(array[...])
-        except (ValueError, RuntimeError, OSError) as error:
+            with foreign(name):
+                values = np.asarray(array[...])
+        except (UnsafeInputError, StoreError) as error:
             report.other.append(f"{name}: {error!s:.200}")
             continue
         if name in (LAYER, stops):
@@ -186,10 +221,11 @@ def _tiles(
                 reason = "missing"
                 if key not in lost:
                     try:
-                        array[(slice(0, 1), slice(within.start, within.stop), *lead, slice(begin, end))]
+                        with foreign("the tile"):
+                            array[(slice(0, 1), slice(within.start, within.stop), *lead, slice(begin, end))]
                         continue
-                    except Exception as error:  # whatever a decoder makes of damaged bytes
-                        reason = f"{type(error).__name__}: {error!s:.200}"
+                    except (UnsafeInputError, StoreError) as error:
+                        reason = f"{error!s:.200}"
                 where = range(offset + begin, offset + end)
                 columns = range(begin, end)
                 report.tiles.append(DamagedTile(key, within, where, _layers_in(columns, *known), reason))

@@ -12,44 +12,46 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import zarr
 
 from trajstats.data.arrays import ordered_arrays
 from trajstats.data.buffer_rows import BufferPacker, check_stored_buffers
 from trajstats.data.buffers import check_buffers
 from trajstats.data.checks import check_layers, check_same_layers
+from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.layer_facts import layer_digests
 from trajstats.data.layout import (
-    CHECKSUMS,
     COMMITTED,
     CREATING,
     EXPECTED_ROWS,
     INITIAL,
-    JOURNAL,
     STATE,
     WRITING,
-    array_of,
     create_store,
     plan_layout,
     put_array,
 )
 from trajstats.data.lock import WriterLock
 from trajstats.data.place import Place
+from trajstats.data.records import check_records
 from trajstats.data.recovery import (
+    check_next_steps,
     check_store,
     check_sync,
     check_vacant,
     clean,
     compact_records,
     layer_floors,
+    put_journal_node,
     recover,
+    refuse_changed,
     state_of,
     stored_reference,
+    stored_steps,
     to_scalars,
 )
 from trajstats.data.rounding import rounding_floor, source_type
-from trajstats.data.schema import CLOCKS, PARAMETER, STEP, STORED_DTYPES, WEIGHTS
+from trajstats.data.schema import CLOCKS, PARAMETER, STORED_DTYPES, WEIGHTS
 from trajstats.data.tiles import Tiles
 from trajstats.errors import ArgumentError, StoreError, unknown
 
@@ -159,6 +161,8 @@ class TrajectoryWriter:
 
     def _open(self, place: Place, replica: int, attrs: Mapping[str, Any], dtype: str, expected_rows: int) -> None:
         clean(place)
+        if place.get("zarr.json") is not None:
+            check_zarr(place)
         if state_of(place) in (None, CREATING):
             extra = {} if self._sketch is None else self._sketch.coordinates(self.layers)
             row = (self.n_parameters,) if self._sketch is None else self._sketch.shape(self.layers)
@@ -173,6 +177,7 @@ class TrajectoryWriter:
         self._place = place
         self._layout = self._tiles.layout
         known = check_store(self._tiles)
+        refuse_changed(self._tiles)
         group = place.group()
         assert group is not None
         check_same_layers(group, self.layers)
@@ -188,14 +193,16 @@ class TrajectoryWriter:
             self._reference = stored_reference(place)
         self._source_dtype = known.get("source_dtype", self._source_dtype)
         self._tiled = int(known[COMMITTED])
-        zarr.open_group(place.path(JOURNAL), mode="a")
+        put_journal_node(place)
         self._journal = open_journal(place, self._layout.row_bytes, self._layout.rows, self._tiles.buffer_bytes)
         records = recover(self._journal, self._tiled, place)
         self._records: list[Record] = records
         self._pending = len(records)  # rows from here on wait for a flush: none yet
         self._journal.continue_after(records)
-        self._tiles.mark(**{STATE: WRITING, CHECKSUMS: None})
-        self._steps = [int(s) for s in np.asarray(array_of(group, STEP)[: self._tiled])] + [r.step for r in records]
+        self._tiles.mark(**{STATE: WRITING})
+        check_records(records, len(self.layers), str(place))
+        self._steps = [*stored_steps(self._tiles, self._tiled), *(record.step for record in records)]
+        check_next_steps(self._steps, place)
         self._durable = len(self._steps)
         self._flushed_at = time.monotonic()
         self._worker: ThreadPoolExecutor | None = None
