@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.boxes import Box, box_tensor
-from trajstats.data.budget import Budget, foreign
+from trajstats.data.budget import Budget, foreign, shorten
 from trajstats.data.formats import Checkpoint, input_size
 from trajstats.data.formats_hdf5 import number_name
 from trajstats.data.guard import CONVERT_ZARR_2
 from trajstats.data.series_files import open_dataset
-from trajstats.errors import ArgumentError, StoreNotFoundError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsupportedError, unknown
 
 REPLICA_DIMS = frozenset(["replica", "replicas", "seed", "seeds", "run", "runs", "member", "ensemble"])
 TIME_UNITS = frozenset(
@@ -64,7 +64,8 @@ def read_series(path: Path, dims: Mapping[str, str]) -> tuple[list[tuple[int, Ch
     budget = Budget.for_size(input_size(path))
     data = open_dataset(path, budget)
     if along not in data.dims:
-        raise ArgumentError(unknown("dimension", along, data.dims))
+        msg = f"{path}: {unknown('dimension', along, data.dims)}"
+        raise ArgumentError(msg)
     names = [str(n) for n, v in data.data_vars.items() if along in v.dims and number_name(v.dtype)]
     budget.spend_objects(data.sizes[along] * (2 + 5 * len(names)), f"{path}: dimension {along!r}")
     steps, epochs = _times(path, data, str(along), epochs="epoch" in dims)
@@ -106,6 +107,9 @@ def _times(path: Path, data: Any, along: str, *, epochs: bool) -> tuple[list[int
     n = int(data.sizes[along])
     if along not in data.coords:
         return list(range(n)), [float(k) for k in range(n)] if epochs else []
+    if data[along].dims != (along,):
+        msg = f"{path}: {along!r} has dimensions {shorten(data[along].dims)}, not that one alone"
+        raise StoreError(msg)
     with foreign(f"{path}: {along!r}"):
         values = data[along].values
     units = str(data[along].attrs.get("units", ""))
