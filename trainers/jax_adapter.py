@@ -54,6 +54,11 @@ class JaxNetwork(FrameworkNetwork):
         The factor :math:`\lambda` of the L2 term.
     reduction : str
         ``"mean"`` or ``"sum"``: what `loss_fn` does over the batch.
+    weight : array (n,) or callable (targets) -> array (n,), optional
+        What each example counts in the mean, if `loss_fn` averages over tokens that are not padding, or by class
+        weights, instead of over examples: the loss of a batch is :math:`\sum_ac_a\ell_a/\sum_ac_a`. With it no result
+        depends on `batch_size` or `memory`. Whether the loss of a few examples follows from
+        those of two parts of them is checked when the network is made.
     dtype : str
         ``"float32"`` or ``"float64"``.
     batch_size : int
@@ -67,7 +72,8 @@ class JaxNetwork(FrameworkNetwork):
     Raises
     ------
     ArgumentError
-        If `reduction` or `dtype` is not known, or inputs and targets differ in length.
+        If `reduction` or `dtype` is not known, inputs and targets differ in length, or the loss of a few examples does
+        not follow from those of two parts of them.
 
     Examples
     --------
@@ -91,6 +97,7 @@ class JaxNetwork(FrameworkNetwork):
         buffers: Any = None,
         l2: float = 0.0,
         reduction: str = "mean",
+        weight: Any = None,
         dtype: str = "float32",
         batch_size: int = 5_000,
         memory: int = 2**28,
@@ -114,6 +121,12 @@ class JaxNetwork(FrameworkNetwork):
         self._state_order, self._state_treedef = (None, None) if buffers is None else flat_order(buffers)[2:]
         self._given = {name: self._cast(leaf) for name, leaf in state.items()}
         self._compiled: dict[Any, Any] = {}
+        start = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float64)
+        # Nearby, where the outputs of different examples differ even if the weights given are all zero.
+        size = 0.1 * (float(np.sqrt(np.mean(start**2))) or 1.0)
+        self._start = start + size * np.random.default_rng(0).standard_normal(start.shape)
+        self._settle(weight)
+        del self._start
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": {}}
@@ -149,12 +162,14 @@ class JaxNetwork(FrameworkNetwork):
             return np.asarray(total + 2 * self.l2 * w)
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
+        """Differentiate each example's share of the loss: (b, n_parameters), no L2 term; their mean is the gradient."""
         with self._precision():
             one = jax.grad(lambda w, x, y: self.loss_fn(self._outputs(w, x[None]), y[None]))
             run = self._jit("example_gradients", jax.vmap(one, in_axes=(None, 0, 0)))
-            x, y = self._examples(np.asarray(indices))
-            return np.asarray(run(self._flat(weights), x, y))
+            rows = np.asarray(indices)
+            counts = self._counts(rows).astype(self.dtype)[:, None]
+            # An example without a target that counts has no loss of its own.
+            return np.where(counts > 0, np.asarray(run(self._flat(weights), *self._examples(rows))) * counts, 0)
 
     def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Evaluate the network: (b, n_outputs)."""
@@ -287,6 +302,11 @@ class JaxNetwork(FrameworkNetwork):
 
     def _outputs(self, w: Any, x: Any) -> Any:
         return self.apply_fn(*self._model(w), x)
+
+    def _try(self, indices: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        with self._precision():
+            x, y = self._examples(indices)
+            return np.asarray(self.loss_fn(self._outputs(self._flat(self._start), x), y)), []
 
     def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
         return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])

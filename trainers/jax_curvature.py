@@ -46,13 +46,14 @@ class JaxCurvature(FrameworkCurvature):
                 self._apply_to = network._jit(("apply", kind), lambda *given: _applied(*given))
                 each = self._bytes_per_example()
                 if self._fit(each, ARRAYS_PER_VECTOR * each):
-                    self._held = [(share, self._linearise(self._w, x, y)) for share, x, y in self._parts()]
+                    self._held = [(share, self._linearise(self._w, *part)) for share, *part in self._parts()]
 
     def _bytes_per_example(self) -> int:
         totals = []
         for count in (1, 2):
             x, y = self._network._examples(np.arange(min(count, self._network.n_examples)))
-            shapes = jax.tree_util.tree_leaves(jax.eval_shape(self._linearise, self._w, x, y))
+            scale = np.ones(len(x), self.dtype)
+            shapes = jax.tree_util.tree_leaves(jax.eval_shape(self._linearise, self._w, x, y, scale))
             totals.append(sum(leaf.size * leaf.dtype.itemsize for leaf in shapes))
         return max(totals[1] - totals[0], 1)
 
@@ -79,12 +80,12 @@ class JaxCurvature(FrameworkCurvature):
             for share, maps in self._held:
                 yield share, functools.partial(self._apply_to, maps)
         elif self._exact:
-            for share, x, y in self._parts():
-                yield share, functools.partial(self._apply_to, self._linearise(self._w, x, y))
+            for share, *part in self._parts():
+                yield share, functools.partial(self._apply_to, self._linearise(self._w, *part))
         else:
             differenced = self._network._jit(("difference", self._kind), _differenced(self._network, self._kind))
-            for share, x, y in self._parts():
-                yield share, functools.partial(differenced, self._w, x, y)
+            for share, *part in self._parts():
+                yield share, functools.partial(differenced, self._w, *part)
 
 
 def _applied(maps: tuple[Any, ...], rows: Any, share: float, shift: float) -> Any:
@@ -93,43 +94,43 @@ def _applied(maps: tuple[Any, ...], rows: Any, share: float, shift: float) -> An
 
 def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]:
     # Products with the rows of a matrix, one after the other: some fused kernels cannot be batched either.
-    def product(w: Any, v: Any, x: Any, y: Any) -> Any:
+    def product(w: Any, v: Any, x: Any, y: Any, scale: Any) -> Any:
         if kind == "hessian":
             return _central(lambda u: jax.grad(_data_loss(network))(u, x, y), w, v)
         if kind == "gauss_newton":
             along = _central(lambda u: network._outputs(u, x), w, v)
             out, pull = jax.vjp(lambda u: network._outputs(u, x), w)
             return pull(jax.jvp(jax.grad(lambda z: network.loss_fn(z, y)), (out,), (along,))[1])[0]
-        losses = _losses(network, x, y)
-        scale = 1.0 / x.shape[0] if network.reduction == "mean" else 1.0
-        return scale * jax.vjp(losses, w)[1](_central(losses, w, v))[0]
+        losses = _losses(network, x, y, scale)
+        return jax.vjp(losses, w)[1](_central(losses, w, v))[0]
 
-    return lambda w, x, y, rows, share, shift: jax.lax.map(lambda v: share * product(w, v, x, y) + shift * v, rows)
+    def of_rows(w: Any, x: Any, y: Any, scale: Any, rows: Any, share: float, shift: float) -> Any:
+        return jax.lax.map(lambda v: share * product(w, v, x, y, scale) + shift * v, rows)
+
+    return of_rows
 
 
 def _data_loss(network: JaxNetwork) -> Callable[..., Any]:
     return lambda w, x, y: network.loss_fn(network._outputs(w, x), y)
 
 
-def _losses(network: JaxNetwork, x: Any, y: Any) -> Callable[[Any], Any]:
-    return lambda u: jax.vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
+def _losses(network: JaxNetwork, x: Any, y: Any, scale: Any) -> Callable[[Any], Any]:
+    return lambda u: scale * jax.vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
 
 
 def _linearised(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., tuple[Any, ...]]:
     # Gives linear maps, to be applied one after the other; they are pytrees, so that they pass between jitted calls.
-    def hessian(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
+    def hessian(w: Any, x: Any, y: Any, scale: Any) -> tuple[Any, ...]:
         return (jax.linearize(lambda u: jax.grad(_data_loss(network))(u, x, y), w)[1],)
 
-    def gauss_newton(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
+    def gauss_newton(w: Any, x: Any, y: Any, scale: Any) -> tuple[Any, ...]:
         out, forward = jax.linearize(lambda u: network._outputs(u, x), w)
         curve = jax.linearize(jax.grad(lambda z: network.loss_fn(z, y)), out)[1]
         return forward, curve, jax.vjp(lambda u: network._outputs(u, x), w)[1]
 
-    def fisher(w: Any, x: Any, y: Any) -> tuple[Any, ...]:
-        scale = 1.0 / x.shape[0] if network.reduction == "mean" else 1.0
-        losses = _losses(network, x, y)
-        forward = jax.linearize(lambda u: scale * losses(u), w)[1]
-        return forward, jax.vjp(losses, w)[1]
+    def fisher(w: Any, x: Any, y: Any, scale: Any) -> tuple[Any, ...]:
+        losses = _losses(network, x, y, scale)
+        return jax.linearize(losses, w)[1], jax.vjp(losses, w)[1]
 
     return {"hessian": hessian, "gauss_newton": gauss_newton, "fisher": fisher}[kind]
 

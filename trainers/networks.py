@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from trainers.normalisation import Counts, example_weights, given_weights
 from trajstats.data.arrays import to_numpy
 from trajstats.errors import ArgumentError, SchemaError, unknown
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
@@ -46,6 +47,11 @@ class FrameworkNetwork(ABC):
         Budget in bytes of a curvature product.
     products : str
         ``"exact"`` or ``"finite_difference"``.
+
+    Attributes
+    ----------
+    example_weights : ndarray (n,) or None
+        What each example counts in a mean, with mean 1; None where all count the same.
 
     Raises
     ------
@@ -91,6 +97,7 @@ class FrameworkNetwork(ABC):
         self.batch_size = int(batch_size)
         self.memory = int(memory)
         self.products = products
+        self.example_weights: Counts = None
         # One entry, shared with the networks that `with_buffers` makes.
         self._latest: list[tuple[Any, LinearOperator]] = []
         # Buffers given by `with_buffers`, as arrays of the framework, and a hash of their values.
@@ -98,6 +105,19 @@ class FrameworkNetwork(ABC):
         self._given_hash = 0
         self._inputs = self._cast(data[0])
         self._targets = self._cast(data[1])
+
+    def _settle(self, weight: Any) -> None:
+        # The last call of a constructor: the loss is tried on a few examples at once and in two parts.
+        given = given_weights(weight, self._targets, self.n_examples, self.reduction)
+        targets = np.asarray(self._targets)
+        self.example_weights = example_weights(self._try, targets, given, self.reduction, self.dtype)
+
+    def _counts(self, indices: np.ndarray) -> np.ndarray:
+        return np.ones(len(indices)) if self.example_weights is None else self.example_weights[indices]
+
+    @abstractmethod
+    def _try(self, indices: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Evaluate the loss of some examples near the first weights; what all examples may count, as the loss shows."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_latest": []}
@@ -197,16 +217,24 @@ class FrameworkNetwork(ABC):
             raise SchemaError(msg)
         return np.array(weights, dtype=self.dtype)
 
-    def _batches(
-        self, indices: np.ndarray | None = None, at_most: int | None = None
-    ) -> Iterator[tuple[float, Any, Any]]:
+    def _batches(self, indices: np.ndarray | None = None) -> Iterator[tuple[float, Any, Any]]:
         # The weight of each batch in the loss, its inputs and its targets.
-        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
-        size = self.batch_size if at_most is None else min(at_most, self.batch_size)
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            share = len(part) / len(chosen) if self.reduction == "mean" else 1.0
+        for share, part in self._divided(indices, self.batch_size):
             yield share, *self._examples(part)
+
+    def _divided(self, indices: np.ndarray | None, size: int) -> Iterator[tuple[float, np.ndarray]]:
+        # The weight of each batch in the loss, and its examples; those that count nothing are left out.
+        chosen = np.arange(self.n_examples) if indices is None else np.asarray(indices)
+        counts = self._counts(chosen)
+        if not counts.all():
+            chosen, counts = chosen[counts > 0], counts[counts > 0]
+            if not len(chosen):
+                msg = "none of the chosen examples counts in the loss (all their targets are ignored): choose others"
+                raise ArgumentError(msg)
+        for start in range(0, len(chosen), size):
+            part = slice(start, start + size)
+            share = counts[part].sum() / counts.sum() if self.reduction == "mean" else 1.0
+            yield float(share), chosen[part]
 
 
 class FrameworkCurvature(LinearOperator):
@@ -250,8 +278,13 @@ class FrameworkCurvature(LinearOperator):
         self._examples = max(1, (memory - self._width * vector) // (held + passing * self._width))
         return False
 
-    def _parts(self) -> Iterator[tuple[float, Any, Any]]:
-        return self._network._batches(at_most=self._examples)
+    def _parts(self) -> Iterator[tuple[float, Any, Any, np.ndarray]]:
+        # The weight of each part, its inputs and targets, and what a Fisher matrix multiplies its gradients with.
+        network = self._network
+        each = network.n_examples**-0.5 if network.reduction == "mean" else 1.0
+        for share, part in network._divided(None, min(self._examples, network.batch_size)):
+            scale = (each * network._counts(part)).astype(self.dtype)
+            yield share if self._kind != "fisher" else 1.0, *network._examples(part), scale
 
     def _matvec(self, v: np.ndarray) -> np.ndarray:
         return self._matmat(np.asarray(v).reshape(-1, 1))[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 import uuid
@@ -13,10 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, jvp
 
 from trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
-from trainers.torch_curvature import TorchCurvature, derivative, held_buffers
+from trainers.torch_batches import each_gradient, input_jacobians
+from trainers.torch_curvature import TorchCurvature, held_buffers
+from trainers.torch_derivatives import derivative, gradient_of, some_rows, transposed
+from trainers.torch_losses import SeenLosses, own_loss
+from trainers.torch_modules import own_copy
+from trainers.torch_outputs import Outputs
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
 from trajstats.threads import torch_threads
@@ -52,7 +58,7 @@ class TorchNetwork(FrameworkNetwork):
     Parameters
     ----------
     module : torch.nn.Module
-        The model: inputs (b, ...) to outputs (b, n_outputs).
+        The model: inputs (b, ...) to outputs (b, n_outputs), or to tuples or mappings of them, which `loss_fn` takes.
     loss_fn : callable (outputs, targets) -> scalar tensor
         Mean (or sum, see `reduction`) over the batch.
     data : (inputs, targets)
@@ -61,6 +67,12 @@ class TorchNetwork(FrameworkNetwork):
         The factor :math:`\lambda` of the L2 term.
     reduction : str
         ``"mean"`` or ``"sum"``: what `loss_fn` does over the batch.
+    weight : array (n,) or callable (targets) -> array (n,), optional
+        What each example counts in the mean, if `loss_fn` averages over tokens that are not padding, or by class
+        weights, instead of over examples: the loss of a batch is :math:`\sum_ac_a\ell_a/\sum_ac_a`. With it no result
+        depends on `batch_size` or `memory`. Found by itself where `loss_fn` calls torch's cross-entropy or
+        NLL loss. Whether the loss of a few examples follows from
+        those of two parts of them is checked when the network is made.
     dtype : str
         ``"float32"`` or ``"float64"``.
     batch_size : int
@@ -76,7 +88,8 @@ class TorchNetwork(FrameworkNetwork):
     Raises
     ------
     ArgumentError
-        If `reduction`, `dtype` or `products` is not known, or inputs and targets differ in length.
+        If `reduction`, `dtype` or `products` is not known, inputs and targets differ in length, or the loss of a few
+        examples does not follow from those of two parts of them.
 
     Examples
     --------
@@ -94,6 +107,7 @@ class TorchNetwork(FrameworkNetwork):
         *,
         l2: float = 0.0,
         reduction: str = "mean",
+        weight: Any = None,
         dtype: str = "float32",
         batch_size: int = 5_000,
         threads: int | None = 1,
@@ -102,7 +116,7 @@ class TorchNetwork(FrameworkNetwork):
     ) -> None:
         self._torch_dtype = getattr(torch, np.dtype(dtype).name, None)
         super().__init__(
-            loss_fn,
+            own_loss(loss_fn, self._torch_dtype),
             data,
             l2=l2,
             reduction=reduction,
@@ -111,10 +125,14 @@ class TorchNetwork(FrameworkNetwork):
             memory=memory,
             products=products,
         )
-        self.module = copy.deepcopy(module).to("cpu", self._torch_dtype).eval().requires_grad_(False)
+        self.module = own_copy(module).to("cpu", self._torch_dtype).eval()
+        self._free = self._mask(self.module)
+        self.module.requires_grad_(False)
         self._here = threading.local()
         self.threads = threads
-        self._free = self._mask(module)
+        self._known: dict[str, Outputs] = {}
+        # Which ways of differentiating were right, by what is differentiated.
+        self._ways: dict[Any, str] = {}
         # Products that were traced, by kind and shapes; and the name by which copies in other processes share theirs.
         self._traced: dict[Any, Any] = {}
         self._name = uuid.uuid4().hex
@@ -123,6 +141,13 @@ class TorchNetwork(FrameworkNetwork):
         self._tied = _other_names(self.module)
         kept = self.module.state_dict().keys()
         self._buffers = {name: tuple(b.shape) for name, b in self.module.named_buffers() if name in kept}
+        with torch.no_grad():
+            self._start = torch.cat([p.reshape(-1) for p in self.module.parameters()])
+            # Nearby, where the outputs of different examples differ even if the weights given are all zero.
+            size = 0.1 * (self._start.square().mean().sqrt() or 1)
+            self._start = self._start + size * some_rows(1, self._start)[0]
+        self._settle(weight)
+        del self._start
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: kept for name, kept in super().__getstate__().items() if name != "_here"} | {"_traced": {}}
@@ -155,8 +180,16 @@ class TorchNetwork(FrameworkNetwork):
     @property
     def n_outputs(self) -> int:
         """Outputs of one example."""
-        with torch_threads(self.threads):
-            return math.prod(self._own(self._inputs[:1]).shape[1:])
+        return self._layout.width
+
+    @property
+    def _layout(self) -> Outputs:
+        # Shared, as the ways are, with the networks that `with_buffers` makes.
+        if "outputs" not in self._known:
+            with torch_threads(self.threads), torch.no_grad():
+                two = torch.arange(2) % self.n_examples
+                self._known["outputs"] = Outputs(self._own(self._inputs[two[:1]]), self._own(self._inputs[two]))
+        return self._known["outputs"]
 
     def loss(self, weights: np.ndarray) -> float:
         """Evaluate the loss over the data set, in batches."""
@@ -171,37 +204,50 @@ class TorchNetwork(FrameworkNetwork):
             w = self._flat(weights)
             total = 2 * self.l2 * w
             for share, x, y in self._batches(indices):
-                total = total + share * grad(self._data_loss)(w, x, y)
+                total = total + share * gradient_of(lambda u, x=x, y=y: self._data_loss(u, x, y), w)
             return (total if self._free is None else total * self._free).numpy()
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
+        """Differentiate each example's share of the loss: (b, n_parameters), no L2 term; their mean is the gradient."""
         with torch_threads(self.threads):
             w = self._flat(weights)
-            x, y = self._examples(np.asarray(indices))
-            one = grad(lambda u, a, b: self._data_loss(u, a[None], b[None]))
-            found = vmap(one, in_dims=(None, 0, 0))(w, x, y)
+            rows = np.asarray(indices)
+            x, y = self._examples(rows)
+
+            def example_loss(u: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+                return self._data_loss(u, a[None], b[None])
+
+            counts = self._counts(rows)
+            found = torch.zeros(len(rows), len(w), dtype=w.dtype)
+            # An example without a target that counts has no loss of its own.
+            there = torch.from_numpy(np.flatnonzero(counts))
+            if len(there):
+                found[there] = each_gradient(example_loss, w, (x[there], y[there]), self._ways)
+            found *= torch.from_numpy(counts.astype(self.dtype))[:, None]
             return (found if self._free is None else found * self._free).numpy()
 
     def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Evaluate the network: (b, n_outputs)."""
         with torch_threads(self.threads), torch.no_grad():
-            return self._outputs(self._flat(weights), self._cast(inputs)).reshape(len(inputs), -1).numpy()
+            return self._rows(self._flat(weights), self._cast(inputs)).numpy()
 
     def output_jvp(self, weights: np.ndarray, inputs: np.ndarray, tangents: np.ndarray) -> np.ndarray:
         """Differentiate the outputs along weight directions (k, n_parameters): (k, b, n_outputs)."""
         with torch_threads(self.threads):
             x = self._cast(inputs)
-            along = derivative(lambda u: self._outputs(u, x).reshape(len(inputs), -1), self._flat(weights))
+            along = derivative(lambda u: self._rows(u, x), self._flat(weights))
             rows = torch.from_numpy(np.array(tangents, dtype=self.dtype))
             return torch.cat([along(part) for part in torch.split(rows, VECTORS_PER_CALL)]).numpy()
 
     def output_vjp(self, weights: np.ndarray, inputs: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Differentiate c_a . f(x_a) with respect to the weights, cotangents c (b, n_outputs): (b, n_parameters)."""
         with torch_threads(self.threads):
-            one = grad(lambda u, a, c: self._outputs(u, a[None]).reshape(-1) @ c)
+
+            def output_along(u: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+                return self._rows(u, a[None])[0] @ c
+
             c = torch.from_numpy(np.array(cotangents, dtype=self.dtype))
-            return vmap(one, in_dims=(None, 0, 0))(self._flat(weights), self._cast(inputs), c).numpy()
+            return each_gradient(output_along, self._flat(weights), (self._cast(inputs), c), self._ways).numpy()
 
     def features(self, weights: np.ndarray, inputs: np.ndarray, layer: str) -> np.ndarray:
         """Evaluate what the submodule called `layer` gives out: (b, width)."""
@@ -209,7 +255,12 @@ class TorchNetwork(FrameworkNetwork):
         if layer not in modules:
             raise ArgumentError(unknown("layer", layer, [name for name in modules if name]))
         caught: list[torch.Tensor] = []
-        handle = modules[layer].register_forward_hook(lambda _module, _args, out: caught.append(out.detach()))
+
+        def catch(_module: Any, _args: Any, out: Any) -> None:
+            # Of a recurrent or an attention layer, what goes on to the next one.
+            caught.append((out[0] if isinstance(out, tuple | list) else out).detach())
+
+        handle = modules[layer].register_forward_hook(catch)
         try:
             with torch_threads(self.threads), torch.no_grad():
                 self._outputs(self._flat(weights), self._cast(inputs))
@@ -219,10 +270,13 @@ class TorchNetwork(FrameworkNetwork):
 
     def input_jacobian(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Differentiate outputs with respect to inputs: (b, n_outputs, n_inputs)."""
-        derive = jacrev if self.n_outputs <= self.n_inputs else jacfwd
         with torch_threads(self.threads):
             w = self._flat(weights)
-            jacobian = vmap(derive(lambda x: self._outputs(w, x[None])[0].reshape(-1)))(self._cast(inputs))
+
+            def of(x: torch.Tensor) -> torch.Tensor:
+                return self._rows(w, x)
+
+            jacobian = input_jacobians(of, self._cast(inputs), self._ways)
             return jacobian.reshape(len(inputs), self.n_outputs, self.n_inputs).numpy()
 
     def jacobian_operator(self, weights: np.ndarray, point: np.ndarray) -> LinearOperator:
@@ -230,20 +284,21 @@ class TorchNetwork(FrameworkNetwork):
         w, x = self._flat(weights), self._cast(point)
 
         def of(y: torch.Tensor) -> torch.Tensor:
-            return self._outputs(w, y[None])[0].reshape(-1)
+            return self._rows(w, y[None])[0]
 
-        def rows(columns: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T, dtype=self.dtype))
+        def applied(make: Callable[..., Any], shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+            @functools.cache
+            def product() -> Any:
+                return make(of, x)
 
-        def forward(columns: np.ndarray) -> np.ndarray:
-            with torch_threads(self.threads):
-                return vmap(lambda v: jvp(of, (x,), (v.reshape(x.shape),))[1])(rows(columns)).numpy().T
+            def call(columns: np.ndarray) -> np.ndarray:
+                rows = torch.from_numpy(np.ascontiguousarray(np.asarray(columns).T, dtype=self.dtype))
+                with torch_threads(self.threads):
+                    return product()(rows.reshape(-1, *shape)).reshape(len(rows), -1).numpy().T
 
-        def backward(columns: np.ndarray) -> np.ndarray:
-            with torch_threads(self.threads):
-                pull = vjp(of, x)[1]
-                return vmap(lambda v: pull(v)[0].reshape(-1))(rows(columns)).numpy().T
+            return call
 
+        forward, backward = applied(derivative, tuple(x.shape)), applied(transposed, (self.n_outputs,))
         return self._jacobian(forward, backward)
 
     def jacobian_factors(self, weights: np.ndarray, inputs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -286,8 +341,20 @@ class TorchNetwork(FrameworkNetwork):
     def _outputs(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return functional_call(self._own, {**self._named(w), **held_buffers(self)}, (x,))
 
+    def _rows(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._layout.pack(self._outputs(w, x))
+
     def _data_loss(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.loss_fn(self._outputs(w, x), y)
+
+    def _few(self, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+        # The first examples that count in the loss.
+        return self._examples(np.flatnonzero(self._counts(np.arange(self.n_examples)))[:count])
+
+    def _try(self, indices: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        with torch_threads(self.threads), torch.no_grad(), SeenLosses() as seen:
+            loss = self._data_loss(self._start, *self._examples(indices))
+        return np.asarray(loss), seen.counts(self._targets, len(indices))
 
     def _examples(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,16 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.func import grad, jvp, linearize, vjp, vmap
+from torch.func import vmap
 
 from trainers.networks import ARRAYS_PER_VECTOR, FrameworkCurvature
-from trainers.torch_trace import UNTRACEABLE, Program, Traced
+from trainers.torch_derivatives import (
+    WAYS,
+    Forward,
+    Function,
+    Product,
+    Recorded,
+    agree,
+    first_right,
+    gradient_of,
+    some_rows,
+)
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
 from trajstats.threads import torch_threads
 
 if TYPE_CHECKING:
     from trainers.torch_adapter import TorchNetwork
+    from trainers.torch_trace import Program, Traced
 
 # Arrays of the size of what is saved for a gradient that are kept for a product, or pass while it is traced.
 ARRAYS_HELD = 8
@@ -30,8 +41,12 @@ TRACING = threading.Lock()
 # Traced products by network and shapes: a copy of a network that comes with each call finds those of the call before.
 TRACES: dict[Any, Traced] = {}
 MOST_TRACES = 8
-Product = Callable[[torch.Tensor], torch.Tensor]
-Run = Callable[[Callable[..., Any], torch.Tensor], tuple[torch.Tensor, Product]]
+DIFFERENCES = (
+    'give TorchNetwork(..., products="finite_difference"), which needs gradients alone (relative error about 1e-9 in '
+    "float64, 1e-4 in float32)."
+)
+# What torch's errors about missing derivatives hold.
+NO_DERIVATIVE = ("forward AD", "not implemented", "does not support", "doesn't support", "once_differentiable")
 
 
 # Buffers that a trace has as arguments, while it is made.
@@ -64,9 +79,10 @@ class TorchCurvature(FrameworkCurvature):
         self._idle: list[Programs] = []
         with torch_threads(network.threads), torch.enable_grad(), remedy():
             self._w = network._flat(weights)
+            self._way = self._choose()
             each = bytes_per_example(network, self._w)
             fits = self._fit(ARRAYS_HELD * each, ARRAYS_PER_VECTOR * each)
-            if self._exact and fits:
+            if fits and not issubclass(self._way, Recorded):
                 self._held = list(self._parts())
 
     def _matmat(self, vectors: np.ndarray) -> np.ndarray:
@@ -123,28 +139,30 @@ class TorchCurvature(FrameworkCurvature):
             if found.size == size:
                 return found
         parts = []
-        for share, x, y in self._held or []:
-            traced = self._traced(x, y, size)
+        for share, *part in self._held or []:
+            traced = self._traced(part, size)
             if traced is None:
                 self._held = None
                 return None
-            parts.append((share, traced.at(*self._fixed(x, y))))
+            parts.append((share, traced.at(*self._fixed(part))))
         return Programs(size, parts)
 
-    def _traced(self, x: torch.Tensor, y: torch.Tensor, size: int) -> Traced | None:
+    def _parts(self) -> Iterator[tuple[float, Any, Any, Any]]:
+        for share, x, y, scale in super()._parts():
+            yield share, x, y, torch.from_numpy(scale)
+
+    def _traced(self, part: list[torch.Tensor], size: int) -> Traced | None:
         # Traced once for all checkpoints; None where that fails.
         kept = self._network._traced
-        key = (self._kind, size, tuple(x.shape), tuple(y.shape), tuple(self._network._given))
+        key = (self._kind, size, *(tuple(array.shape) for array in part), tuple(self._network._given))
         with TRACING:
             if key not in kept:
-                rows = torch.from_numpy(np.random.default_rng(0).standard_normal((size, len(self._w)))).to(
-                    self._w.dtype
-                )
+                rows = some_rows(size, self._w)
                 shared = (self._network._name, key)
                 found = TRACES.get(shared)
                 # Whoever copied the network may have changed it since.
-                if found is None or not self._right(found, x, y, rows):
-                    found = self._trace(x, y, rows)
+                if found is None or not self._right(found, part, rows):
+                    found = self._trace(part, rows)
                 kept[key] = found
                 if found is not None:
                     TRACES[shared] = found
@@ -153,60 +171,111 @@ class TorchCurvature(FrameworkCurvature):
         return kept[key]
 
     def _of_rows(self) -> Callable[..., torch.Tensor]:
-        def of(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        def of(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
             *buffers, rows = rest
             with _holding(self._network, buffers):
-                return vmap(self._product(_forward, w, x, y))(rows)
+                return self._rows(self._way, w, x, y, scale)(rows)
 
         return of
 
-    def _fixed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _fixed(self, part: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         # What a trace has as arguments: buffers too, for they differ between checkpoints.
-        return (self._w, x, y, *self._network._given.values())
+        return (self._w, *part, *self._network._given.values())
 
-    def _trace(self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> Traced | None:
+    def _trace(self, part: list[torch.Tensor], rows: torch.Tensor) -> Traced | None:
         try:
-            traced = Traced(self._of_rows(), self._fixed(x, y), rows)
-        except UNTRACEABLE:
+            # It is made of parts that torch keeps private: without them there are plain products.
+            from trainers.torch_trace import Traced
+
+            traced = Traced(self._of_rows(), self._fixed(part), rows)
+        except Exception:  # noqa: BLE001
             return None
-        return traced if self._right(traced, x, y, rows) else None
+        return traced if self._right(traced, part, rows) else None
 
-    def _right(self, traced: Traced, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> bool:
+    def _right(self, traced: Traced, part: list[torch.Tensor], rows: torch.Tensor) -> bool:
         try:
-            program = traced.at(*self._fixed(x, y))
+            program = traced.at(*self._fixed(part))
             # The second call shows whether the first has changed what it needs.
             program(rows)
             found = program(rows)[:2]
-        except UNTRACEABLE:
+        except Exception:  # noqa: BLE001
             return False
-        return agree(found, self._of_rows()(*self._fixed(x, y), rows[:2]))
+        return agree(found, self._of_rows()(*self._fixed(part), rows[:2]))
 
     def _plain(self) -> Iterator[tuple[float, Product]]:
         # The share of each part of the examples, and its product with the rows of a matrix.
-        for share, x, y in self._parts():
-            if self._exact:
-                yield share, vmap(self._product(_forward, self._w, x, y))
-            else:
-                yield share, _one_by_one(self._product(_differenced, self._w, x, y))
+        for share, *part in self._parts():
+            yield share, self._rows(self._way, self._w, *part)
 
-    def _product(self, derive: Run, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Product:
+    def _choose(self) -> type[Forward]:
+        # Tried on two examples and one vector, once for all checkpoints.
+        network = self._network
+        if not self._exact:
+            return Differenced
+        if self._kind not in network._ways:
+            rows = some_rows(2, self._w)
+            part = (*network._few(), torch.ones(min(2, network.n_examples), dtype=rows.dtype))
+            ways = {name: functools.partial(self._rows, way, self._w, *part) for name, way in WAYS.items()}
+            name = first_right(ways, rows)
+            self._check_symmetry(rows, ways[name]()(rows))
+            network._ways[self._kind] = name
+        return WAYS[network._ways[self._kind]]
+
+    def _stages(self, w: torch.Tensor, x: torch.Tensor) -> tuple[Function, Callable[..., torch.Tensor]]:
+        # The outputs as one array whose first axis is the example, and the loss of such an array.
+        network, layout = self._network, self._network._layout
+        if layout.plain:
+            return lambda u: network._outputs(u, x), network.loss_fn
+        if layout.shared:
+            msg = (
+                f"kind={self._kind!r} needs outputs with one row per example; the module also returns one of shape "
+                f"{tuple(layout.shared[0].shape)} that the examples share: leave it out, or take kind='hessian'"
+            )
+            raise UnsupportedError(msg)
+        with torch.no_grad():
+            like = network._outputs(w, x)
+        return lambda u: network._rows(u, x), lambda z, y: network.loss_fn(layout.unpack(z, like), y)
+
+    def _check_symmetry(self, rows: torch.Tensor, products: torch.Tensor) -> None:
+        (_, one), (other, _) = (rows @ products.T).tolist()
+        off, eps = abs(one - other), torch.finfo(rows.dtype).eps
+        size = float(torch.linalg.norm(rows[0]) * torch.linalg.norm(products[1]))
+        # Below that it is rounding, of a matrix that is zero.
+        if off > max(eps**0.5 * size, 10 * eps * float(torch.linalg.norm(rows) ** 2)):
+            msg = (
+                f"torch's {self._kind} of this network is not symmetric (off by {off / size:.1g} of its "
+                "size): the second derivative of an operation in it is wrong. Replace that operation (a custom "
+                f"autograd Function, or a fused one), or {DIFFERENCES}"
+            )
+            raise UnsupportedError(msg)
+
+    def _rows(self, way: type[Forward], *given: torch.Tensor) -> Product:
+        return way.rows(self._product(way, *given))
+
+    def _product(
+        self, way: type[Forward], w: torch.Tensor, x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor
+    ) -> Product:
         network = self._network
         if self._kind == "hessian":
-            return derive(lambda u: grad(network._data_loss)(u, x, y), w)[1]
+            return way.second(lambda u: network._data_loss(u, x, y), w)
+        outputs, loss = self._stages(w, x)
         if self._kind == "gauss_newton":
-            out, forward = derive(lambda u: network._outputs(u, x), w)
+            out, forward = way.along(outputs, w)
             # The loss as a function of the outputs is plain: its second derivative exists whatever the network's.
-            curve = _forward(grad(lambda z: network.loss_fn(z, y)), out)[1]
-            backward = vjp(lambda u: network._outputs(u, x), w)[1]
-            return lambda v: backward(curve(forward(v)))[0]
+            curve = (Recorded if way is Differenced else way).second(lambda z: loss(z, y), out)
+            backward = way.back(outputs, w)
+            return lambda v: backward(curve(forward(v)))
 
         def losses(u: torch.Tensor) -> torch.Tensor:
-            return vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
+            # Of each example by itself.
+            out = outputs(u)
+            if issubclass(way, Recorded):
+                return scale * torch.stack([loss(out[a : a + 1], y[a : a + 1]) for a in range(len(x))])
+            return scale * vmap(lambda z, b: loss(z[None], b[None]))(out, y)
 
-        forward = derive(losses, w)[1]
-        backward = vjp(losses, w)[1]
-        scale = 1.0 / len(x) if network.reduction == "mean" else 1.0
-        return lambda v: scale * backward(forward(v))[0]
+        forward = way.along(losses, w)[1]
+        backward = way.back(losses, w)
+        return lambda v: backward(forward(v))
 
 
 def held_buffers(network: TorchNetwork) -> dict[str, torch.Tensor]:
@@ -232,96 +301,6 @@ class Programs:
     parts: list[tuple[float, Program]]
 
 
-def linearized(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
-    """Linearise a function once.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor
-        Where.
-
-    Returns
-    -------
-    value : Tensor
-        Its value.
-    product : callable
-        Its derivative times a vector.
-    """
-    with warnings.catch_warnings():
-        # torch's constant folding warns about a graph node of its own making.
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-        return linearize(function, at)
-
-
-def repeats(product: Product, plain: Product, at: torch.Tensor) -> bool:
-    """Say whether a linearised product gives at its second call what plain forward mode gives.
-
-    torch.func.linearize folds constants, and in-place operations on them (attention) change them at each call, so that
-    the first product is right and later ones are not. It also keeps views, which fail on several vectors at once where
-    a pooling layer has changed the strides.
-
-    Parameters
-    ----------
-    product, plain : callable
-        The two, on the rows of a matrix.
-    at : Tensor, (n,)
-        Where they were taken: length and precision of a row.
-
-    Returns
-    -------
-    bool
-    """
-    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((2, len(at)))).to(at.dtype)
-    known = plain(rows)
-    try:
-        product(rows)
-        return agree(product(rows), known)
-    except RuntimeError:  # not the network's fault: plain forward mode could do it
-        return False
-
-
-def agree(found: torch.Tensor, known: torch.Tensor) -> bool:
-    """Say whether two results are alike to half the digits.
-
-    Parameters
-    ----------
-    found, known : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    bool
-    """
-    off = torch.linalg.norm(found - known)
-    return bool(off <= torch.finfo(known.dtype).eps ** 0.5 * torch.linalg.norm(known))
-
-
-def derivative(function: Callable[..., Any], at: torch.Tensor) -> Product:
-    """Give the derivative of a function on the rows of a matrix, linearised once where that can be trusted.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor, (n,)
-        Where.
-
-    Returns
-    -------
-    callable
-        (k, n) to (k, ...).
-    """
-    held, plain = (vmap(derive(function, at)[1]) for derive in (linearized, _forward))
-    return held if repeats(held, plain, at) else plain
-
-
-def _forward(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
-    # Under vmap over the vectors the primal is computed once for all of them.
-    return function(at), lambda v: jvp(function, (at,), (v,))[1]
-
-
 def _differenced(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.Tensor, Product]:
     # Central differences; the step balances rounding (eps / h) against the third derivative (h^2).
     size = torch.finfo(at.dtype).eps ** (1 / 3) * (1 + float(at.abs().max()))
@@ -333,12 +312,21 @@ def _differenced(function: Callable[..., Any], at: torch.Tensor) -> tuple[torch.
         h = size / largest
         return (function(at + h * v) - function(at - h * v)) / (2 * h)
 
-    return function(at), product
+    return function(at).detach(), product
 
 
-def _one_by_one(product: Product) -> Product:
-    # Some fused kernels cannot be batched either.
-    return lambda rows: torch.stack([product(v) for v in rows])
+class Differenced(Recorded):
+    """Differences of gradients, one vector at a time: for what has no second derivative at all."""
+
+    @staticmethod
+    def along(function: Function, at: torch.Tensor) -> tuple[torch.Tensor, Product]:
+        """Give the value and the product of J with a vector."""
+        return _differenced(lambda u: function(u).detach(), at)
+
+    @classmethod
+    def second(cls, function: Function, at: torch.Tensor) -> Product:
+        """Give the product of a scalar function's second derivative with a vector."""
+        return _differenced(lambda u: gradient_of(function, u), at)[1]
 
 
 def bytes_per_example(network: TorchNetwork, w: torch.Tensor) -> int:
@@ -365,7 +353,7 @@ def bytes_per_example(network: TorchNetwork, w: torch.Tensor) -> int:
             saved += tensor.numel() * tensor.element_size()
             return tensor
 
-        x, y = network._examples(np.arange(min(count, network.n_examples)))
+        x, y = network._few(count)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             network._data_loss(w.clone().requires_grad_(), x, y)
         totals.append(saved)
@@ -390,11 +378,10 @@ def remedy() -> Iterator[None]:
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
-        if not any(word in text for word in ("forward AD", "not implemented", "does not support", "doesn't support")):
+        if not any(word in text for word in NO_DERIVATIVE):
             raise
         msg = (
-            f"torch cannot differentiate this network twice: {text.splitlines()[0][:200]} Attention: run it with "
-            "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) in the module's forward. Anything "
-            'else: TorchNetwork(..., products="finite_difference"), which needs gradients alone.'
+            f"torch cannot differentiate this network twice: {text.splitlines()[0][:200]} Replace that operation, or "
+            f"{DIFFERENCES}"
         )
         raise UnsupportedError(msg) from error

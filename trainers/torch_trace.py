@@ -13,8 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from trainers.torch_merge import flat, merged, written
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-# What a graph that cannot be traced or taken apart raises; plain evaluation is then the way, and says what is wrong.
-UNTRACEABLE = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)
 
 
 class Traced:
@@ -132,6 +130,8 @@ class Traced:
                     touched |= {s for used in written(node) for s in self._storages[used]}
                     continue
                 changed = {s for used in written(node) for s in self._storages[used]}
+                if not changed:
+                    continue
                 seen = {s for other in varying for used in other.all_input_nodes for s in self._storages[used]}
                 if changed & seen:
                     touched |= changed

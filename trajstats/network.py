@@ -77,7 +77,7 @@ class Network(Protocol):
         ...
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Differentiate the loss of each example by itself: (b, n_parameters); no L2 term."""
+        """Differentiate each example's share of the loss: (b, n_parameters), no L2 term; their mean is the gradient."""
         ...
 
     def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:

@@ -204,19 +204,57 @@ class Attention(torch.nn.Module):
         return self.out(mixed).mean(dim=(1, 2))
 
 
-def test_fused_attention_names_the_remedies_and_both_work():
+def test_fused_attention_has_the_products_of_plain_attention():
     data = (RNG.standard_normal((10, 12)), RNG.integers(0, 3, 10))
     torch.manual_seed(2)
     fused = Attention().double()
     loss = torch.nn.functional.cross_entropy
     w = weights_of(fused)
-    with pytest.raises(UnsupportedError, match=r"SDPBackend.MATH.*finite_difference"):
-        TorchNetwork(fused, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
     plain = Attention(torch.nn.attention.SDPBackend.MATH).double()
-    known = TorchNetwork(plain, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
-    # torch.func.linearize alone is silently wrong here from its second call on.
-    np.testing.assert_allclose(known, known.T, atol=1e-14)
-    network = TorchNetwork(fused, loss, data, dtype="float64", products="finite_difference")
+    for kind in KINDS:
+        known = TorchNetwork(plain, loss, data, dtype="float64").curvature(w, kind).matmat(np.eye(len(w)))
+        # torch.func.linearize alone is silently wrong here from its second call on.
+        np.testing.assert_allclose(known, known.T, atol=1e-14)
+        exact = TorchNetwork(fused, loss, data, dtype="float64").curvature(w, kind).matmat(np.eye(len(w)))
+        np.testing.assert_allclose(exact, known, atol=1e-14)
+        network = TorchNetwork(fused, loss, data, dtype="float64", products="finite_difference")
+        found = network.curvature(w, kind).matmat(np.eye(len(w)))
+        assert np.abs(found - known).max() < 1e-7 * np.abs(known).max()
+
+
+class Cube(torch.autograd.Function):
+    """One derivative alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+class Cubed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x) ** 3)
+
+
+def test_an_operation_with_one_derivative_is_named_and_differences_work(monkeypatch):
+    torch.manual_seed(4)
+    m = Cubed().double()
+    data, loss = (X, Y), torch.nn.functional.cross_entropy
+    w = weights_of(m)
+    known = TorchNetwork(m, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
+    monkeypatch.setattr(Cubed, "forward", lambda self, x: self.second(Cube.apply(self.first(x))))
+    with pytest.raises(UnsupportedError, match=r"once_differentiable.*finite_difference.*1e-9"):
+        TorchNetwork(m, loss, data, dtype="float64").curvature(w).matmat(np.eye(len(w)))
+    network = TorchNetwork(m, loss, data, dtype="float64", products="finite_difference")
     found = network.curvature(w).matmat(np.eye(len(w)))
     assert np.abs(found - known).max() < 1e-7 * np.abs(known).max()
 

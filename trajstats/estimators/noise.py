@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -18,6 +19,7 @@ from trajstats.data.schema import (
 from trajstats.errors import ArgumentError, NonFiniteError, unknown
 from trajstats.estimators.checkpoints import match_network
 from trajstats.estimators.cluster_blocks import explained
+from trajstats.estimators.noise_ratio import RatioMoments, ratio_moments
 from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints
 from trajstats.estimators.spectral_checks import at_least_one, saved_rows
 from trajstats.estimators.spectral_tasks import Checkpoint
@@ -95,8 +97,10 @@ def gradient_noise(
 
     Notes
     -----
-    An L2 term is part of :math:`\overline g`, not of the noise. Cost: one gradient per example and checkpoint, in
-    chunks; with `batches`, one gradient per minibatch. Bias: none.
+    An L2 term is part of :math:`\overline g`, not of the noise. Where the examples count differently in the loss (a
+    mean over tokens that are not padding, class weights: ``network.example_weights``), a minibatch divides by what its
+    own examples count. D1 and D2 are then the exact averages over such minibatches, and D1 depends on `batch_size`.
+    Cost: one gradient per example and checkpoint, in chunks; with `batches`, one gradient per minibatch. Bias: none.
 
     References
     ----------
@@ -134,7 +138,12 @@ def gradient_noise(
             results = run_checkpoints(_fixed, shared, trajectory, cells, [np.asarray(b) for b in batches], stops)
         else:
             spread = 1.0 if replacement or n == 1 else (n - size) / (n - 1)
-            results = run_checkpoints(_drawn, shared, trajectory, cells, chosen, size, spread, stops, memory)
+            counts = getattr(network, "example_weights", None)
+            if counts is None:
+                results = run_checkpoints(_drawn, shared, trajectory, cells, chosen, size, spread, stops, memory)
+            else:
+                moments = _counted(counts, chosen, size, replacement)
+                results = run_checkpoints(_drawn_by_count, shared, trajectory, cells, moments, stops, memory)
 
     dims = (REPLICA, STEP, LAYER)
     found = np.array(results, dtype=np.float64)
@@ -230,6 +239,74 @@ def _drawn(
         variance = variance * size**2
     strength = variance / size * spread
     return _checked_finite(np.array([np.add.reduceat(full**2, starts), strength]), where)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Examples, what they count, and how often one and two of them stand for all."""
+
+    chosen: np.ndarray
+    counts: np.ndarray
+    moments: RatioMoments
+    single: float
+    double: float
+    replacement: bool
+
+
+def _counted(counts: np.ndarray, chosen: np.ndarray, size: int, replacement: bool) -> _Counted:
+    # Minibatches are drawn from the examples that count at all: a minibatch of others has no loss.
+    there = np.flatnonzero(counts)
+    n = len(there)
+    if size > n:
+        msg = (
+            f"batch_size={size} exceeds the {n} examples that count in the loss (the targets of the others are ignored)"
+        )
+        raise ArgumentError(msg)
+    moments = ratio_moments(counts[there], size, replacement=replacement)
+    chosen = chosen[counts[chosen] > 0]
+    m = len(chosen)
+    if m < min(n, 2):
+        msg = f"only {m} of the chosen examples count in the loss; give a larger examples="
+        raise ArgumentError(msg)
+    rows = np.searchsorted(there, chosen)
+    picked = RatioMoments(moments.mean[rows], moments.square[rows], moments.factors[rows], moments.signs)
+    double = 1.0 if m == n else n * (n - 1) / (m * (m - 1))
+    return _Counted(chosen, counts[chosen], picked, n / m, double, replacement)
+
+
+def _drawn_by_count(
+    network: Network, weights: np.ndarray, where: Checkpoint, drawn: _Counted, stops: np.ndarray, memory: int
+) -> np.ndarray:
+    # A minibatch's gradient is sum e_a / sum c_a, with the examples' shares e_a: about the data's gradient g it is
+    # sum u_a / sum c_a with u_a = e_a - c_a g.
+    starts = np.append(0, stops[:-1])
+    full = np.asarray(network.gradient(weights), dtype=np.float64)
+    centre = full - 2 * getattr(network, "l2", 0.0) * np.asarray(weights, dtype=np.float64)
+    moments = drawn.moments
+    own = np.einsum("ak,ak,k->a", moments.factors, moments.factors, moments.signs)
+    first = np.zeros(len(full))
+    mixed = np.zeros((moments.factors.shape[1], len(full)))
+    # Squares of one example each: with the coefficients of its square, of its own pair, and of the square of the mean.
+    alone = np.zeros((3, len(stops)))
+    chunk = max(1, memory // (16 * len(full)))
+    for k in range(0, len(drawn.chosen), chunk):
+        part = slice(k, k + chunk)
+        gradients = np.asarray(network.example_gradients(weights, drawn.chosen[part]), dtype=np.float64)
+        gradients = gradients - drawn.counts[part, None] * centre
+        first += moments.mean[part] @ gradients
+        mixed += moments.factors[part].T @ gradients
+        for row, weight in enumerate((moments.square[part], own[part], moments.mean[part] ** 2)):
+            alone[row] += np.add.reduceat(np.einsum("a,ap,ap->p", weight, gradients, gradients), starts)
+    square, pairs, mean_square = alone
+    # Pairs of different examples of a choice stand for those of all with their own factor.
+    shift = drawn.single * first
+    of_mean = drawn.double * (np.add.reduceat(first**2, starts) - mean_square) + drawn.single * mean_square
+    both = np.add.reduceat(np.einsum("k,kp,kp->p", moments.signs, mixed, mixed), starts)
+    of_square = drawn.single * square + drawn.double * (both - pairs)
+    if drawn.replacement:
+        of_square += drawn.single * pairs
+    strength = np.add.reduceat(full**2 + 2 * full * shift, starts) + of_mean
+    return _checked_finite(np.array([strength, of_square - of_mean]), where)
 
 
 def _fixed(
