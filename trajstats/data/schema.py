@@ -424,7 +424,7 @@ def annotate(
         result.name = name
     # zarr v3 has no specification for fixed-width text: texts are kept as variable-length strings.
     fixed = {key: coord.astype(object) for key, coord in result.coords.items() if coord.dtype.kind == "U"}
-    result = result.assign_coords(fixed) if fixed else result
-    if isinstance(result, xr.Dataset):
-        result = result.assign({k: v.astype(object) for k, v in result.data_vars.items() if v.dtype.kind == "U"})
-    return label(result, estimator)
+    if isinstance(result, xr.DataArray):
+        return label(result.assign_coords(fixed), estimator)
+    fixed |= {key: values.astype(object) for key, values in result.data_vars.items() if values.dtype.kind == "U"}
+    return label(result.assign(fixed), estimator)
