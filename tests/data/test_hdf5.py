@@ -145,6 +145,35 @@ def test_small_files_that_unpack_to_much(tmp_path):
             open_checkpoint(tmp_path / f"{name}.h5")
 
 
+def test_many_chunks_that_were_never_written(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("w", (2,) * 22, "f4", chunks=(1,) * 22)
+    with pytest.raises(ts.UnsafeInputError, match=r"x\.h5.*'w'"):
+        open_checkpoint(tmp_path / "x.h5")
+
+
+def test_groups_within_themselves_and_deep_ones(tmp_path):
+    with h5py.File(tmp_path / "loop.h5", "w") as file:
+        group = file.create_group("g")
+        group["self"], group["w"], file["x"] = group, np.ones(3), group
+    assert list(open_checkpoint(tmp_path / "loop.h5").tensors) == ["g.w"]
+    with h5py.File(tmp_path / "deep.h5", "w", libver="latest") as file:
+        group = file
+        for _ in range(4000):
+            group = group.create_group("a" * 30)
+    with pytest.raises(ts.UnsafeInputError, match=r"deep\.h5"):
+        open_checkpoint(tmp_path / "deep.h5")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.h5")
+    (tmp_path / "b.npz").symlink_to(os.devnull)
+    for name in ("a.h5", "b.npz"):
+        with pytest.raises(ts.UnsafeInputError, match=f"{name} is neither a file nor a folder"):
+            open_checkpoint(tmp_path / name)
+
+
 def test_a_dead_child_is_an_error_of_the_file(tmp_path, monkeypatch):
     np.testing.assert_equal(h5py.File(tmp_path / "good.h5", "w").create_dataset("w", data=np.ones(3))[0], 1.0)
     script = tmp_path / "worker.py"

@@ -193,6 +193,8 @@ class StoredArray:
             self.data, stored = blob[at : at + n], n_bytes
         elif "chunk" in entry:
             stored = self._check_chunks(entry, blob)
+            counts = [-(-n // each) for n, each in zip(self.shape, self.chunk, strict=True)]
+            budget.spend_objects(4 * max(0, math.prod(counts) - len(self.table)), where)  # never written, yet visited
         else:
             self.offset, stored = entry["offset"], n_bytes
             if self.offset is None:

@@ -173,7 +173,7 @@ class Tree:
         raw = bytearray()
 
         def take(info: Any) -> None:
-            self.spend(1)
+            self.spend(3)
             number = 0
             for at, chunk, count in zip(info.chunk_offset, chunks, counts, strict=True):
                 if at // chunk >= count:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,12 @@ def _check_zarr_array(path: Path, name: str, budget: Budget) -> None:
     shape = check_shape(where, node["shape"])
     chunk = check_shape(where, node["chunk_grid"]["configuration"]["chunk_shape"])
     stored = input_size(path / name)
+    if 0 in chunk or len(chunk) != len(shape):
+        msg = f"{where}: chunks {shorten(chunk)} do not fit to a shape {shorten(shape)}"
+        raise UnsafeInputError(msg)
+    # Chunks that were never written are visited like others.
+    chunks = math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True))
+    budget.spend_objects(10 * max(0, chunks - sum(len(files) for _, _, files in os.walk(path / name))), where)
     for codec in node["codecs"]:
         if isinstance(codec, dict) and codec.get("name") == "sharding_indexed":
             inside = codec.get("configuration")
