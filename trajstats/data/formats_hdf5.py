@@ -192,9 +192,7 @@ class StoredArray:
             at, n = entry["compact"]
             self.data, stored = blob[at : at + n], n_bytes
         elif "chunk" in entry:
-            stored = self._check_chunks(entry, blob)
-            counts = [-(-n // each) for n, each in zip(self.shape, self.chunk, strict=True)]
-            budget.spend_objects(4 * max(0, math.prod(counts) - len(self.table)), where)  # never written, yet visited
+            stored = self._check_chunks(entry, blob, budget)
         else:
             self.offset, stored = entry["offset"], n_bytes
             if self.offset is None:
@@ -204,7 +202,7 @@ class StoredArray:
                 raise StoreError(msg)
         budget.spend_unpacked(n_bytes, stored, where)
 
-    def _check_chunks(self, entry: dict[str, Any], blob: bytes) -> int:
+    def _check_chunks(self, entry: dict[str, Any], blob: bytes, budget: Budget) -> int:
         self.chunk = check_shape(self.where, entry["chunk"])
         if len(self.chunk) != len(self.shape) or 0 in self.chunk:
             msg = f"{self.where} has chunks {shorten(self.chunk)} for a shape {shorten(self.shape)}"
@@ -218,6 +216,8 @@ class StoredArray:
         at, n = entry["table"]
         self.table = np.frombuffer(blob[at : at + n], _ROW)
         self.table = self.table[np.argsort(self.table["number"], kind="stable")]
+        chunks = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
+        budget.spend_objects(4 * max(0, chunks - len(self.table)), self.where)  # never written, yet visited
         size = math.prod(self.chunk) * self.dtype.itemsize
         if COMPRESSORS & set(self.filters) and len(self.table):
             most = max(MAX_CHUNK, 2 * self.source.length)
