@@ -68,7 +68,9 @@ def digest(found: Any) -> str:
         array = np.asarray(values)
         total.update(f"{name} {array.shape} {array.dtype}".encode("utf-8", "backslashreplace"))
         total.update(
-            repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes()
+            repr(array.tolist()).encode()
+            if array.dtype.kind in ("O", "T", "U")
+            else np.ascontiguousarray(array).tobytes()
         )
     return total.hexdigest()
 
