@@ -126,5 +126,5 @@ def test_bad_input_is_named():
         ts.compare_aging(3, cold())
     with pytest.raises(ArgumentError, match="rename one"):
         ts.compare_aging({"x": cold()}, {"x": cold()})
-    with pytest.raises(ArgumentError, match="not a solved glass"):
+    with pytest.raises(ArgumentError, match="must be a solved glass"):
         ts.glass_msd(xr.Dataset())

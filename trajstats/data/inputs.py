@@ -78,7 +78,7 @@ def _is_fit(obj: Any) -> bool:
 
 TRAJECTORY = Kind(
     "a trajectory",
-    lambda obj: isinstance(obj, xr.Dataset) and (WEIGHTS in obj or SKETCH in obj) and STEP in obj.coords,
+    lambda obj: isinstance(obj, xr.Dataset) and (WEIGHTS in obj or SKETCH in obj) and "nodes" not in obj,
     "Open one with open_trajectory(path)",
 )
 NETWORK = Kind(
