@@ -49,6 +49,7 @@ def test_torn_end_is_no_row(tmp_path, cut):
     raw = file.read_bytes()
     start = FileJournal(Folder(path), 4 * N, 2**20).scan(0)[0][3].offset + 4 * N  # where the last record begins
     file.write_bytes(raw[: start + cut])
+    (path / "journal" / "count").unlink()  # a row is counted once it is safe; this one was not
     run = ts.open_trajectory(path)
     np.testing.assert_array_equal(run.weights.values[0], weights[:4])
     assert verify(path).journal.torn
@@ -56,6 +57,24 @@ def test_torn_end_is_no_row(tmp_path, cut):
         assert writer.committed == [0, 1, 2, 3]
         writer.append(4, weights[4])
     np.testing.assert_array_equal(ts.open_trajectory(path).weights.values[0], weights)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60])
+def test_a_journal_that_was_cut_is_no_torn_write(tmp_path, cut):
+    path = tmp_path / "run.zarr"
+    weights = unfinished(path, 5)
+    file = next((path / "journal").glob("*.rows"))
+    raw = file.read_bytes()
+    start = FileJournal(Folder(path), 4 * N, 2**20).scan(0)[0][2].offset + 4 * N
+    file.write_bytes(raw[: start + cut])
+    assert verify(path).journal.lost == 2
+    assert not verify(path).ok
+    for act in (ts.open_trajectory, compact, lambda p: ts.TrajectoryWriter(p, {"w": (N,)})):
+        with pytest.raises(ts.StoreError, match="2 rows from row 3 on were safe in the journal"):
+            act(path)
+    delete_after(path, row=3)
+    compact(path)
+    np.testing.assert_array_equal(ts.open_trajectory(path).weights.values[0], weights[:3])
 
 
 def test_every_flipped_bit_of_a_journal_is_reported(tmp_path):
@@ -94,13 +113,16 @@ def test_damage_in_the_middle_is_never_cut_off_in_silence(tmp_path):
     np.testing.assert_array_equal(ts.open_trajectory(path).weights.values[0], weights[:2])
 
 
-def test_a_damaged_last_row_is_left_out_with_a_warning(tmp_path):
+def test_a_damaged_last_row_that_was_never_safe_is_left_out_with_a_warning(tmp_path):
     path = tmp_path / "run.zarr"
     unfinished(path, 3)
     file = next((path / "journal").glob("*.rows"))
     raw = bytearray(file.read_bytes())
     raw[-5] ^= 1
     file.write_bytes(raw)
+    with pytest.raises(ts.StoreError, match="row 2 .* fails its checksum"):  # it was safe once
+        ts.TrajectoryWriter(path, {"w": (N,)})
+    (path / "journal" / "count").unlink()
     with pytest.warns(UserWarning, match="the last row, 2,"):
         writer = ts.TrajectoryWriter(path, {"w": (N,)})
     assert writer.committed == [0, 1]

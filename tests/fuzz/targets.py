@@ -334,3 +334,53 @@ def read_pairs(path: Path, out: Path) -> xr.Dataset:
 @target("pairs", read=read_pairs, checksum=True)
 def make_pairs(folder: Path) -> None:
     read_pairs(folder / "a.zarr", folder)
+
+
+def read_task(path: Path, out: Path) -> dict[str, np.ndarray]:
+    from trajstats.estimators.spectral_store import TaskStore
+
+    return TaskStore(path, {"seed": 1}).read("one")
+
+
+@target("task", read=read_task, checksum=True)
+def make_task(folder: Path) -> None:
+    from trajstats.estimators.spectral_store import TaskStore
+
+    TaskStore(folder / "a.zarr", {"seed": 1}).write("one", {"loss": np.arange(9.0), "n": np.array([3])})
+
+
+def estimate(data: float, *, rng: np.random.Generator) -> xr.DataArray:
+    return xr.DataArray(np.arange(16.0).reshape(2, 8) + data, dims=("chain", "draw"), name="mu")
+
+
+def read_batch(path: Path, out: Path) -> xr.Dataset:
+    found = ts.fit_batch(estimate, {"a": 0.0, "b": 1.0}, rng=0, store=path, scheduler="synchronous")
+    return found[["mu"]]  # a damaged member is made again
+
+
+@target("batch", read=read_batch, checksum=True)
+def make_batch(folder: Path) -> None:
+    read_batch(folder / "a.zarr", folder)
+
+
+@target("plain store", read=read_store)
+def make_plain(folder: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((6, 19)).astype(np.float32)
+    run = ts.trajectory_dataset(weights, step=range(6), layers={"a": (3, 5), "b": (4,)}, series={"loss": np.ones(6)})
+    run.to_zarr(folder / "a.zarr", consolidated=False)
+
+
+def resume_buffers(path: Path, out: Path) -> xr.Dataset:
+    with ts.TrajectoryWriter(path, {"a": (3,)}, buffers={"n": ((), "int64"), "mean": ((4,), "float32")}) as writer:
+        if writer.last_step != 99:
+            writer.append(99, np.ones(3), buffers={"n": np.int64(9), "mean": np.ones(4, np.float32)})
+    return ts.open_trajectory(path).load()
+
+
+@target("store with buffers", read=resume_buffers, checksum=True)
+def make_buffers(folder: Path) -> None:
+    with ts.TrajectoryWriter(
+        folder / "a.zarr", {"a": (3,)}, buffers={"n": ((), "int64"), "mean": ((4,), "float32")}
+    ) as writer:
+        for step in range(3):
+            writer.append(step, np.full(3, step), buffers={"n": np.int64(step), "mean": np.ones(4, np.float32)})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import zarr
 
+from trajstats.data.budget import foreign
 from trajstats.data.layout import RESERVED, SERIES_NAME, array_of
 from trajstats.data.schema import LAYER
 from trajstats.errors import ArgumentError
@@ -61,8 +62,9 @@ def check_same_layers(group: zarr.Group, layers: Mapping[str, tuple[int, ...]]) 
         If names, order or shapes differ.
     """
     names = [str(name) for name in np.asarray(array_of(group, LAYER)[...])]
-    shapes = [tuple(json.loads(str(text))) for text in np.asarray(array_of(group, "layer_shape")[...])]
-    stored = dict(zip(names, shapes, strict=True))
+    with foreign(f"{group.store}: the shapes of the layers", "They are damaged; restore the store from a copy"):
+        shapes = [tuple(json.loads(str(text))) for text in np.asarray(array_of(group, "layer_shape")[...])]
+        stored = dict(zip(names, shapes, strict=True))
     if list(stored.items()) != list(layers.items()):
         pairs = zip([*stored.items(), ("nothing", ())], [*layers.items(), ("nothing", ())], strict=False)
         old, new = next((a, b) for a, b in pairs if a != b)

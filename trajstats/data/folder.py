@@ -93,6 +93,10 @@ class Folder:
                         os.unlink(partial, dir_fd=folder)
                     else:
                         os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+                except IsADirectoryError as error:
+                    os.unlink(partial, dir_fd=folder)
+                    msg = f"{self.root}/{key:.200} is a folder where a file belongs; restore the store from a copy"
+                    raise StoreError(msg) from error
                 except BaseException:
                     os.unlink(partial, dir_fd=folder)
                     raise

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import google_crc32c
@@ -19,6 +22,7 @@ from trajstats.data.layout import JOURNAL
 from trajstats.data.object_journal import ObjectJournal
 from trajstats.data.place import Place
 from trajstats.data.records import (
+    COUNT,
     HEADER_BYTES,
     MAGIC,
     Damage,
@@ -34,6 +38,7 @@ from trajstats.errors import StoreError
 
 __all__ = ["Damage", "FileJournal", "Journal", "ObjectJournal", "Record", "open_journal"]
 
+_COUNT_FIELDS = struct.Struct("<QI")
 _IS_ROWS = re.compile(r"[0-9]{1,18}\.rows")
 
 
@@ -85,6 +90,8 @@ class FileJournal:
         self._handle: int | None = None
         self._name = ""
         self._end = 0
+        self._rows = 0
+        self._count: int | None = None
 
     def files(self) -> list[str]:
         """List the names of the files in the order of their rows."""
@@ -95,6 +102,24 @@ class FileJournal:
 
     def scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
         """List the rows from `first_row` on whose checksums hold, up to the first that does not."""
+        expected = self._counted()
+        records, damage = self._scan(first_row)
+        lost = expected - first_row - len(records)
+        if lost > 0 and (damage is None or damage.torn):  # a file that was cut ends like a write that was cut off
+            damage = Damage(COUNT, 0, first_row + len(records), 0, torn=False, lost=lost)
+        elif lost > 0 and damage is not None:
+            damage = replace(damage, lost=lost)
+        return records, damage
+
+    def _counted(self) -> int:
+        """Read how many rows were safe on the disk; 0 if that is not known."""
+        raw = self._folder.read(f"{JOURNAL}/{COUNT}") or b""
+        if len(raw) != _COUNT_FIELDS.size:
+            return 0
+        rows, crc = _COUNT_FIELDS.unpack(raw)
+        return int(rows) if google_crc32c.value(raw[:8]) == crc else 0
+
+    def _scan(self, first_row: int) -> tuple[list[Record], Damage | None]:
         records: list[Record] = []
         files = [file for file in self.files() if self._end_row(file) > first_row]
         for number, file in enumerate(files):
@@ -189,6 +214,7 @@ class FileJournal:
     def continue_after(self, records: Sequence[Record]) -> None:
         """Cut off whatever follows the last of `records` and get ready to append."""
         self.close()
+        self._folder.remove(f"{JOURNAL}/{COUNT}")
         last = records[-1] if records else None
         for file in self.files():
             if last is None or _first_row(file) > _first_row(last.where):
@@ -228,6 +254,7 @@ class FileJournal:
         size = sum(view.nbytes for view in views)
         record = Record(row, step, metadata, self._name, self._end + len(header) + len(text), size)
         self._end += len(header) + len(text) + size
+        self._rows = row + 1
         return record
 
     def _open_for(self, row: int) -> int:
@@ -248,6 +275,16 @@ class FileJournal:
         """Make the rows appended so far survive a power cut."""
         if self._handle is not None:
             getattr(os, "fdatasync", os.fsync)(self._handle)
+            self._write_count()
+
+    def _write_count(self) -> None:
+        # After the rows and without a flush of its own: after a power cut it says too little, never too much.
+        if self._count is None:
+            self._count = self._folder.open(f"{JOURNAL}/{COUNT}", os.O_RDWR | os.O_CREAT, alone=True)
+        rows = struct.pack("<Q", self._rows)
+        with contextlib.suppress(OSError):  # a full disk: the rows are safe, and that is what counts
+            os.lseek(self._count, 0, os.SEEK_SET)
+            os.write(self._count, rows + struct.pack("<I", google_crc32c.value(rows)))
 
     def read(self, record: Record, start: int, stop: int) -> bytes:
         """Read the bytes from `start` to `stop` of a row: its weights, then its buffers."""
@@ -267,6 +304,9 @@ class FileJournal:
             os.close(self._handle)
             self._handle = None
             self._name = ""
+        if self._count is not None:
+            os.close(self._count)
+            self._count = None
 
 
 def _first_row(file: str) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from trajstats.data.budget import shorten
 from trajstats.errors import SchemaError
 
 LAYER = "layer"
@@ -45,7 +48,7 @@ def cut_to_layers(trajectory: xr.Dataset) -> xr.Dataset:
     stops = np.asarray(trajectory[STOP].values)
     if SHAPE not in trajectory.coords:
         return trajectory
-    sizes = np.array([math.prod(json.loads(str(text))) for text in trajectory[SHAPE].values], dtype=np.int64)
+    sizes = np.array([math.prod(shape) for shape in shapes_from_json(trajectory[SHAPE].values)], dtype=np.int64)
     if np.array_equal(np.cumsum(sizes), stops) and sizes.sum() == trajectory.sizes[PARAMETER]:
         return trajectory
     starts = stops - sizes
@@ -63,6 +66,24 @@ def cut_to_layers(trajectory: xr.Dataset) -> xr.Dataset:
     }
     rest = trajectory.drop_dims(PARAMETER).assign(cut)
     return rest.assign_coords({STOP: (LAYER, np.cumsum(sizes))}).assign_attrs(trajectory.attrs)
+
+
+def shapes_from_json(texts: Iterable[Any]) -> list[tuple[int, ...]]:
+    """Read the shapes of layers, each a JSON list of whole numbers."""
+    shapes = []
+    for text in texts:
+        try:
+            shape = json.loads(str(text))
+        except (ValueError, RecursionError):
+            shape = None
+        good = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape)
+        if not good or math.prod(shape) >= 2**62:
+            msg = (
+                f"layer_shape must hold the shape of each layer as JSON, such as '[3, 5]'; one is {shorten(str(text))}"
+            )
+            raise SchemaError(msg)
+        shapes.append(tuple(shape))
+    return shapes
 
 
 def _with_dim(trajectory: xr.Dataset) -> xr.Dataset:

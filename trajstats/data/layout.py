@@ -176,7 +176,15 @@ def layout_of(array: zarr.Array) -> Layout:
     -------
     Layout
         Its layout.
+
+    Raises
+    ------
+    StoreError
+        If it is not such an array.
     """
+    if len(array.shape) < 3:
+        msg = f"{array.store}: {array.basename:.80} has {len(array.shape)} dimensions where rows of a run have 3 or 4"
+        raise StoreError(msg)
     chunks, shards = array.chunks, array.shards
     shape = tuple(int(n) for n in array.shape)
     files = chunks if shards is None else shards

@@ -22,6 +22,7 @@ _FIELDS = struct.Struct("<8sQqQQI")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECK.size
 MAX_METADATA = 2**24
+COUNT = "count"  # the file of a journal that says how many rows were safe
 MAX_ROWS = 2**24  # of an object journal at one time
 
 
@@ -72,6 +73,8 @@ class Damage:
         How many whole records follow it.
     torn : bool
         Whether it is the end of a write that was cut off, which is no row at all; otherwise it was whole once.
+    lost : int
+        How many rows were safe on the disk and are not there any more.
     """
 
     where: str
@@ -79,6 +82,12 @@ class Damage:
     row: int | None
     after: int
     torn: bool
+    lost: int = 0
+
+    def __str__(self) -> str:
+        if self.where == COUNT:
+            return f"{self.lost} rows from row {self.row} on were safe in the journal and are not there any more"
+        return f"row {self.row} in the journal ({self.where}) fails its checksum; {self.after} whole rows follow"
 
 
 class Journal(Protocol):

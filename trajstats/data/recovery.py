@@ -101,10 +101,9 @@ def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
     records, damage = journal.scan(first_row)
     if damage is None or damage.torn:
         return records
-    if damage.after:
+    if damage.after or damage.lost:
         msg = (
-            f"{place}: row {damage.row} in {damage.where} fails its checksum and {damage.after} whole rows follow it. "
-            "Nothing was changed. Restore the file, or give these rows up with "
+            f"{place}: {damage}. Nothing was changed. Restore the file, or give these rows up with "
             f"trajstats.data.maintenance.delete_after(path, row={damage.row})."
         )
         raise StoreError(msg)
@@ -233,9 +232,16 @@ def check_store(tiles: Tiles) -> dict[str, Any]:
 
 
 def refuse_changed(tiles: Tiles) -> None:
-    """Refuse to write into a store whose metadata changed since they were written: what is wrong would become right."""
+    """Refuse to write into a store whose metadata changed or whose small arrays are not whole."""
     if changed := tiles.changed_metadata():
         msg = f"{tiles.place}: {', '.join(changed[:5])} changed since the store was written; restore it from a copy"
+        raise StoreError(msg)
+
+
+def refuse_missing(tiles: Tiles, rows: int) -> None:
+    """Refuse to write into a store that lost files of the arrays beside the weights."""
+    if lost := [key for key in tiles.small_chunks(rows) if tiles.place.get(key, 0, 1) is None]:
+        msg = f"{tiles.place}: {', '.join(lost[:3])} missing ({len(lost)} files); restore the store from a copy"
         raise StoreError(msg)
 
 
@@ -313,7 +319,7 @@ def check_vacant(place: Place) -> None:
     StoreError
         If it holds other things.
     """
-    if place.local is None or not place.local.is_dir() or (place.local / "zarr.json").exists():
+    if place.local is None or not place.local.is_dir() or place.folder.size("zarr.json") is not None:
         return
     others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(PARTIAL)]
     if any(name.endswith(".rows") for name in place.folder.names(JOURNAL)):

@@ -13,7 +13,7 @@ import xarray as xr
 
 from trajstats.data.buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
 from trajstats.data.labels import label
-from trajstats.data.layer_selection import cut_to_layers
+from trajstats.data.layer_selection import cut_to_layers, shapes_from_json
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 SCHEMA_VERSION = 1
@@ -327,8 +327,8 @@ def layer_shapes(trajectory: xr.Dataset) -> dict[str, tuple[int, ...]]:
     dict name -> tuple of int
         In the order of `parameter`.
     """
-    texts = trajectory["layer_shape"].values
-    return {str(n): tuple(json.loads(str(t))) for n, t in zip(trajectory[LAYER].values, texts, strict=True)}
+    shapes = shapes_from_json(trajectory["layer_shape"].values)
+    return {str(name): shape for name, shape in zip(trajectory[LAYER].values, shapes, strict=True)}
 
 
 def clock_values(trajectory: xr.Dataset, clock: str = "step") -> np.ndarray:

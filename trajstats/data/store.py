@@ -208,8 +208,8 @@ def _checked(
                 if int(tiles.attrs.get(COMMITTED, 0)) != rows:
                     continue
                 msg = (
-                    f"{place}: row {damage.row} in the journal ({damage.where}) fails its checksum; {damage.after} good"
-                    " rows follow. open_trajectory(path, damaged='drop') shows the rows before it."
+                    f"{place}: {damage}. Restore the journal from a copy; open_trajectory(path, damaged='drop') shows "
+                    "the rows before."
                 )
                 raise StoreError(msg)
         if int(tiles.attrs.get(COMMITTED, rows)) == rows:  # else the writer has just gathered rows: look again

@@ -15,6 +15,7 @@ from trajstats.data.journal import Damage, open_journal
 from trajstats.data.kept import damage_of_kept
 from trajstats.data.layout import BUFFER_BYTES, COMMITTED, FINISHED, STATE, Layout, array_of
 from trajstats.data.place import Place
+from trajstats.data.records import COUNT
 from trajstats.data.schema import LAYER, SKETCH
 from trajstats.data.seal import ROOT, SEALED
 from trajstats.data.tiles import Tiles, slabs, tile_key
@@ -89,7 +90,9 @@ class Verification:
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.checked} tiles read, {len(self.tiles)} damaged"]
         lines += [f"  {tile}" for tile in self.tiles] + [f"  {text}" for text in self.other]
-        if self.journal is not None:
+        if self.journal is not None and self.journal.where == COUNT:
+            lines.append(f"  journal: {self.journal}")
+        elif self.journal is not None:
             kind = "a write that was cut off, or a file cut short" if self.journal.torn else "damaged"
             lines.append(
                 f"  journal/{self.journal.where} at byte {self.journal.offset} (row {self.journal.row}): {kind}; "
@@ -123,8 +126,8 @@ def verify(target: Any, /) -> Verification:
 
     Notes
     -----
-    Reads the whole store, one tile at a time. What a checksum cannot show: a journal cut exactly between two records,
-    and a store put back to an earlier copy as a whole.
+    Reads the whole store, one tile at a time. What a checksum cannot show: a store put back to an earlier copy as a
+    whole, and a journal elsewhere than on a local disk that lost its last rows.
 
     Examples
     --------

@@ -45,6 +45,7 @@ from trajstats.data.recovery import (
     put_journal_node,
     recover,
     refuse_changed,
+    refuse_missing,
     state_of,
     stored_reference,
     stored_steps,
@@ -178,6 +179,7 @@ class TrajectoryWriter:
         self._layout = self._tiles.layout
         known = check_store(self._tiles)
         refuse_changed(self._tiles)
+        refuse_missing(self._tiles, int(known[COMMITTED]))
         group = place.group()
         assert group is not None
         check_same_layers(group, self.layers)
