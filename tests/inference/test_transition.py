@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -321,7 +323,10 @@ def test_left_out_widths_prefer_the_true_exponent_and_arviz_agrees():
     assert table["model"].values.tolist() == ["1", "2"]
     gap = table.sel(model="2")
     assert float(gap["score_difference"]) < -2 * float(gap["difference_stderr"])
-    theirs = loo(fits["1"].to_datatree(), var_name="learning_time")
+    with warnings.catch_warnings():
+        # arviz doubts one of 40 runs on some processors (Pareto k 0.79); the scores must agree all the same
+        warnings.filterwarnings("ignore", message=".*Pareto.*")
+        theirs = loo(fits["1"].to_datatree(), var_name="learning_time")
     assert float(table["score"].sel(model="1")) == pytest.approx(float(theirs.elpd), abs=0.05)
     other = ts.fit_divergence(times(scattered()[:30], WIDTH[:30]), rng=0, max_steps=500)
     with pytest.raises(ArgumentError, match="same data"):

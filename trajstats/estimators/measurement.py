@@ -382,8 +382,8 @@ def saved_rows(trajectory: xr.Dataset, steps: np.ndarray) -> np.ndarray:
 def _blame(layers: list[str], steps: np.ndarray, replica: str, layer: int, rows: np.ndarray) -> str:
     shown = ", ".join(str(s) for s in steps[rows][:10]) + (", ..." if rows.size > 10 else "")
     return (
-        f"weights of layer {layers[layer]!r} hold NaN or infinity at step {shown} (replica {replica}). Leave these "
-        "checkpoints out with .sel(step=...), or ask for on_nan='skip': their pairs become NaN."
+        f"weights of layer {layers[layer]!r} hold NaN or infinity at step {shown} (replica {replica}). Leave them "
+        "out with .sel(step=...) or .sel(layer=[...]), or ask for on_nan='skip': their pairs become NaN."
     )
 
 

@@ -117,6 +117,7 @@ def msd(
         estimator="msd",
         arguments={"clock": clock_of(result)} | {k: arguments[k] for k in ("per", "blocks", "method", "on_nan", "rng")},
         source=result.attrs["source"],
+        **{name: result.attrs[name] for name in ("error_bound", "error_kind") if name in result.attrs},
         **carried_clock(result),
     )
 
