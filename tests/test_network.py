@@ -150,7 +150,7 @@ def test_no_factors_is_told():
     with pytest.raises(UnsupportedError, match="Conv2d"):
         net.jacobian_factors(w, np.ones((2, 1, 4, 4), "float32"))
     plain = JaxNetwork(
-        lambda p, x: x @ p["w"], {"w": np.zeros((4, 1))}, lambda o, t: (o - t).sum(), (np.ones((3, 4)),) * 2
+        lambda p, x: x @ p["w"], {"w": np.zeros((4, 1))}, lambda o, t: (o - t).mean(), (np.ones((3, 4)),) * 2
     )
     with pytest.raises(UnsupportedError, match="jacobian_factors"):
         plain.jacobian_factors(np.zeros(4), np.ones((1, 4)))

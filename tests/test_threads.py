@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import pickle
 import subprocess
@@ -160,11 +159,11 @@ print(spent[-1] / sum(spent))
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="XLA has one thread here anyway")
 def test_a_network_of_jax_starts_xla_with_one_thread_in_a_worker():
     pytest.importorskip("jax")
-    from trainers.jax_adapter import JaxNetwork
+    from trainers.architectures import JaxMLP, mlp_init
+    from trainers.jax_adapter import JaxNetwork, cross_entropy
 
-    arrays = {"w": np.ones((2, 1), dtype=np.float32)}
-    data = np.ones((3, 2), dtype=np.float32), np.ones((3, 1), dtype=np.float32)
-    network = pickle.dumps(JaxNetwork(operator.itemgetter("w"), arrays, operator.sub, data))
+    data = np.ones((3, 2), dtype=np.float32), np.zeros(3, dtype=int)
+    network = pickle.dumps(JaxNetwork(JaxMLP((2, 1)), mlp_init((2, 1), 0), cross_entropy, data))
 
     def share_of_the_busiest(**variables):
         environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"} | variables
