@@ -52,7 +52,7 @@ def _along(*dims: str) -> Callable[[Any], bool]:
 
 def _is_delta(obj: Any) -> bool:
     """Tell whether an object is an observable of listed pairs."""
-    return _along(PAIR)(obj) and {WAITING_TIME, LAG} <= set(obj.coords)
+    return _along(PAIR)(obj) and ({WAITING_TIME, LAG} <= set(obj.coords) or {"first", "second"} <= set(obj.coords))
 
 
 def _is_network(obj: Any) -> bool:
