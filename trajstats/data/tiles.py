@@ -157,13 +157,15 @@ class Tiles:
         group = self.place.group()
         assert group is not None
         counted = committed_names(group.attrs.asdict()) if committed else None
+        return {name: array_of(group, name) for name in self.names() if counted is None or name in counted}
+
+    def names(self) -> list[str]:
+        """List the arrays of the root, without opening one."""
         if self.place.local is None:
             named = [name for name in node_names(self.place) if name != JOURNAL]
-            names = [name for name in named if self.place.get(f"{name}/zarr.json") is not None]
-        else:
-            folder = self.place.folder
-            names = sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
-        return {name: array_of(group, name) for name in names if counted is None or name in counted}
+            return [name for name in named if self.place.get(f"{name}/zarr.json") is not None]
+        folder = self.place.folder
+        return sorted(n for n in folder.names() if n != JOURNAL and folder.size(f"{n}/zarr.json") is not None)
 
     def write(
         self,
@@ -296,8 +298,8 @@ class Tiles:
         """Compute the checksums of the arrays that count; while a store grows they stay what they are."""
         state, rows = attrs.get(STATE), int(attrs.get(COMMITTED, 0))
         if state == FINISHED:
-            return {name: array_sum(self.place, name, state) for name in self.arrays()}
-        for name in self.arrays():
+            return {name: array_sum(self.place, name, state) for name in self.names()}
+        for name in self.names():
             if name not in self._known_sums and self._counts(name, rows):
                 self._known_sums[name] = array_sum(self.place, name, state)
         return self._known_sums
@@ -317,12 +319,12 @@ class Tiles:
     def finish(self, **attrs: Any) -> None:
         """Mark the store as finished; arrays that were begun and never committed are deleted."""
         rows = int(self.attrs.get(COMMITTED, 0))
-        for name in self.arrays():
+        for name in self.names():
             if not self._counts(name, rows):
                 self.place.delete_under(name)
         self.mark(**{STATE: FINISHED, **attrs})
         if not self.place.transactional:  # a finished store can be opened from one document
-            root = {**(read_json(self.place, ROOT) or {}), CONSOLIDATED: consolidated(self.place, list(self.arrays()))}
+            root = {**(read_json(self.place, ROOT) or {}), CONSOLIDATED: consolidated(self.place, self.names())}
             self.place.set(ROOT, json.dumps(root, indent=2).encode())
             self.place.make_durable([ROOT], "consolidate")
 
