@@ -295,7 +295,7 @@ def test_two_points_and_copies_and_wrong_options_are_refused():
     ):
         with pytest.raises(ArgumentError, match=words):
             ts.fit_subaging(two_time(LAG), rng=0, **options)
-    with pytest.raises(ArgumentError, match="waiting_time"):
+    with pytest.raises(ArgumentError, match="listed pairs"):
         ts.fit_subaging(xr.DataArray(LAG, dims="pair"), rng=0)
 
 

@@ -260,7 +260,7 @@ def test_calls_after_the_first_allocate_no_array_of_the_examples(monkeypatch):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         program(rows)
     taken = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
-    plain = operator._rows(operator._way, operator._w, network._inputs, network._targets)
+    ((_, plain),) = operator._plain()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         plain(rows)
     assert taken < 0.2 * sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)

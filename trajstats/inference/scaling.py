@@ -50,7 +50,7 @@ def rounded(values: Any) -> Any:
 
     Examples
     --------
-    >>> rounded(0.1 + 0.2) == rounded(0.3)
+    >>> bool(rounded(0.1 + 0.2) == rounded(0.3))
     True
     """
     mantissa, exponent = np.frexp(values)

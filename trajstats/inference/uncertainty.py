@@ -30,7 +30,7 @@ def half_interval(draws: np.ndarray, axis: int | tuple[int, ...] | None = None) 
 
     Examples
     --------
-    >>> round(half_interval(np.arange(101.0)), 6)
+    >>> round(float(half_interval(np.arange(101.0))), 6)
     34.0
     """
     low, high = np.quantile(draws, [(1 - STATED_LEVEL) / 2, (1 + STATED_LEVEL) / 2], axis=axis)
