@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trajstats as ts
-from trajstats.data.formats import open_checkpoint
+from trajstats.data.checkpoint_files import open_checkpoint
 from trajstats.data.ingest import ingest
 
 NAMES = {"layers.0.weight": (7, 5), "layers.0.bias": (7,), "scale": ()}
@@ -108,7 +108,7 @@ def test_torch_is_not_imported_to_read_torch_files(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"w": torch.ones(3)}, tmp_path / "a.pt")
     code = (
-        "import sys; from trajstats.data.formats import open_checkpoint;"
+        "import sys; from trajstats.data.checkpoint_files import open_checkpoint;"
         f"c = open_checkpoint({str(tmp_path / 'a.pt')!r}); c.tensors['w'].read(0, 3); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

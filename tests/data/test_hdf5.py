@@ -12,7 +12,7 @@ import pytest
 
 import trajstats as ts
 from trajstats.data import formats_hdf5
-from trajstats.data.formats import open_checkpoint
+from trajstats.data.checkpoint_files import open_checkpoint
 from trajstats.data.hdf5_chunks import fletcher32, lzf_decompress
 
 h5py = pytest.importorskip("h5py")

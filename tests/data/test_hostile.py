@@ -22,8 +22,8 @@ import xarray as xr
 import zarr
 
 import trajstats as ts
+from trajstats.data.checkpoint_files import open_checkpoint
 from trajstats.data.folder_store import FolderStore
-from trajstats.data.formats import open_checkpoint
 from trajstats.data.ingest import ingest
 from trajstats.data.seal import seal
 

@@ -10,7 +10,7 @@ import pytest
 
 import trajstats as ts
 from trajstats.data.buffers import buffers_at
-from trajstats.data.formats import open_checkpoint
+from trajstats.data.checkpoint_files import open_checkpoint
 
 STEPS = (100, 200)
 

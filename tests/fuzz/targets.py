@@ -28,7 +28,7 @@ import numpy as np
 import xarray as xr
 
 import trajstats as ts
-from trajstats.data.formats import open_checkpoint
+from trajstats.data.checkpoint_files import open_checkpoint
 from trajstats.data.ingest import ingest
 from trajstats.data.whole_series import read_series
 

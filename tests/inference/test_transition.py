@@ -16,7 +16,7 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.divergence import NAMES, log_posterior
 from trajstats.inference.ensemble import sample_ensembles
 from trajstats.inference.learning import learning_arrays, learning_table
-from trajstats.inference.transition import checked_priors, maximum
+from trajstats.inference.single_divergence import checked_priors, maximum
 
 WIDTH = np.repeat([5.0, 6, 8, 10, 14, 20, 30, 50], 5)
 

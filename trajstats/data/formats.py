@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.budget import Budget, shorten
-from trajstats.errors import StoreError, StoreNotFoundError, TrajstatsError, UnsafeInputError, UnsupportedError
+from trajstats.errors import StoreError, UnsafeInputError
 
 # name -> type in which the bytes are read; bfloat16 has no NumPy type and is widened to float32, exactly
 RAW: dict[str, np.dtype[Any]] = {
@@ -83,92 +82,6 @@ class Checkpoint:
     containers: frozenset[str] = frozenset()
 
 
-def open_checkpoint(
-    path: str | Path,
-    *,
-    optimizer: bool = False,
-    part: str | Sequence[str] | None = None,
-    budget: Budget | None = None,
-) -> Checkpoint:
-    """Read the header of a checkpoint of any known format; its tensors are read later, range by range.
-
-    Parameters
-    ----------
-    path : path
-        A file (safetensors, torch ``.pt .pth .bin .ckpt``, npz, npy, HDF5, ``.keras``, flax msgpack), a sharded
-        checkpoint's index or folder or one of its shards, or an orbax folder.
-    optimizer : bool
-        Keep optimizer state too.
-    part : str or sequence of str, optional
-        Which of several sets of weights in the file, such as ``"model_ema"``.
-    budget : Budget, optional
-        What reading it may cost, if it is part of something larger; by default what its own size allows.
-
-    Returns
-    -------
-    Checkpoint
-        Parameters and buffers: names, shapes and types, and how to read them.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no such file.
-    UnsafeInputError
-        If the file could run code, leave its folder or exhaust memory.
-    UnsupportedError
-        If the format is not known, or the file is one part of a model-parallel checkpoint.
-    StoreError
-        If the file is truncated or damaged.
-    ArgumentError
-        If the file holds several sets of weights and `part` does not choose one.
-    """  # noqa: DOC501, DOC502
-    from trajstats.data.selection import choose_tensors
-
-    return choose_tensors(read_all(Path(path), budget), optimizer=optimizer, part=part)
-
-
-def read_all(path: Path, budget: Budget | None = None, *, alone: bool = False) -> Checkpoint:
-    """List every tensor of a checkpoint: of all its shards, unless it is read `alone`.
-
-    Parameters
-    ----------
-    path : path
-        As in `open_checkpoint`.
-    budget : Budget, optional
-        As in `open_checkpoint`.
-    alone : bool
-        Read this one file, although it is a shard.
-
-    Returns
-    -------
-    Checkpoint
-        All tensors, optimizer state included.
-    """  # noqa: DOC501, DOC502
-    from trajstats.data import parts
-
-    try:
-        if not path.exists():
-            msg = f"{path} does not exist"
-            raise StoreNotFoundError(msg)
-        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-            msg = f"{path} is neither a file nor a folder; it is not read"
-            raise UnsafeInputError(msg)
-        if not alone and path.is_file() and not path.name.endswith(".json"):
-            if shards := parts.shards_of(path):
-                return parts.read_shards(shards)
-            if len(ranks := parts.ranks_of(path)) > 1:
-                return parts.read_ranks(ranks)
-        return _reader(path)(path, budget or Budget.for_size(input_size(path)))
-    except TrajstatsError:
-        raise
-    except OSError as error:  # no permission, a loop of links, a disk that fails
-        msg = f"{path} cannot be read: {type(error).__name__}: {error.strerror or error!s:.200}"
-        raise StoreError(msg) from error
-    except (RecursionError, MemoryError) as error:
-        msg = f"{path}: its header is nested or sized beyond reason ({type(error).__name__}); it is not read"
-        raise UnsafeInputError(msg) from error
-
-
 def input_size(path: Path) -> int:
     """Add up the bytes of a file, or of what a folder holds; links count for nothing.
 
@@ -192,40 +105,6 @@ def input_size(path: Path) -> int:
                 elif entry.is_file(follow_symlinks=False):
                     total += entry.stat(follow_symlinks=False).st_size
     return total
-
-
-def _reader(path: Path) -> Callable[[Path, Budget], Checkpoint]:
-    from trajstats.data import formats_flat, formats_hdf5, formats_msgpack, formats_torch, formats_tree
-
-    if path.is_dir():
-        return formats_tree.read_folder
-    with path.open("rb") as stream:
-        magic = stream.read(16)
-    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".weights.h5") else path.suffix
-    if path.name.endswith(".index.json"):
-        return formats_flat.read_index
-    if suffix == ".safetensors":
-        return formats_flat.read_safetensors
-    if magic[:8] == b"\x89HDF\r\n\x1a\n" or suffix in {".h5", ".hdf5", ".weights.h5"}:
-        return formats_hdf5.read_hdf5
-    if suffix == ".npy" or magic[:6] == b"\x93NUMPY":
-        return formats_flat.read_npy
-    if suffix == ".npz":
-        return formats_flat.read_npz
-    if suffix == ".keras":
-        return formats_hdf5.read_keras
-    if suffix in {".msgpack", ".flax"}:
-        return formats_msgpack.read_msgpack
-    if suffix in {".pkl", ".pickle", ".joblib", ".dill"} or path.name == ".metadata":
-        msg = f"{path} is a Python pickle, which runs whatever its author wrote. Ask for safetensors or npz instead."
-        raise UnsafeInputError(msg)
-    if suffix in {".pt", ".pth", ".bin", ".ckpt", ".tar"}:
-        return formats_torch.read_torch
-    msg = (
-        f"{path}: unknown checkpoint format {suffix or 'without a suffix'}; known: .safetensors, .index.json, .pt, "
-        ".pth, .bin, .ckpt, .npz, .npy, .h5, .hdf5, .weights.h5, .keras, .msgpack, orbax folders"
-    )
-    raise UnsupportedError(msg)
 
 
 def decode(raw: bytes, dtype: str) -> np.ndarray:

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import threading
 import zipfile
 import zlib
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,45 +76,6 @@ def read_safetensors(path: Path, budget: Budget) -> Checkpoint:
         if start < stop:
             msg = f"{path}: tensors {shorten(name)} and {shorten(other)} overlap"
             raise UnsafeInputError(msg)
-    return found
-
-
-def read_index(path: Path, budget: Budget) -> Checkpoint:
-    """Read the index of a sharded checkpoint, and the headers of its shards."""
-    from trajstats.data.formats import read_all
-
-    if path.stat().st_size > MAX_JSON:
-        msg = f"{path}: an index of {path.stat().st_size} bytes is not read"
-        raise UnsafeInputError(msg)
-    weight_map = json_object(path.read_bytes(), str(path), budget).get("weight_map")
-    if not isinstance(weight_map, dict):
-        msg = f"{path} has no weight_map; it is no index of a sharded checkpoint"
-        raise StoreError(msg)
-    if wrong := [shard for shard in weight_map.values() if not isinstance(shard, str)]:
-        msg = f"{path}: shard {shorten(wrong[0])} is not a plain file name"
-        raise UnsafeInputError(msg)
-    found = Checkpoint(str(path), {})
-    for shard in dict.fromkeys(weight_map.values()):
-        plain = PurePosixPath(shard).name == shard and shard.isprintable() and len(shard) < 256 and "\\" not in shard
-        if not plain or shard in {"", ".", ".."}:
-            msg = f"{path}: shard {shorten(shard)} is not a plain file name"
-            raise UnsafeInputError(msg)
-        file = path.parent / shard
-        if os.path.dirname(os.path.realpath(file)) != os.path.realpath(path.parent):
-            msg = f"{file} is a link that leads out of its folder; it is not followed"
-            raise UnsafeInputError(msg)
-        if file.name.endswith(".index.json"):
-            msg = f"{path}: shard {shorten(shard)} is an index again"
-            raise UnsafeInputError(msg)
-        budget.spend_objects(100, str(file))
-        part = read_all(file, budget, alone=True)
-        found.tensors.update({n: t for n, t in part.tensors.items() if weight_map.get(n) == shard})
-        unlisted = [n for n in part.tensors if n not in weight_map]
-        found.passed_over.update(dict.fromkeys(unlisted, f"in {shorten(shard)} and not in the index"))
-        found.passed_over.update(part.passed_over)
-    if lost := [n for n in weight_map if n not in found.tensors and n not in found.passed_over]:
-        msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
-        raise StoreError(msg)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Formats that are trees: HDF5 and Keras, orbax and sharded folders."""
+"""Checkpoints that are folders: sharded, with other files beside the weights, or written by orbax."""
 
 # ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ from trajstats.data.formats import (
     Checkpoint,
     check_shape,
     input_size,
-    read_all,
 )
+from trajstats.data.formats_files import read_file
 from trajstats.data.formats_flat import MAX_JSON, json_object
 from trajstats.data.guard import check_links
 from trajstats.data.naming import natural_key
-from trajstats.data.parts import is_training_state, shards_of
+from trajstats.data.parts import is_training_state, read_group, shards_of
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError, optional_package
 
 WEIGHT_FILES = (
@@ -81,10 +81,10 @@ def read_folder(path: Path, budget: Budget) -> Checkpoint:
         raise UnsafeInputError(msg)
     for suffix in (".safetensors.index.json", ".index.json"):
         if index := [name for name in names if name.endswith(suffix)]:
-            return read_all(path / index[0], budget)
+            return read_index(path / index[0], budget)
     for name in WEIGHT_FILES:
         if name in names:
-            return read_all(path / name, budget)
+            return read_group(path / name, budget)
     if (path / "default" / "_METADATA").is_file():
         return _read_orbax(path / "default", budget)
     if set(names) & set(ORBAX_MARKS):
@@ -92,9 +92,46 @@ def read_folder(path: Path, budget: Budget) -> Checkpoint:
     single = [n for n in names if n.endswith(SINGLE_FILES) and not is_training_state(n)]
     shards = _shard_groups(path, names)
     if len(shards) == 1 or len(single) == 1:
-        return read_all(path / single[0], budget)
+        return read_group(path / single[0], budget)
     msg = f"{path} holds {len(single)} weight files and no index; give the one to read, or a series with ingest"
     raise UnsupportedError(msg)
+
+
+def read_index(path: Path, budget: Budget) -> Checkpoint:
+    """Read the index of a sharded checkpoint, and the headers of its shards."""
+    if path.stat().st_size > MAX_JSON:
+        msg = f"{path}: an index of {path.stat().st_size} bytes is not read"
+        raise UnsafeInputError(msg)
+    weight_map = json_object(path.read_bytes(), str(path), budget).get("weight_map")
+    if not isinstance(weight_map, dict):
+        msg = f"{path} has no weight_map; it is no index of a sharded checkpoint"
+        raise StoreError(msg)
+    if wrong := [shard for shard in weight_map.values() if not isinstance(shard, str)]:
+        msg = f"{path}: shard {shorten(wrong[0])} is not a plain file name"
+        raise UnsafeInputError(msg)
+    found = Checkpoint(str(path), {})
+    for shard in dict.fromkeys(weight_map.values()):
+        plain = PurePosixPath(shard).name == shard and shard.isprintable() and len(shard) < 256 and "\\" not in shard
+        if not plain or shard in {"", ".", ".."}:
+            msg = f"{path}: shard {shorten(shard)} is not a plain file name"
+            raise UnsafeInputError(msg)
+        file = path.parent / shard
+        if os.path.dirname(os.path.realpath(file)) != os.path.realpath(path.parent):
+            msg = f"{file} is a link that leads out of its folder; it is not followed"
+            raise UnsafeInputError(msg)
+        if file.name.endswith(".index.json"):
+            msg = f"{path}: shard {shorten(shard)} is an index again"
+            raise UnsafeInputError(msg)
+        budget.spend_objects(100, str(file))
+        part = read_file(file, budget)
+        found.tensors.update({n: t for n, t in part.tensors.items() if weight_map.get(n) == shard})
+        unlisted = [n for n in part.tensors if n not in weight_map]
+        found.passed_over.update(dict.fromkeys(unlisted, f"in {shorten(shard)} and not in the index"))
+        found.passed_over.update(part.passed_over)
+    if lost := [n for n in weight_map if n not in found.tensors and n not in found.passed_over]:
+        msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
+        raise StoreError(msg)
+    return found
 
 
 def _read_orbax(path: Path, budget: Budget) -> Checkpoint:

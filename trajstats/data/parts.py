@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trajstats.data.formats import Checkpoint, Tensor, read_all
+from trajstats.data.budget import Budget
+from trajstats.data.formats import Checkpoint, Tensor
+from trajstats.data.formats_files import read_file
 from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
 
 _SHARD = re.compile(r"(?P<head>.*?)(?P<part>[0-9]+)-of-(?P<count>[0-9]+)(?P<tail>.*)", re.DOTALL)
@@ -87,6 +89,15 @@ def ranks_of(file: Path) -> list[Path]:
     return sorted(found, key=lambda f: (f.parent.name, f.name))
 
 
+def read_group(file: Path, budget: Budget | None = None) -> Checkpoint:
+    """List every tensor of a checkpoint by one of its files: the others of its shards or ranks are read too."""
+    if shards := shards_of(file):
+        return read_shards(shards)
+    if len(ranks := ranks_of(file)) > 1:
+        return read_ranks(ranks)
+    return read_file(file, budget)
+
+
 def read_shards(files: list[Path]) -> Checkpoint:
     """Put the shards of a checkpoint together; all must be there, and no name may be in two of them."""
     if lost := [file for file in files if not file.is_file()]:
@@ -98,7 +109,7 @@ def read_shards(files: list[Path]) -> Checkpoint:
         raise StoreNotFoundError(msg)
     found = Checkpoint(str(files[0]), {})
     for file in files:
-        part = read_all(file, alone=True)
+        part = read_file(file)
         if twice := found.tensors.keys() & part.tensors.keys():
             msg = f"{file}: tensor {min(twice)!r:.80} is in another shard, too; these are not shards of one checkpoint"
             raise StoreError(msg)
@@ -115,7 +126,7 @@ def read_ranks(files: list[Path]) -> Checkpoint:
         if numbers != list(range(len(files))):
             msg = f"{files[0]}: of the ranks of this checkpoint only {numbers} are there. Download all of them"
             raise StoreNotFoundError(msg)
-        joined = _join_llama([read_all(file, alone=True) for file in files])
+        joined = _join_llama([read_file(file) for file in files])
         if joined is not None:
             return joined
     tool = "tools/checkpoint/convert.py of Megatron-LM, with a tensor-parallel size of 1"

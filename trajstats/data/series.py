@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trajstats.data.checkpoint_files import open_checkpoint
 from trajstats.data.discovery import Discovery, find_checkpoints, local_path, set_special_apart
-from trajstats.data.formats import Checkpoint, open_checkpoint
+from trajstats.data.formats import Checkpoint
 from trajstats.data.in_memory import in_memory, is_path, take_apart
 from trajstats.data.naming import natural_key
 from trajstats.data.renames import align_wrappers, find_renames

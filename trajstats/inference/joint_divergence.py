@@ -17,7 +17,7 @@ from trajstats.inference.population import hierarchical_draws
 from trajstats.inference.priors import Priors, named_priors, prior_bounds
 from trajstats.inference.results import FitResult
 from trajstats.inference.sampling import draws_dataset
-from trajstats.inference.transition import checked_priors, fit_divergence, maximum, runs_used
+from trajstats.inference.single_divergence import checked_priors, fit_single, maximum, runs_used
 from trajstats.inference.uncertainty import half_interval
 
 NU_SPREAD = (0.0, 1.0)
@@ -225,9 +225,10 @@ def fit_depths(
     fits, failed, runs = {}, {}, {}
     for depth in np.unique(table["depth"].values):
         own = np.flatnonzero(table["depth"].values == depth)
+        one_fit = fit_losses if "loss" in table.dims else fit_single
         part = table.isel(run=own).drop_vars("depth")
         try:
-            fits[float(depth)] = fit_divergence(part, rng=rng, prior=single, groups=groups, **options)
+            fits[float(depth)] = one_fit(part, rng=rng, prior=single, groups=groups, **options)
             runs[float(depth)] = own
         except FitError as error:
             failed[float(depth)] = str(error)

@@ -28,7 +28,7 @@ BOUNDS = ("lower", "upper")
 # Who predicts for which kind of fit: a name, so that a loaded result needs no pickled code.
 _PREDICTORS = {
     "fit_subaging": "trajstats.inference.aging:predict",
-    "fit_divergence": "trajstats.inference.transition:predict",
+    "fit_divergence": "trajstats.inference.single_divergence:predict",
     "fit_decay": "trajstats.inference.decay:predict",
 }
 
