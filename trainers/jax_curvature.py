@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,6 @@ import numpy as np
 from trainers.networks import ARRAYS_PER_VECTOR, FrameworkCurvature
 from trajstats.errors import UnsupportedError
 from trajstats.network import CurvatureKind
-
-if TYPE_CHECKING:
-    from trainers.jax_adapter import JaxNetwork
 
 
 class JaxCurvature(FrameworkCurvature):
@@ -36,7 +33,7 @@ class JaxCurvature(FrameworkCurvature):
         ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
     """
 
-    def __init__(self, network: JaxNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+    def __init__(self, network: Any, weights: np.ndarray, kind: CurvatureKind) -> None:
         super().__init__(network, kind)
         with network._precision(), remedy():
             self._w = network._flat(weights)
@@ -92,7 +89,7 @@ def _applied(maps: tuple[Any, ...], rows: Any, share: float, shift: float) -> An
     return share * jax.vmap(_chain(maps))(rows) + shift * rows
 
 
-def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]:
+def _differenced(network: Any, kind: CurvatureKind) -> Callable[..., Any]:
     # Products with the rows of a matrix, one after the other: some fused kernels cannot be batched either.
     def product(w: Any, v: Any, x: Any, y: Any, scale: Any) -> Any:
         if kind == "hessian":
@@ -110,15 +107,15 @@ def _differenced(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., Any]
     return of_rows
 
 
-def _data_loss(network: JaxNetwork) -> Callable[..., Any]:
+def _data_loss(network: Any) -> Callable[..., Any]:
     return lambda w, x, y: network.loss_fn(network._outputs(w, x), y)
 
 
-def _losses(network: JaxNetwork, x: Any, y: Any, scale: Any) -> Callable[[Any], Any]:
+def _losses(network: Any, x: Any, y: Any, scale: Any) -> Callable[[Any], Any]:
     return lambda u: scale * jax.vmap(lambda z, b: network.loss_fn(z[None], b[None]))(network._outputs(u, x), y)
 
 
-def _linearised(network: JaxNetwork, kind: CurvatureKind) -> Callable[..., tuple[Any, ...]]:
+def _linearised(network: Any, kind: CurvatureKind) -> Callable[..., tuple[Any, ...]]:
     # Gives linear maps, to be applied one after the other; they are pytrees, so that they pass between jitted calls.
     def hessian(w: Any, x: Any, y: Any, scale: Any) -> tuple[Any, ...]:
         return (jax.linearize(lambda u: jax.grad(_data_loss(network))(u, x, y), w)[1],)

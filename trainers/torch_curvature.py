@@ -31,7 +31,6 @@ from trajstats.network import CurvatureKind
 from trajstats.threads import torch_threads
 
 if TYPE_CHECKING:
-    from trainers.torch_adapter import TorchNetwork
     from trainers.torch_trace import Program, Traced
 
 # Arrays of the size of what is saved for a gradient that are kept for a product, or pass while it is traced.
@@ -73,7 +72,7 @@ class TorchCurvature(FrameworkCurvature):
     # The allocator keeps some arrays of the part before.
     _parts_share = 0.85
 
-    def __init__(self, network: TorchNetwork, weights: np.ndarray, kind: CurvatureKind) -> None:
+    def __init__(self, network: Any, weights: np.ndarray, kind: CurvatureKind) -> None:
         super().__init__(network, kind)
         # Programs that no thread is running; each keeps its constants and its memory.
         self._idle: list[Programs] = []
@@ -278,14 +277,14 @@ class TorchCurvature(FrameworkCurvature):
         return lambda v: backward(forward(v))
 
 
-def held_buffers(network: TorchNetwork) -> dict[str, torch.Tensor]:
+def held_buffers(network: Any) -> dict[str, torch.Tensor]:
     """Name the buffers at which a network is evaluated, other than its module's own."""
     held = _HELD.get()
     return network._given if held is None else held
 
 
 @contextmanager
-def _holding(network: TorchNetwork, buffers: list[torch.Tensor]) -> Iterator[None]:
+def _holding(network: Any, buffers: list[torch.Tensor]) -> Iterator[None]:
     before = _HELD.set(dict(zip(network._given, buffers, strict=True)))
     try:
         yield
@@ -329,7 +328,7 @@ class Differenced(Recorded):
         return _differenced(lambda u: gradient_of(function, u), at)[1]
 
 
-def bytes_per_example(network: TorchNetwork, w: torch.Tensor) -> int:
+def bytes_per_example(network: Any, w: torch.Tensor) -> int:
     """Measure what one more example adds to the activations saved for a gradient.
 
     Parameters

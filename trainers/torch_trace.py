@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
-
-from trainers.torch_merge import flat, merged, written
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -40,7 +38,7 @@ class Traced:
     def __init__(
         self, function: Callable[..., torch.Tensor], fixed: tuple[torch.Tensor, ...], rows: torch.Tensor
     ) -> None:
-        self._module = merged(make_fx(function)(*fixed, rows), (*fixed, rows))
+        self._module = make_fx(function)(*fixed, rows)
         self._nodes = list(self._module.graph.nodes)
         self._given = [node for node in self._nodes if node.op == "placeholder"]
         self._rows = self._given[-1]
@@ -287,6 +285,29 @@ class Program:
         if result is None:
             result = passing[self._result]
         return result.clone() if self._last is None else result
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Go through the leaves of nested arguments."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from flat(part)
+    else:
+        yield value
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """List the arguments that an operation changes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)} | dict(
+        node.kwargs
+    )
+    changed = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [part for name in changed for part in flat(given.get(name)) if isinstance(part, fx.Node)]
 
 
 def _is_view(traced: Traced, node: fx.Node) -> bool:

@@ -6,13 +6,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, jvp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import grad, jvp
 
 from trainers import torch_curvature
 from trainers.torch_adapter import TorchNetwork
 from trainers.torch_curvature import TorchCurvature
-from trainers.torch_merge import merged
 from trainers.torch_trace import Traced
 
 RNG = np.random.default_rng(0)
@@ -182,71 +180,6 @@ def test_arrays_are_used_again_only_where_nothing_reads_them(function):
 def test_graphs_that_cannot_be_run_again_are_refused(function, message):
     with pytest.raises(RuntimeError, match=message):
         traced(function, torch.ones(6), torch.ones(4, 6))
-
-
-def of_matrices(function, *arguments):
-    found = merged(make_fx(function)(*arguments), arguments)
-    torch.testing.assert_close(found(*arguments), function(*arguments), rtol=0, atol=1e-13)
-    return [node.target for node in found.graph.nodes if node.op == "call_function"]
-
-
-def test_products_with_a_matrix_that_all_share_are_single_ones_without_a_copy():
-    """Each call of a layer is two products: with the weights' vectors, which are copied once, and with the input's."""
-    a, b, v = (torch.randn(*n, dtype=torch.float64) for n in ((7, 6), (6, 6), (3, 36)))
-
-    def function(a, b, v):
-        wide = vmap(lambda row: torch.tanh(a @ row.view(6, 6).T) @ b.T)(v)
-        return vmap(lambda z: (z.T @ a + z.sum(0)[:, None]).reshape(-1))(wide)
-
-    targets = of_matrices(function, a, b, v)
-    aten = torch.ops.aten
-    assert aten.bmm.default not in targets
-    assert targets.count(aten.mm.default) == 3
-    assert not {aten.cat.default, aten.clone.default} & set(targets)
-    # rows that are parts of longer ones are brought together once
-    targets = of_matrices(lambda a, b, v: function(a, b, v[:, 4:]), a, b, torch.randn(3, 40, dtype=torch.float64))
-    assert targets.count(aten.cat.default) == 1
-
-
-def test_a_product_that_is_only_added_is_taken_on_top_of_the_other_array():
-    a, b, v = (torch.randn(*n, dtype=torch.float64) for n in ((7, 6), (6, 6), (3, 36)))
-    aten = torch.ops.aten
-
-    def layer(a, b, v):
-        return vmap(lambda row: a @ row.view(6, 6).T + torch.tanh(a @ row.view(6, 6)) @ b)(v)
-
-    targets = of_matrices(layer, a, b, v)
-    assert (targets.count(aten.mm.default), targets.count(aten.addmm.default)) == (2, 1)
-    assert aten.add.Tensor not in targets
-    # read twice, of another shape, or scaled: it stays a sum
-    twice = of_matrices(lambda a, b, v: (lambda p: (p + a) * p)(a @ b) * v[0, 0], a, b, v)
-    wider = of_matrices(lambda a, b, v: v[:1, :6] + a @ b, a, b, v)
-    scaled = of_matrices(lambda a, b, v: torch.add(a, a @ b, alpha=2) * v[0, 0], a, b, v)
-    for targets in (twice, wider, scaled):
-        assert aten.add.Tensor in targets
-        assert aten.addmm.default not in targets
-
-
-def test_copies_in_the_same_precision_are_left_out_unless_changed():
-    a, v = torch.randn(5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
-    copy = torch.ops.aten._to_copy.default
-    assert copy not in of_matrices(lambda a, v: v.to(torch.float64, copy=True) * a, a, v)
-    assert copy in of_matrices(lambda a, v: v.to(torch.float32) * a, a, v)
-    assert copy in of_matrices(lambda a, v: v.to(torch.float64, copy=True).mul_(a) + v, a, v)
-
-
-def test_sums_with_zeros_are_left_out():
-    a, v = torch.randn(5, dtype=torch.float64), torch.randn(2, 1, dtype=torch.float64)
-    zero = lambda a, v: (v + torch.zeros(2, 5, dtype=a.dtype) @ a.diag()) * a - torch.zeros_like(a)  # noqa: E731
-    assert not {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor} & set(of_matrices(zero, a, v))
-    changed = lambda a, v: (torch.zeros_like(v).add_(v) + v) * a  # noqa: E731
-    assert torch.ops.aten.add.Tensor in of_matrices(changed, a, v)
-
-
-def test_a_graph_that_changes_what_others_read_stays_as_it_is():
-    a, v = torch.randn(5), torch.randn(2, 5)
-    graph = make_fx(lambda a, v: (lambda z, part: z.mul_(a) * part)(*(lambda z: (z, z[:, :1]))(v * a)))(a, v)
-    assert merged(graph, (a, v)) is graph
 
 
 def test_calls_after_the_first_allocate_no_array_of_the_examples(monkeypatch):

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xarray as xr
-
-if TYPE_CHECKING:
-    from trajstats.inference.results import FitResult
 
 # Rows of a folded table: enough for estimators, scans and seeds, not for raw points.
 MOST_ROWS = 60
 
 
-def fit_html(fit: FitResult) -> str:
+def fit_html(fit: Any) -> str:
     """Write the HTML of a fit.
 
     Parameters
     ----------
     fit : FitResult
-        Any.
+        Any; its class imports this module.
 
     Returns
     -------
