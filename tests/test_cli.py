@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 import trajstats as ts
-from trajstats import cli_options
 from trajstats.cli import main
 
 
@@ -211,10 +210,10 @@ class TestComputing:
         import dask
 
         monkeypatch.setattr("trajstats.estimators.worker_blocks._workers", lambda *_: {})  # whatever cores there are
-        with cli_options.computing(workers=2):
+        with computing(workers=2):
             assert dask.config.get("scheduler") == "threads"
             assert dask.config.get("num_workers") == 2
-        with cli_options.computing(workers=1):
+        with computing(workers=1):
             assert dask.config.get("scheduler") == "synchronous"
         assert dask.config.get("scheduler", None) is None
 
@@ -236,6 +235,6 @@ class TestComputing:
         import dask
 
         with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
-            with cli_options.computing(cluster.scheduler_address):
+            with computing(cluster.scheduler_address):
                 name = dask.delayed(lambda: distributed.get_worker().address)().compute()
             assert name == next(iter(cluster.scheduler.workers))

@@ -17,9 +17,8 @@ import xarray as xr
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import trajstats as ts
-from trajstats.cli_options import computing
 from trajstats.estimators.spectral_blocks import at_workers, checkpoints, run_losses
-from trajstats.estimators.worker_blocks import warn_if_oversubscribed
+from trajstats.estimators.worker_blocks import computing, warn_if_oversubscribed
 from trajstats.threads import on_one_thread, one_thread, torch_threads
 
 

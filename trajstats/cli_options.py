@@ -49,60 +49,15 @@ def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Compute in N threads of this machine.")
     @functools.wraps(command)
     def inner(*args: Any, scheduler: str | None, workers: int | None, **options: Any) -> Any:
+        from trajstats.estimators.worker_blocks import computing
+
+        if scheduler is not None and workers is not None:
+            msg = "give --scheduler or --workers, not both: a cluster has its own workers"
+            raise click.UsageError(msg)
         with computing(scheduler, workers):
             return command(*args, **options)
 
     return inner
-
-
-@contextmanager
-def computing(scheduler: str | None = None, workers: int | None = None) -> Iterator[None]:
-    """Let dask compute on a cluster, or in so many threads of this machine; as it is set up where neither is given.
-
-    Parameters
-    ----------
-    scheduler : str, optional
-        Address of a scheduler, such as ``tcp://10.0.0.1:8786``.
-    workers : int, optional
-        Threads of this machine.
-
-    Yields
-    ------
-    None
-        While it is so.
-
-    Raises
-    ------
-    click.UsageError
-        If both are given.
-
-    Notes
-    -----
-    UnsupportedError if a scheduler is given and ``distributed`` is not installed, ClusterError if none answers.
-    """
-    import dask
-
-    from trajstats.estimators.cluster_blocks import client_for
-    from trajstats.estimators.worker_blocks import warn_if_oversubscribed
-
-    if scheduler is not None and workers is not None:
-        msg = "give --scheduler or --workers, not both: a cluster has its own workers"
-        raise click.UsageError(msg)
-    if workers is not None:
-        kind = "synchronous" if workers == 1 else "threads"
-        with dask.config.set(scheduler=kind, num_workers=workers):
-            warn_if_oversubscribed()
-            yield
-    elif scheduler is not None:
-        client, made = client_for(scheduler)
-        try:
-            with client.as_current():
-                yield
-        finally:
-            if made:
-                client.close(timeout=1)
-    else:
-        yield
 
 
 def say(text: str) -> None:

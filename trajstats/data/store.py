@@ -16,8 +16,9 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.budget import foreign
-from trajstats.data.buffer_rows import check_same_buffers, lazy_buffers
+from trajstats.data.buffer_rows import check_same_buffers
 from trajstats.data.buffers import BUFFER_NAME, BUFFERS
+from trajstats.data.dask_buffers import lazy_buffers
 from trajstats.data.guard import check_zarr
 from trajstats.data.journal import Record, open_journal
 from trajstats.data.labels import label

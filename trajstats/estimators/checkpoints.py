@@ -228,3 +228,47 @@ def check_choice(kind: str, given: str, allowed: Sequence[str]) -> None:
     """
     if given not in allowed:
         raise ArgumentError(unknown(kind, given, allowed))
+
+
+def chosen_rows(trajectory: xr.Dataset, steps: Sequence[int] | None) -> list[int]:
+    """Return the rows of saved steps in ascending order, each once; all rows if no steps are given."""
+    if steps is None:
+        return list(range(trajectory.sizes[STEP]))
+    wanted = np.unique(np.asarray(steps))
+    if wanted.size == 0:
+        msg = "steps=[] chooses nothing; give saved steps, or None for all"
+        raise ArgumentError(msg)
+    return [int(row) for row in saved_rows(trajectory, wanted)]
+
+
+def saved_rows(trajectory: xr.Dataset, steps: np.ndarray) -> np.ndarray:
+    """Find the rows of saved steps.
+
+    Parameters
+    ----------
+    trajectory : xarray.Dataset
+        A checked trajectory.
+    steps : ndarray of int
+        Optimiser steps.
+
+    Returns
+    -------
+    ndarray of int
+        Rows along `step`.
+
+    Raises
+    ------
+    ArgumentError
+        If a step was not saved; the nearest is named.
+    """
+    saved = trajectory[STEP].values
+    rows = np.minimum(np.searchsorted(saved, steps), saved.size - 1)
+    if (missing := saved[rows] != steps).any():
+        wanted = int(steps[missing][0])
+        nearest = int(saved[np.argmin(np.abs(saved - wanted))])
+        msg = (
+            f"step {wanted} was not saved; the nearest saved one is {nearest} ({saved.size} steps from {saved[0]} to "
+            f"{saved[-1]}). They are in trajectory.step; time_pairs(trajectory) makes pairs of them."
+        )
+        raise ArgumentError(msg)
+    return rows

@@ -12,8 +12,8 @@ from trajstats.data.schema import PARAMETER, REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints, run_losses
-from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
-from trajstats.estimators.spectral_tasks import Plan, pairs_task, probes_per_chunk
+from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked
+from trajstats.estimators.spectral_tasks import Plan, finite_losses, pairs_task, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
 
 

@@ -14,9 +14,9 @@ from trajstats.data.schema import REPLICA, STEP, annotate
 from trajstats.errors import ArgumentError, StoreError, resumable, unknown
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.spectral_blocks import at_workers, checkpoints, run_losses, run_spectra
-from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked, finite_losses
+from trajstats.estimators.spectral_checks import MEMORY, UNITS, at_least_one, checked
 from trajstats.estimators.spectral_store import TaskStore
-from trajstats.estimators.spectral_tasks import Checkpoint, Plan, probes_per_chunk
+from trajstats.estimators.spectral_tasks import Checkpoint, Plan, finite_losses, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
 
 METHODS = ("auto", "exact", "lanczos")

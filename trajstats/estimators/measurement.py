@@ -346,39 +346,6 @@ def prepare(
     return Job(names, groups, request, plan, rows, sizes, on_nan, epsilon, overlap_k, arguments)
 
 
-def saved_rows(trajectory: xr.Dataset, steps: np.ndarray) -> np.ndarray:
-    """Find the rows of saved steps.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    steps : ndarray of int
-        Optimiser steps.
-
-    Returns
-    -------
-    ndarray of int
-        Rows along `step`.
-
-    Raises
-    ------
-    ArgumentError
-        If a step was not saved; the nearest is named.
-    """
-    saved = trajectory[STEP].values
-    rows = np.minimum(np.searchsorted(saved, steps), saved.size - 1)
-    if (missing := saved[rows] != steps).any():
-        wanted = int(steps[missing][0])
-        nearest = int(saved[np.argmin(np.abs(saved - wanted))])
-        msg = (
-            f"step {wanted} was not saved; the nearest saved one is {nearest} ({saved.size} steps from {saved[0]} to "
-            f"{saved[-1]}). Make pairs with time_pairs of this trajectory."
-        )
-        raise ArgumentError(msg)
-    return rows
-
-
 def _blame(layers: list[str], steps: np.ndarray, replica: str, layer: int, rows: np.ndarray) -> str:
     shown = ", ".join(str(s) for s in steps[rows][:10]) + (", ..." if rows.size > 10 else "")
     return (

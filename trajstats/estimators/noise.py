@@ -17,11 +17,11 @@ from trajstats.data.schema import (
     annotate,
 )
 from trajstats.errors import ArgumentError, NonFiniteError, unknown
-from trajstats.estimators.checkpoints import match_network
+from trajstats.estimators.checkpoints import chosen_rows, match_network
 from trajstats.estimators.cluster_blocks import explained
 from trajstats.estimators.noise_ratio import RatioMoments, ratio_moments
 from trajstats.estimators.spectral_blocks import ANEW, at_workers, checkpoints, run_checkpoints
-from trajstats.estimators.spectral_checks import at_least_one, saved_rows
+from trajstats.estimators.spectral_checks import at_least_one
 from trajstats.estimators.spectral_tasks import Checkpoint
 from trajstats.network import Network
 
@@ -128,7 +128,7 @@ def gradient_noise(
         if not 2 <= examples <= n:
             msg = f"examples={examples}: give between 2 and the network's {n}"
             raise ArgumentError(msg)
-    rows = saved_rows(trajectory, steps)
+    rows = chosen_rows(trajectory, steps)
     stops = trajectory["layer_stop"].values if per == "layer" else np.array([trajectory.sizes[PARAMETER]])
     chosen = np.arange(n) if examples is None else np.sort(np.random.default_rng(rng).permutation(n)[:examples])
     cells = checkpoints(trajectory, rows)

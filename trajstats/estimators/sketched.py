@@ -8,8 +8,8 @@ from trajstats.data.clocks import pair_clock, pair_coords
 from trajstats.data.schema import annotate
 from trajstats.data.sketch import check_sketch, sketch_msd
 from trajstats.errors import UnsupportedError
+from trajstats.estimators.checkpoints import saved_rows
 from trajstats.estimators.groups import Per, read_groups
-from trajstats.estimators.measurement import saved_rows
 
 STDERR = "msd_stderr"
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from trajstats.data.schema import STEP, layer_slices
-from trajstats.errors import ArgumentError, NonFiniteError, unknown
-from trajstats.estimators.checkpoints import match_network
-from trajstats.estimators.spectral_tasks import Checkpoint
+from trajstats.data.schema import layer_slices
+from trajstats.errors import ArgumentError, unknown
+from trajstats.estimators.checkpoints import chosen_rows, match_network
 from trajstats.network import CURVATURE_KINDS, CurvatureKind, Network
 
 MEMORY = 2**30
@@ -65,46 +64,11 @@ def checked(
             raise ArgumentError(msg)
         selection = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     if isinstance(rng, np.random.Generator):
-        return network, trajectory, saved_rows(trajectory, steps), selection, int(rng.integers(2**63))
+        return network, trajectory, chosen_rows(trajectory, steps), selection, int(rng.integers(2**63))
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         msg = f"rng={rng!r}: give a seed (an integer of at least 0) or a numpy.random.Generator"
         raise ArgumentError(msg)
-    return network, trajectory, saved_rows(trajectory, steps), selection, int(rng)
-
-
-def saved_rows(trajectory: xr.Dataset, steps: Sequence[int] | None) -> list[int]:
-    """Find the rows of saved steps.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    steps : sequence of int, optional
-        Saved steps; all if not given.
-
-    Returns
-    -------
-    list of int
-        Rows, ascending.
-
-    Raises
-    ------
-    ArgumentError
-        If a step is not saved, or none is given.
-    """
-    saved = trajectory[STEP].values
-    if steps is None:
-        return list(range(len(saved)))
-    wanted = np.unique(np.asarray(steps))
-    if wanted.size == 0:
-        msg = "steps=[] asks for nothing; give saved steps, or None for all"
-        raise ArgumentError(msg)
-    for step in wanted.tolist():
-        if step not in saved:
-            near = int(saved[np.abs(saved - step).argmin()])
-            msg = f"no checkpoint at step {step}; the nearest saved one is {near}. Saved steps are in trajectory.step."
-            raise ArgumentError(msg)
-    return np.searchsorted(saved, wanted).tolist()
+    return network, trajectory, chosen_rows(trajectory, steps), selection, int(rng)
 
 
 def at_least_one(**counts: int) -> None:
@@ -124,34 +88,3 @@ def at_least_one(**counts: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             msg = f"{name}={value!r}: give an integer of at least 1"
             raise ArgumentError(msg)
-
-
-def finite_losses(losses: np.ndarray, cells: list[list[Checkpoint]]) -> np.ndarray:
-    """Check that the loss is finite at every checkpoint.
-
-    Parameters
-    ----------
-    losses : ndarray, (replica, step)
-        Losses.
-    cells : list of list of Checkpoint
-        Which checkpoints.
-
-    Returns
-    -------
-    ndarray, (replica, step)
-        The same losses.
-
-    Raises
-    ------
-    NonFiniteError
-        If one is not finite.
-    """
-    for line, row in zip(cells, losses, strict=True):
-        for where, loss in zip(line, row, strict=True):
-            if not np.isfinite(loss):
-                msg = (
-                    f"the loss is {loss} at replica {where.replica}, step {where.step}: there is no curvature there. "
-                    "Leave this step out with steps=..., or check the weights and the data."
-                )
-                raise NonFiniteError(msg)
-    return losses

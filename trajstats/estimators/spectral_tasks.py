@@ -282,3 +282,34 @@ def _task(where: Checkpoint) -> Iterator[None]:
 
 def _key(plan: Plan, where: Checkpoint, *probe: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(plan.entropy, spawn_key=(where.replica, where.step, *probe))
+
+
+def finite_losses(losses: np.ndarray, cells: list[list[Checkpoint]]) -> np.ndarray:
+    """Check that the loss is finite at every checkpoint.
+
+    Parameters
+    ----------
+    losses : ndarray, (replica, step)
+        Losses.
+    cells : list of list of Checkpoint
+        Which checkpoints.
+
+    Returns
+    -------
+    ndarray, (replica, step)
+        The same losses.
+
+    Raises
+    ------
+    NonFiniteError
+        If one is not finite.
+    """
+    for line, row in zip(cells, losses, strict=True):
+        for where, loss in zip(line, row, strict=True):
+            if not np.isfinite(loss):
+                msg = (
+                    f"the loss is {loss} at replica {where.replica}, step {where.step}: there is no curvature there. "
+                    "Leave this step out with steps=..., or check the weights and the data."
+                )
+                raise NonFiniteError(msg)
+    return losses

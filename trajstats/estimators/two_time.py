@@ -13,8 +13,9 @@ from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import STEP, annotate, check_trajectory
 from trajstats.errors import ArgumentError
 from trajstats.estimators.blocks import Plan
+from trajstats.estimators.checkpoints import saved_rows
 from trajstats.estimators.groups import Per
-from trajstats.estimators.measurement import prepare, saved_rows
+from trajstats.estimators.measurement import prepare
 from trajstats.estimators.observables import VELOCITY
 from trajstats.estimators.sketched import STDERR, is_sketched, sketched_two_time
 

@@ -13,8 +13,9 @@ from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import PAIR, REPLICA, annotate, check_trajectory
 from trajstats.errors import ArgumentError, unknown
 from trajstats.estimators.blocks import as_array, block_sums, later, stack
+from trajstats.estimators.checkpoints import saved_rows
 from trajstats.estimators.groups import Per
-from trajstats.estimators.measurement import prepare, saved_rows
+from trajstats.estimators.measurement import prepare
 from trajstats.estimators.sums import UNIT, Sums, merge
 
 BIN = "bin"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dask
 from dask.base import get_scheduler
 
-from trajstats.estimators.cluster_blocks import client_in_force
+from trajstats.estimators.cluster_blocks import client_for, client_in_force
 from trajstats.network import Network
 
 
@@ -78,3 +80,22 @@ def _workers(client: Any, workers: int | None) -> dict[str, tuple[int, int]]:
     if get_scheduler() is None or dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded"):
         return {"this machine": (1, here)}
     return {"this machine": (int(dask.config.get("num_workers", None) or here), here)}
+
+
+@contextmanager
+def computing(scheduler: str | None = None, workers: int | None = None) -> Iterator[None]:
+    """Compute on the dask cluster at an address, or in so many threads of this machine; by default as dask is set."""
+    if workers is not None:
+        with dask.config.set(scheduler="synchronous" if workers == 1 else "threads", num_workers=workers):
+            warn_if_oversubscribed()
+            yield
+    elif scheduler is not None:
+        client, made = client_for(scheduler)
+        try:
+            with client.as_current():
+                yield
+        finally:
+            if made:
+                client.close(timeout=1)
+    else:
+        yield

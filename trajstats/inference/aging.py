@@ -25,14 +25,14 @@ from trajstats.inference.alternatives import (
     parametric_log_msd,
 )
 from trajstats.inference.checks import overlap_gap, residual_check, structured, window_scan
-from trajstats.inference.clock_readings import check_predicted_clock, clock_flag, clock_readings, time_coords
+from trajstats.inference.clock_readings import clock_flag, clock_readings, time_coords
 from trajstats.inference.identified import runs_into
 from trajstats.inference.models import MASTER_CURVES, MasterCurve
 from trajstats.inference.options import check_sampling, check_switches, generator
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import MAX_POINTS, Points, clock_differences, two_time_points
 from trajstats.inference.priors import Priors, merged_priors
-from trajstats.inference.results import FitResult
+from trajstats.inference.results import FitResult, check_predicted_clock
 from trajstats.inference.spline import LOG_SMOOTHING, FreeCurve
 from trajstats.inference.threshold import threshold_scan
 from trajstats.inference.uncertainty import half_interval, student_t_draws

@@ -12,8 +12,7 @@ from trajstats.inference.pilot import Pilot
 from trajstats.inference.points import Points, layer_blocks
 from trajstats.inference.priors import Priors
 from trajstats.inference.replicas import seed_table
-from trajstats.inference.resampling import linear_error
-from trajstats.inference.uncertainty import student_t_draws
+from trajstats.inference.uncertainty import linear_error, student_t_draws
 
 MIN_BLOCKS, ASKED_REPLICAS = 8, 5
 # from this error of one seed on, the bias that seeds share is not small beside the error of their mean

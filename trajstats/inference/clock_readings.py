@@ -6,18 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from trajstats.data.clocks import CLOCK, REASON, carried_clock, unit_of
 from trajstats.data.schema import LAG, PAIR, STEP, WAITING_TIME
-from trajstats.errors import ArgumentError, FitError
+from trajstats.errors import FitError
 from trajstats.inference.grid import GridPosterior
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points, check_size
-from trajstats.inference.results import FitResult
 
 Coords = dict[str, tuple[str, np.ndarray, dict[str, str]]]
 _BOUNDS = (0.16, 0.84, 0.025, 0.975)
@@ -88,17 +86,3 @@ def time_coords(waiting_time: np.ndarray, lag: np.ndarray, clock: str) -> Coords
         WAITING_TIME: (PAIR, waiting_time, {"long_name": "waiting time", **about}),
         LAG: (PAIR, lag, {"long_name": "lag", **about}),
     }
-
-
-def check_predicted_clock(fit: FitResult, clock: str | None, numbers: Mapping[str, Any]) -> None:
-    """Refuse times of a prediction that are, or could be, on another clock than that of the fit."""
-    own, given = str(fit.attrs.get(CLOCK, STEP)), [name for name, value in numbers.items() if value is not None]
-    if clock is not None and clock != own:
-        msg = f"clock={clock!r}: this fit is in {own} ({unit_of(own)}); give times on that clock"
-        raise ArgumentError(msg)
-    if clock is None and given and fit.attrs.get(REASON):
-        msg = (
-            f"{' and '.join(given)} could be optimiser steps or on the clock of this fit, {own} ({unit_of(own)}), "
-            f"which was chosen because {fit.attrs[REASON]}. Give times on that clock, with clock={own!r}."
-        )
-        raise ArgumentError(msg)

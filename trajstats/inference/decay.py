@@ -13,7 +13,6 @@ from trajstats.data.clocks import REASON, choose_clock, default_reason, unit_of
 from trajstats.data.inputs import LOSS, accepts
 from trajstats.data.schema import REPLICA, STEP
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
-from trajstats.inference.clock_readings import check_predicted_clock
 from trajstats.inference.comparison import information_criteria, log_evidence, savage_dickey
 from trajstats.inference.ensemble import draw_posterior
 from trajstats.inference.fitting import Maximum, best_maximum
@@ -31,7 +30,7 @@ from trajstats.inference.relaxation import (
     log_likelihood,
     log_posterior,
 )
-from trajstats.inference.results import FitResult
+from trajstats.inference.results import FitResult, check_predicted_clock
 from trajstats.inference.sampling import draws_dataset
 from trajstats.inference.scaling import rounded
 from trajstats.threads import one_thread

@@ -21,7 +21,7 @@ from trajstats.errors import FitError
 from trajstats.inference.checks import smoother
 from trajstats.inference.pilot import Pilot, pilot_fit
 from trajstats.inference.points import Points
-from trajstats.inference.resampling import left_out, linear_error
+from trajstats.inference.uncertainty import left_out, linear_error
 
 # estimates of independent groups are never this near to each other, in units of their errors
 _ALIKE = 1e-6

@@ -16,9 +16,10 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.budget import shorten
+from trajstats.data.clocks import CLOCK, REASON, unit_of
 from trajstats.data.kept import UNVERIFIED, load_kept_tree, save_kept
 from trajstats.data.schema import STEP
-from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsupportedError
 from trajstats.inference.labels import labelled, labelled_array
 from trajstats.inference.uncertainty import half_interval
 
@@ -319,3 +320,17 @@ def storable(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords({k: v for k, v in text.items() if k in dataset.coords}).assign(
         {k: v for k, v in text.items() if k not in dataset.coords}
     )
+
+
+def check_predicted_clock(fit: FitResult, clock: str | None, numbers: Mapping[str, Any]) -> None:
+    """Refuse times of a prediction that are, or could be, on another clock than that of the fit."""
+    own, given = str(fit.attrs.get(CLOCK, STEP)), [name for name, value in numbers.items() if value is not None]
+    if clock is not None and clock != own:
+        msg = f"clock={clock!r}: this fit is in {own} ({unit_of(own)}); give times on that clock"
+        raise ArgumentError(msg)
+    if clock is None and given and fit.attrs.get(REASON):
+        msg = (
+            f"{' and '.join(given)} could be optimiser steps or on the clock of this fit, {own} ({unit_of(own)}), "
+            f"which was chosen because {fit.attrs[REASON]}. Give times on that clock, with clock={own!r}."
+        )
+        raise ArgumentError(msg)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
 
+from trajstats.errors import TooFewReplicasError
+
+Statistic = Callable[[np.ndarray], np.ndarray]
 STATED_LEVEL = 0.68
 STATED = "half the central 68 % interval"
 
@@ -90,3 +94,60 @@ def student_t_draws(
     size = int(np.prod(shape))
     slices = (rng.permutation(size) + rng.random(size)) / size
     return centre + scale * student_t.ppf(slices, freedom).reshape(shape)
+
+
+def left_out(samples: np.ndarray, statistic: Statistic, /) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of a statistic over samples that lack one group each, and the standard error by the jackknife.
+
+    Parameters
+    ----------
+    samples : ndarray, (group, ...)
+        Data of each group.
+    statistic : callable (m, ...) -> (...)
+        Any function of the samples.
+
+    Returns
+    -------
+    tuple of ndarray
+        Mean and standard error.
+
+    Notes
+    -----
+    Fewer than 2 groups raise TooFewReplicasError.
+    """
+    n = _groups(samples, 2)
+    left = np.stack([np.asarray(statistic(np.delete(samples, i, axis=0))) for i in range(n)])
+    mean = left.mean(axis=0)
+    return mean, np.sqrt((n - 1) / n * ((left - mean) ** 2).sum(axis=0))
+
+
+def linear_error(influence: np.ndarray, groups: np.ndarray, mean: np.ndarray) -> float:
+    """Estimate the standard error of a coefficient from the scatter of groups, by linearisation (sandwich).
+
+    Parameters
+    ----------
+    influence : ndarray, (n,)
+        Change of the coefficient per change of the logarithm of each point.
+    groups : ndarray, (group, n)
+        Positive data of each group, in shares of equal weight.
+    mean : ndarray, (n,)
+        Their mean.
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    Fewer than 2 groups raise TooFewReplicasError.
+    """
+    n = _groups(groups, 2)
+    scores = (groups / mean - 1) @ influence
+    return float(np.std(scores, ddof=1) / np.sqrt(n))
+
+
+def _groups(samples: np.ndarray, needed: int) -> int:
+    if samples.shape[0] < needed:
+        msg = f"{samples.shape[0]} replicas or blocks: this needs at least {needed}"
+        raise TooFewReplicasError(msg)
+    return int(samples.shape[0])
