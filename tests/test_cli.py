@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import trajstats as ts
 from trajstats.cli import main
+from trajstats.estimators.worker_blocks import computing
 
 
 def write(path):
