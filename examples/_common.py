@@ -19,7 +19,7 @@ from typing import Any
 os.environ.setdefault("PJRT_NPROC", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from trajstats.report.html import interval_text, provenance
+from trajstats.report.page.html import interval_text, provenance
 
 Row = Mapping[str, Any]
 

@@ -35,10 +35,10 @@ QUICK = {"widths": (4, 8, 16), "seeds": 2, "last": 3_162}
 
 def train(folder: Path, width: int, seeds: int, steps: np.ndarray) -> None:
     """Train the nets of one width, every seed into its own store; finished ones are left as they are."""
-    from trainers.architectures import JaxMLP, mlp_init
-    from trainers.jax_adapter import cross_entropy
-    from trainers.jax_sgd import train_jax
-    from trainers.tasks import mnist_digits
+    from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init
+    from trajstats_trainers.jax.adapter import cross_entropy
+    from trajstats_trainers.jax.sgd import train_jax
+    from trajstats_trainers.tasks.digits import mnist_digits
 
     task, sizes = mnist_digits(pool=2), (196, width, width, 10)
     train_jax(

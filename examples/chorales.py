@@ -17,13 +17,13 @@ import _common
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from trajstats_trainers.architectures.deep_rnn import DeepRNN, bits_per_note
+from trajstats_trainers.jax.adapter import JaxNetwork
+from trajstats_trainers.jax.sgd import train_jax
+from trajstats_trainers.tasks.chorales import bach_chorales
+from trajstats_trainers.tasks.digits import Task
 
 import trajstats as ts
-from trainers.chorales import bach_chorales
-from trainers.deep_rnn import DeepRNN, bits_per_note
-from trainers.jax_adapter import JaxNetwork
-from trainers.jax_sgd import train_jax
-from trainers.tasks import Task
 
 LENGTH = 30  # sixteenths in a segment: ten segments are the paper's batch of 300 time points
 BATCH = 300 // LENGTH

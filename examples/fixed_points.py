@@ -17,9 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from _common import conclude, parse
+from trajstats_trainers.jax.autoencoder import train_autoencoder
 
 import trajstats as ts
-from trainers.autoencoder import train_autoencoder
 
 
 def scan_depths(out: Path, *, quick: bool) -> xr.Dataset:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from _common import conclude, parse
+from trajstats_trainers.demo.nets import OVER, UNDER, Net, network_of
+from trajstats_trainers.demo.training import train
 
 import trajstats as ts
-from trainers.demo import OVER, UNDER, Net, network_of, train
 
 EPS = (1e-2, 1e-3)
 

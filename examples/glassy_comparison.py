@@ -39,11 +39,10 @@ def schedule(steps: int) -> tuple[np.ndarray, np.ndarray]:
 def toy(folder: Path, width: int, *, seeds: int, steps: int, examples: int) -> tuple[xr.Dataset, Any]:
     """Train the toy net of one width; give its runs and its network on the first examples."""
     import jax
-
-    from trainers.architectures import JaxMLP, mlp_init
-    from trainers.jax_adapter import JaxNetwork, accuracy
-    from trainers.jax_sgd import train_jax
-    from trainers.tasks import mnist_digits
+    from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init
+    from trajstats_trainers.jax.adapter import JaxNetwork, accuracy
+    from trajstats_trainers.jax.sgd import train_jax
+    from trajstats_trainers.tasks.digits import mnist_digits
 
     def loss(outputs: Any, labels: Any) -> Any:
         return ((jax.nn.sigmoid(outputs) - jax.nn.one_hot(labels, 10)) ** 2).mean()
@@ -65,12 +64,11 @@ def toy(folder: Path, width: int, *, seeds: int, steps: int, examples: int) -> t
 def smallnet(folder: Path, *, seeds: int, steps: int, n: int, examples: int) -> tuple[xr.Dataset, Any]:
     """Train SmallNet; give its runs and its network on the first examples."""
     import torch
-
-    from trainers.recording import flatten
-    from trainers.smallnet import smallnet_init, torch_smallnet
-    from trainers.tasks import mnist_digits
-    from trainers.torch_adapter import TorchNetwork
-    from trainers.torch_sgd import train_torch
+    from trajstats_trainers.architectures.smallnet import smallnet_init, torch_smallnet
+    from trajstats_trainers.recording import flatten
+    from trajstats_trainers.tasks.digits import mnist_digits
+    from trajstats_trainers.torch.adapter import TorchNetwork
+    from trajstats_trainers.torch.sgd import train_torch
 
     def accuracy(outputs: Any, labels: Any) -> Any:
         return (outputs.argmax(1) == labels).float().mean()

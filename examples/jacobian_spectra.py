@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from _common import conclude, parse
+from trajstats_trainers.architectures.mlp import equal_dimension_mlp, mlp_init
+from trajstats_trainers.demo.nets import OVER, network_of
+from trajstats_trainers.demo.training import train
+from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+from trajstats_trainers.tasks.digits import mnist_digits
 
 import trajstats as ts
-from trainers.architectures import equal_dimension_mlp, mlp_init
-from trainers.demo import OVER, network_of, train
-from trainers.jax_adapter import JaxNetwork, cross_entropy
-from trainers.tasks import mnist_digits
 
 
 def random_nets(*, width: int = 300, depth: int = 3, gain: float = 1.2, nets: int = 4) -> tuple[xr.Dataset, xr.Dataset]:

@@ -26,8 +26,7 @@ def somebody_trains(folder: Path, *, last: int) -> None:
     """Train a classifier with momentum and save it as public model series are saved."""
     import torch
     from safetensors.torch import save_file
-
-    from trainers.tasks import scikit_digits
+    from trajstats_trainers.tasks.digits import scikit_digits
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -20,7 +20,8 @@ def stored_run(out: Path) -> str:
     """Give the demo's run, or train a short one (20,000 steps)."""
     if Path("runs/digits_w5.zarr").exists():
         return "runs/digits_w5.zarr"
-    from trainers.demo import LAGS, UNDER, train
+    from trajstats_trainers.demo.nets import LAGS, UNDER
+    from trajstats_trainers.demo.training import train
 
     steps = ts.aging_schedule([100, 316, 1_000, 3_162, 10_000], LAGS[LAGS <= 10_000])
     return str(train(UNDER, out, schedule=steps)[0])

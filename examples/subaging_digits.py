@@ -20,7 +20,7 @@ from _common import conclude, parse
 from scipy.stats import alexandergovern
 
 import trajstats as ts
-from trajstats.report.html import interval_text
+from trajstats.report.page.html import interval_text
 
 TARGET, SEEDS, EPOCH = 4_045, 6, 100
 WAITING_TIMES = np.rint(np.geomspace(1e3, 1e5, 10)).astype(int)
@@ -33,10 +33,10 @@ QUICK_SETTINGS = SETTINGS[:3]
 
 def train(folder: Path, depth: int, order: str, *, seeds: int, quick: bool):
     """Train the net of one depth, all seeds, and open its runs."""
-    from trainers.architectures import JaxMLP, constant_count_family, mlp_init
-    from trainers.jax_adapter import accuracy, cross_entropy
-    from trainers.jax_sgd import train_jax
-    from trainers.tasks import mnist_digits
+    from trajstats_trainers.architectures.mlp import JaxMLP, constant_count_family, mlp_init
+    from trajstats_trainers.jax.adapter import accuracy, cross_entropy
+    from trajstats_trainers.jax.sgd import train_jax
+    from trajstats_trainers.tasks.digits import mnist_digits
 
     task = mnist_digits()
     sizes = constant_count_family(784, 10, depths=[depth], n_parameters=TARGET)[depth].sizes

@@ -33,10 +33,10 @@ SETTINGS = {
 
 def train(folder: Path, label: str, *, steps: int, n: int) -> tuple[Any, xr.Dataset, np.ndarray]:
     """Train one setting on n digits of 7 x 7 pixels; give its network, trajectory and held-out digits."""
-    from trainers.architectures import JaxMLP, mlp_init
-    from trainers.jax_adapter import JaxNetwork, cross_entropy
-    from trainers.jax_sgd import train_jax
-    from trainers.tasks import mnist_digits
+    from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init
+    from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+    from trajstats_trainers.jax.sgd import train_jax
+    from trajstats_trainers.tasks.digits import mnist_digits
 
     activation, batch, noise = SETTINGS[label]
     task = mnist_digits(pool=4)

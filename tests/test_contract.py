@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init
+from trajstats_trainers.jax.adapter import JaxNetwork
 
 import trajstats as ts
-from trainers.architectures import JaxMLP, mlp_init
-from trainers.jax_adapter import JaxNetwork
 
 SIZES = (8, 9, 8)
 

@@ -18,9 +18,9 @@ import xarray as xr
 import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
 from tests.reference.small_fits import decay, fit
-from trajstats.estimators.cluster_blocks import host
-from trajstats.estimators.spectral_blocks import at_workers
-from trajstats.estimators.sums import UNIT
+from trajstats.estimators.curvature._dask_tasks import at_workers
+from trajstats.estimators.two_time._sums import UNIT
+from trajstats.runtime._cluster import host
 
 distributed = pytest.importorskip("distributed")
 # A worker that is killed leaves half-closed sockets behind, which Python mentions at odd times.

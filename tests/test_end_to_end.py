@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from trajstats_trainers.demo import command as demo
+from trajstats_trainers.demo import page as demo_report
 
 import trajstats as ts
-from trainers import demo, demo_report
 
 WAITING = np.array([100, 300, 1_000, 3_000])
 LAGS = ts.log_schedule(1, 1_000, 13)

@@ -60,8 +60,8 @@ def told(*args, **options):
 setattr(module, name, told)
 run()
 """
-FIT = COMMAND.format(module="trajstats.inference.decay", name="fit_decay")
-ANALYZE = COMMAND.format(module="trajstats.report.analysis", name="analyze")
+FIT = COMMAND.format(module="trajstats.inference.decay.fit", name="fit_decay")
+ANALYZE = COMMAND.format(module="trajstats.report.page.analysis", name="analyze")
 
 SPECTRA = """
 import sys, time
@@ -240,7 +240,7 @@ print(ts.fit_batch(slow, cases, rng=0, store=sys.argv[1], **options)["value"].su
 
 
 def test_the_command_analyze(tmp_path):
-    from trajstats.data.maintenance import append_from
+    from trajstats.data.store.maintenance import append_from
 
     append_from(tmp_path / "run.zarr", ts.brownian(range(1, 60), layers={"w": (500,)}, rng=0))
     page = tmp_path / "page.html"

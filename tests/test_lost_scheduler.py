@@ -20,7 +20,7 @@ import trajstats as ts
 from tests.reference.numpy_networks import SoftmaxLinear
 from tests.reference.small_fits import decay, fit
 from trajstats.errors import ClusterError
-from trajstats.estimators.sums import UNIT
+from trajstats.estimators.two_time._sums import UNIT
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]

@@ -8,11 +8,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init, torch_mlp
+from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+from trajstats_trainers.tasks.digits import mnist_digits
+from trajstats_trainers.torch.adapter import TorchNetwork
 
-from trainers.architectures import JaxMLP, mlp_init, torch_mlp
-from trainers.jax_adapter import JaxNetwork, cross_entropy
-from trainers.tasks import mnist_digits
-from trainers.torch_adapter import TorchNetwork
 from trajstats import Network
 from trajstats.errors import ArgumentError, SchemaError, UnsupportedError
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from trajstats_trainers.torch.adapter import TorchNetwork
 
 import trajstats as ts
-from trainers.torch_adapter import TorchNetwork
 from trajstats.theory.glasses import cugliandolo_kurchan
 
 LAYERS = {"0.weight": (4, 4), "0.bias": (4,), "2.weight": (4, 4), "2.bias": (4,)}

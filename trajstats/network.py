@@ -1,6 +1,6 @@
 """The Network protocol: what an estimator may ask of a network, with NumPy arrays at the border.
 
-`trainers.torch_adapter.TorchNetwork` and `trainers.jax_adapter.JaxNetwork` implement it; anything else with these
+`trajstats_trainers.torch.adapter.TorchNetwork` and `trajstats_trainers.jax.adapter.JaxNetwork` implement it; anything else with these
 members works as well. Weights are always the flat vector of the trajectory store.
 """
 

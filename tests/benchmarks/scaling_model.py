@@ -31,8 +31,8 @@ from distributed import Client, LocalCluster, get_task_stream
 from scipy.optimize import nnls
 
 import trajstats as ts
-from trajstats.data.synthetic import brownian
-from trajstats.estimators.cluster_blocks import host
+from trajstats.data.synthetic.processes import brownian
+from trajstats.runtime._cluster import host
 
 
 def make(path: Path, n: int, t: int) -> None:

@@ -90,7 +90,7 @@ def curvlinops_probe(operator):
 def jax_network(module, x, y):
     """Give the same network in JAX."""
     jax = pytest.importorskip("jax")
-    from trainers.jax_adapter import JaxNetwork, cross_entropy
+    from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
 
     def apply(p, inputs):
         for k in (0, 2):
@@ -104,7 +104,7 @@ def jax_network(module, x, y):
 @pytest.mark.benchmark(group="hessian")
 def test_bench_spectrum_against_peers(benchmark):
     torch.set_num_threads(1)
-    from trainers.torch_adapter import TorchNetwork
+    from trajstats_trainers.torch.adapter import TorchNetwork
 
     module, x, y = mlp_a()
     loss_fn = torch.nn.CrossEntropyLoss()
@@ -162,7 +162,7 @@ def test_bench_spectrum_against_peers(benchmark):
 def test_bench_one_batched_product_in_gradients(benchmark, framework, most):
     module, x, y = mlp_a()
     if framework == "torch":
-        from trainers.torch_adapter import TorchNetwork
+        from trajstats_trainers.torch.adapter import TorchNetwork
 
         network = TorchNetwork(module, torch.nn.functional.cross_entropy, (x, y))
     else:
@@ -188,7 +188,7 @@ def test_bench_one_batched_product_in_gradients(benchmark, framework, most):
 def test_bench_two_workers_against_one(benchmark, deflate):
     """Wall clock: it needs two free cores. Eight checkpoints, two tasks of five probes each."""
     distributed = pytest.importorskip("distributed")
-    from trainers.torch_adapter import TorchNetwork
+    from trajstats_trainers.torch.adapter import TorchNetwork
 
     module, x, y = mlp_a()
     network = TorchNetwork(module, torch.nn.functional.cross_entropy, (x, y))

@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 
 import trajstats as ts
-from trajstats.inference.ensemble import sample_batch
-from trajstats.inference.sampling import autocorrelation_time, sample_posterior
+from trajstats.inference.sampling._batched_chains import sample_batch
+from trajstats.inference.sampling._emcee_chains import autocorrelation_time, sample_posterior
 
 X = np.linspace(0, 4, 50)
 TRUTH = np.array([2.0, 1.3, 0.5, np.log(0.1)])

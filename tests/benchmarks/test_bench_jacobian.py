@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trajstats import JacobianLaw, RandomNet
-from trajstats.estimators.jacobian_kernels import graded_log_singular_values, jacobian_product
+from trajstats.estimators.jacobian._kernels import graded_log_singular_values, jacobian_product
 
 
 @pytest.mark.parametrize("depth", [1, 10, 30])

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 
 import trajstats as ts
 from trajstats.data.schema import trajectory_dataset
-from trajstats.data.synthetic import brownian
+from trajstats.data.synthetic.processes import brownian
 
 N, T = 16384, 512
 

@@ -23,8 +23,8 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 import trajstats as ts
-from trajstats.estimators.measurement import prepare
-from trajstats.estimators.sums import contribute
+from trajstats.estimators.two_time._measurement import prepare
+from trajstats.estimators.two_time._sums import contribute
 
 MOMENTS = [
     "kurtosis",

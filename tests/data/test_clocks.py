@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import trajstats as ts
-from trajstats.data.clocks import clock_of, default_clock
+from trajstats.data._clocks import clock_of, default_clock
 from trajstats.errors import ArgumentError
 
 STEPS = np.unique(np.rint(np.geomspace(1, 20_000, 40)).astype(int))
@@ -309,7 +309,7 @@ def test_noise_is_integrated_over_a_clock_that_is_named(scheduled):
 
 
 def test_stages_are_told_apart_on_their_own_clock():
-    from trajstats.inference.response_separation import _stage_clock
+    from trajstats.inference.response.separation import _stage_clock
 
     stages = xr.Dataset({"t1": 1.0, "t2": 2.0}, attrs={"clock": "proper_time"})
     assert _stage_clock(stages, None) == "proper_time"

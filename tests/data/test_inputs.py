@@ -9,7 +9,7 @@ import xarray as xr
 
 import trajstats as ts
 from tests.reference.numpy_networks import LeastSquares
-from trajstats.data.inputs import FIT, NETWORK, TRAJECTORY, accepts, describe
+from trajstats.data._inputs import FIT, NETWORK, TRAJECTORY, accepts, describe
 from trajstats.errors import ArgumentError, SchemaError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trajstats.data.naming import plain_name
+from trajstats.data._naming import plain_name
 
 SAME = {
     "layers.0.weight": [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trajstats as ts
-from trajstats.data.replicas import joined_attrs
+from trajstats.data._replicas import joined_attrs
 from trajstats.errors import SchemaError
 
 

@@ -16,7 +16,11 @@ def named(text):
 def test_all_sources_are_listed():
     page = ROOT / "docs" / "reference" / "bibliography.md"
     listed = named(page.read_text(encoding="utf-8"))
-    files = [*(ROOT / "trajstats").rglob("*.py"), *(ROOT / "trainers").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]
+    files = [
+        *(ROOT / "trajstats").rglob("*.py"),
+        *(ROOT / "trajstats_trainers").rglob("*.py"),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
     found = {
         key: file for file in files if "_build" not in file.parts for key in named(file.read_text(encoding="utf-8"))
     }

@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     """Short runs under the names that `make demo` gives to long ones: the pages' own numbers come from those."""
     pytest.importorskip("jax")
     pytest.importorskip("mlxtend")
-    from trainers import demo
+    from trajstats_trainers.demo import command as demo
 
     folder = tmp_path_factory.mktemp("pages") / "runs"
     folder.mkdir()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
+from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+from trajstats_trainers.recording import Recorder
+from trajstats_trainers.torch.adapter import TorchNetwork
 
 import trajstats as ts
-from trainers.jax_adapter import JaxNetwork, cross_entropy
-from trainers.recording import Recorder
-from trainers.torch_adapter import TorchNetwork
 from trajstats.errors import SchemaError
-from trajstats.estimators.checkpoints import match_network, one_checkpoint
+from trajstats.estimators._checkpoints import match_network, one_checkpoint
 
 LOSS = torch.nn.functional.cross_entropy
 X = 3 * np.random.default_rng(0).standard_normal((40, 4)) + 2

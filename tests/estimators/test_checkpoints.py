@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
+from trajstats_trainers.torch.adapter import TorchNetwork
 
 import trajstats as ts
-from trainers.torch_adapter import TorchNetwork
 from trajstats.errors import ArgumentError, SchemaError
-from trajstats.estimators.checkpoints import match_network, one_checkpoint
-from trajstats.estimators.layer_order import match_names
+from trajstats.estimators._checkpoints import match_network, one_checkpoint
+from trajstats.estimators._layer_order import match_names
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((30, 4)), RNG.integers(0, 4, 30)

@@ -58,7 +58,7 @@ def reset(pid: int) -> None:
 
 def helper() -> int:
     """Process that parses HDF5, if there is one."""
-    from trajstats.data.formats_hdf5 import _child
+    from trajstats.data.formats.hdf5._read import _child
 
     return _child._process.pid if _child._process is not None and _child._process.poll() is None else 0
 
@@ -244,7 +244,7 @@ def apart(function: Callable[[], dict[str, str]]) -> dict[str, str]:
 
 
 def targets_close() -> None:
-    from trajstats.data.formats_hdf5 import _child
+    from trajstats.data.formats.hdf5._read import _child
 
     _child.close()
 
@@ -253,7 +253,7 @@ def warm() -> None:
     """Load what the first case would load otherwise, without starting a thread."""
     import numpy as np
 
-    from trajstats.data.rounding import rounding_floor
+    from trajstats.data._rounding import rounding_floor
 
     rounding_floor(np.zeros(4, np.float32), np.array([4]), "float32")
 

@@ -28,9 +28,9 @@ import numpy as np
 import xarray as xr
 
 import trajstats as ts
-from trajstats.data.checkpoint_files import open_checkpoint
-from trajstats.data.ingest import ingest
-from trajstats.data.whole_series import read_series
+from trajstats.data.formats._open import open_checkpoint
+from trajstats.data.ingest._whole_series import read_series
+from trajstats.data.ingest.into_store import ingest
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def make_zarr(folder: Path) -> None:
 
 
 def read_store(path: Path, out: Path) -> xr.Dataset:
-    from trajstats.data.verify import verify
+    from trajstats.data.store.verification import verify
 
     verify(path)
     return ts.open_trajectory(path).load()
@@ -337,14 +337,14 @@ def make_pairs(folder: Path) -> None:
 
 
 def read_task(path: Path, out: Path) -> dict[str, np.ndarray]:
-    from trajstats.estimators.spectral_store import TaskStore
+    from trajstats.estimators.curvature._task_store import TaskStore
 
     return TaskStore(path, {"seed": 1}).read("one")
 
 
 @target("task", read=read_task, checksum=True)
 def make_task(folder: Path) -> None:
-    from trajstats.estimators.spectral_store import TaskStore
+    from trajstats.estimators.curvature._task_store import TaskStore
 
     TaskStore(folder / "a.zarr", {"seed": 1}).write("one", {"loss": np.arange(9.0), "n": np.array([3])})
 

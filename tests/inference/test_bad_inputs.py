@@ -10,7 +10,10 @@ import xarray as xr
 
 import trajstats as ts
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
-from trajstats.inference import aging, decay, joint_divergence, transition
+from trajstats.inference.aging import fit as aging
+from trajstats.inference.decay import fit as decay
+from trajstats.inference.transition import _joint as joint_divergence
+from trajstats.inference.transition import fit as transition
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 4), np.geomspace(10, 1e4, 5), indexing="ij"))
 STEP = np.unique(np.geomspace(1, 1e4, 60).astype(int))

@@ -7,11 +7,11 @@ import pytest
 import xarray as xr
 
 import trajstats as ts
-from trajstats.data.replicas import copied_rows
+from trajstats.data._replicas import copied_rows
 from trajstats.errors import ArgumentError, FitError, NonFiniteError
-from trajstats.inference.points import two_time_points
-from trajstats.inference.replica_checks import falling_waiting_times, finite_part
-from trajstats.inference.replicas import population_mean
+from trajstats.inference._replica_checks import falling_waiting_times, finite_part
+from trajstats.inference.aging._points import two_time_points
+from trajstats.inference.aging._replicas import population_mean
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 5), np.geomspace(10, 1e4, 7), indexing="ij"))
 CURVE = -np.expm1(-(np.sqrt(WAIT + LAG) - np.sqrt(WAIT)) / 20)

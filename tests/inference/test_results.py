@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from trajstats.errors import StoreError, StoreNotFoundError
-from trajstats.inference.aging import fit_subaging
+from trajstats.inference.aging.fit import fit_subaging
 from trajstats.inference.results import FitResult
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 6), np.geomspace(10, 1e4, 8), indexing="ij"))

@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 import trajstats as ts
-from trajstats.inference.fitting import maximise
-from trajstats.inference.sampling import scatter_walkers
-from trajstats.inference.scaling import own_unit, rounded
+from trajstats.inference._scaling import own_unit, rounded
+from trajstats.inference.sampling._emcee_chains import scatter_walkers
+from trajstats.inference.sampling._maximum import maximise
 
 STEP = np.unique(np.geomspace(1, 1e4, 40).astype(int))
 LOSS = (0.3 + STEP**-0.5) * np.exp(0.02 * np.random.default_rng(1).standard_normal(STEP.size))

@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 from scipy.stats import norm, t
 
-from trajstats.inference.aging import fit_subaging
-from trajstats.inference.batch import fit_batch
+from trajstats.inference._uncertainty import half_interval, mean_half_interval, student_t_draws
+from trajstats.inference.aging.fit import fit_subaging
+from trajstats.inference.batch.many_fits import fit_batch
 from trajstats.inference.results import FitResult
-from trajstats.inference.uncertainty import half_interval, mean_half_interval, student_t_draws
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 6), np.geomspace(10, 1e4, 8), indexing="ij"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trajstats.theory.activations import activation
+from trajstats.theory.random_matrix._activations import activation
 
 
 class NumpyMLP:

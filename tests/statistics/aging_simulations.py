@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t as student
 
-from trajstats.inference.aging import PRIOR
-from trajstats.inference.models import clock, mittag_leffler
-from trajstats.inference.pilot import pilot_fit
-from trajstats.inference.points import two_time_points
-from trajstats.inference.replicas import left_out_error
+from trajstats.inference.aging._pilot import pilot_fit
+from trajstats.inference.aging._points import two_time_points
+from trajstats.inference.aging._replicas import left_out_error
+from trajstats.inference.aging.curves.master_curves import clock, mittag_leffler
+from trajstats.inference.aging.fit import PRIOR
 
 WAITING = np.geomspace(100, 10_000, 12)
 LAGS = np.geomspace(10, 100_000, 12)

@@ -19,7 +19,7 @@ from divergence_simulations import divergence_ranks as ranks_of_divergence
 from scipy.stats import kstest, norm
 from scipy.stats import t as student
 
-from trajstats.inference.replicas import population_mean
+from trajstats.inference.aging._replicas import population_mean
 
 BLOCK = 50
 SEEDS = 8

@@ -6,11 +6,12 @@ import numpy as np
 from scipy.optimize import curve_fit
 from scipy.stats import norm
 
-from trajstats.inference import divergence, relaxation
-from trajstats.inference.ensemble import sample_batch
-from trajstats.inference.fitting import maximise
-from trajstats.inference.priors import inside
-from trajstats.inference.sampling import scatter_walkers
+from trajstats.inference._priors import inside
+from trajstats.inference.decay import _likelihood as relaxation
+from trajstats.inference.sampling._batched_chains import sample_batch
+from trajstats.inference.sampling._emcee_chains import scatter_walkers
+from trajstats.inference.sampling._maximum import maximise
+from trajstats.inference.transition import _likelihood as divergence
 
 WIDTHS = np.repeat([5.0, 6, 7, 8, 10, 12, 15, 20, 30, 50], 6)
 W_C, SIGMA, DELTA = 4.2, 0.15, 0.2

@@ -29,8 +29,8 @@ from divergence_simulations import (
 from scipy.stats import kstest
 from scipy.stats import t as student
 
-from trajstats.inference.aging import fit_subaging
-from trajstats.inference.points import two_time_points
+from trajstats.inference.aging._points import two_time_points
+from trajstats.inference.aging.fit import fit_subaging
 
 pytestmark = pytest.mark.slow
 

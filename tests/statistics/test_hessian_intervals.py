@@ -86,7 +86,7 @@ def test_outliers_of_the_spiked_wishart_are_where_theory_puts_them():
 def test_accuracy_on_a_trained_net_at_eight_hundred_products():
     torch = pytest.importorskip("torch")
     datasets = pytest.importorskip("sklearn.datasets")
-    from trainers.torch_adapter import TorchNetwork
+    from trajstats_trainers.torch.adapter import TorchNetwork
 
     torch.manual_seed(0)
     linear, tanh = torch.nn.Linear, torch.nn.Tanh

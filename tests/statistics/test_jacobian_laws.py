@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trajstats import FussCatalan, JacobianLaw, RandomNet
-from trajstats.theory.comparison import ks_distance
+from trajstats.theory.random_matrix.compare import ks_distance
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+from trajstats_trainers.torch.adapter import TorchNetwork
 
-from trainers.jax_adapter import JaxNetwork, cross_entropy
-from trainers.torch_adapter import TorchNetwork
 from trajstats import ArgumentError, UnsupportedError, hessian_spectrum
 from trajstats.data.schema import trajectory_dataset
 

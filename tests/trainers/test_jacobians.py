@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init, torch_mlp
+from trajstats_trainers.jax.adapter import JaxNetwork
+from trajstats_trainers.jax.autoencoder import mean_square, train_autoencoder
+from trajstats_trainers.torch.adapter import TorchNetwork
 
-from trainers.architectures import JaxMLP, mlp_init, torch_mlp
-from trainers.autoencoder import mean_square, train_autoencoder
-from trainers.jax_adapter import JaxNetwork
-from trainers.torch_adapter import TorchNetwork
 from trajstats import fixed_point_census, jacobian_esd, trajectory_dataset
-from trajstats.estimators.jacobian_kernels import jacobian_product
+from trajstats.estimators.jacobian._kernels import jacobian_product
 
 SIZES = (6, 9, 6)
 

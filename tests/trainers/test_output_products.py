@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from trajstats_trainers.architectures.mlp import JaxMLP, mlp_init
+from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
+from trajstats_trainers.torch.adapter import TorchNetwork
 
-from trainers.architectures import JaxMLP, mlp_init
-from trainers.jax_adapter import JaxNetwork, cross_entropy
-from trainers.torch_adapter import TorchNetwork
 from trajstats.network import Network
 
 SIZES = (5, 4, 3)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from trajstats_trainers._pytrees import named_leaves
+from trajstats_trainers.jax.adapter import JaxNetwork
+from trajstats_trainers.jax.sgd import train_jax
+from trajstats_trainers.recording import Recorder, flatten, layer_shapes
 
 import trajstats as ts
-from trainers.jax_adapter import JaxNetwork
-from trainers.jax_sgd import train_jax
-from trainers.recording import Recorder, flatten, layer_shapes, named_leaves
 from trajstats.errors import ArgumentError
 
 Block = namedtuple("Block", ["weight", "bias"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from trajstats_trainers._module_state import module_buffers, split_state
+from trajstats_trainers.recording import Recorder, batch_order, flatten, layer_shapes, steps_per_epoch, unflatten
 
 import trajstats as ts
-from trainers.module_state import module_buffers, split_state
-from trainers.recording import Recorder, batch_order, flatten, layer_shapes, steps_per_epoch, unflatten
-from trajstats.data.buffers import buffers_at
+from trajstats.data._buffers import buffers_at
 
 
 def test_flatten_round_trip():

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from trajstats.data.buffers import buffers_at
-from trajstats.data.inputs import TRAJECTORY, accepts
+from trajstats.data._buffers import buffers_at
+from trajstats.data._inputs import TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, check_trajectory
 
 BUFFERS = "buffers"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.clocks import check_clock, choose_clock, clock_attrs, default_reason, pair_coords, unit_of
-from trajstats.data.inputs import NUMBERS, TRAJECTORY, accepts
-from trajstats.data.labels import label
+from trajstats.data._clocks import check_clock, choose_clock, clock_attrs, default_reason, pair_coords, unit_of
+from trajstats.data._inputs import NUMBERS, TRAJECTORY, accepts
+from trajstats.data._labels import label
 from trajstats.data.schema import PAIR, STEP, check_trajectory, clock_values
 from trajstats.errors import ArgumentError
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
-from trajstats.data.labels import label
-from trajstats.data.layer_selection import cut_to_layers, shapes_from_json
+from trajstats.data._buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
+from trajstats.data._labels import label
+from trajstats.data._layer_selection import cut_to_layers, shapes_from_json
 from trajstats.errors import ArgumentError, SchemaError, unknown
 
 SCHEMA_VERSION = 1

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import xarray as xr
 
-from trajstats.data.inputs import PAIRS, TRAJECTORY, accepts
+from trajstats.data._inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, SKETCH, check_trajectory
 from trajstats.errors import ArgumentError, SchemaError, TooFewReplicasError, unknown
 
@@ -354,7 +354,7 @@ def sketch_msd(
     Examples
     --------
     >>> import tempfile
-    >>> from trajstats.data.store import TrajectoryWriter, open_trajectory
+    >>> from trajstats.data.store.open import TrajectoryWriter, open_trajectory
     >>> from trajstats.data.schedules import time_pairs
     >>> path = tempfile.mkdtemp() + "/run.zarr"
     >>> with TrajectoryWriter(path, {"w": (4000,)}, sketch=Sketch(buckets=1024)) as run:

@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data.budget import shorten
-from trajstats.data.clocks import CLOCK, REASON, unit_of
-from trajstats.data.kept import UNVERIFIED, load_kept_tree, save_kept
+from trajstats.data._clocks import CLOCK, REASON, unit_of
+from trajstats.data.safety._budget import shorten
 from trajstats.data.schema import STEP
+from trajstats.data.store._results import UNVERIFIED, load_kept_tree, save_kept
 from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsupportedError
-from trajstats.inference.labels import labelled, labelled_array
-from trajstats.inference.uncertainty import half_interval
+from trajstats.inference._labels import labelled, labelled_array
+from trajstats.inference._uncertainty import half_interval
 
 LEVELS = (0.68, 0.90, 0.95)
 BOUNDS = ("lower", "upper")
 
 # Who predicts for which kind of fit: a name, so that a loaded result needs no pickled code.
 _PREDICTORS = {
-    "fit_subaging": "trajstats.inference.aging:predict",
-    "fit_divergence": "trajstats.inference.single_divergence:predict",
-    "fit_decay": "trajstats.inference.decay:predict",
+    "fit_subaging": "trajstats.inference.aging.fit:predict",
+    "fit_divergence": "trajstats.inference.transition._single:predict",
+    "fit_decay": "trajstats.inference.decay.fit:predict",
 }
 
 
@@ -103,7 +103,7 @@ class FitResult:
         return "\n".join([*lines, *(f"  - {flag}" for flag in self.flags)])
 
     def _repr_html_(self) -> str:
-        from trajstats.inference.notebook import fit_html
+        from trajstats.inference._notebook import fit_html
 
         return fit_html(self)
 

@@ -1,1 +1,0 @@
-"""Adapters that make trajectories: torch, JAX and plain loops."""

@@ -1,0 +1,1 @@
+"""Adapters for torch and JAX: networks, recorders, small tasks, the demo."""

@@ -1,0 +1,1 @@
+"""Networks, curvature and training loops of JAX."""

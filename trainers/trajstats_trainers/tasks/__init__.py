@@ -1,0 +1,1 @@
+"""Small data sets: digits, chorales, generated problems."""

@@ -1,0 +1,207 @@
+"""Files that hold a part of a checkpoint: shards, ranks of a model-parallel run, and state that is not the model's."""
+
+# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from trajstats.data.formats._files import read_file
+from trajstats.data.formats._tensor import Checkpoint, Tensor
+from trajstats.data.safety._budget import Budget
+from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
+
+_SHARD = re.compile(r"(?P<head>.*?)(?P<part>[0-9]+)-of-(?P<count>[0-9]+)(?P<tail>.*)", re.DOTALL)
+_CONSOLIDATED = re.compile(r"consolidated\.(?P<part>[0-9]{2,})\.(?:pth|pt|safetensors)")
+_RANK_FILE = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?P<tail>(?:_[0-9]+)?_model_states\.pt)")
+_RANK_FOLDER = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?:_[0-9]+)*")
+_STATE_STARTS = (
+    "optimizer",
+    "scheduler",
+    "lrscheduler",
+    "rngstate",
+    "randomstate",
+    "trainingargs",
+    "trainerstate",
+    "trainstate",
+    "trainingstate",
+    "scaler",
+    "gradscaler",
+    "zeropprank",
+    "bfzeropprank",
+)
+_STATE_NAMES = frozenset(
+    ["optim", "optims", "opt", "train", "trainer", "rng", "sampler", "dataloader", "hparams", "args", "callbacks"]
+    + ["loss", "losses", "metrics", "history", "config"]
+)
+# How LLaMA's own code splits a weight over the ranks: by rows (0) or columns (1), by the name of its module.
+_LLAMA_AXES = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1}
+
+
+def is_training_state(name: str) -> bool:
+    """Say by the name of a file or folder whether it holds optimizer, scheduler or trainer state and no model."""
+    stem = re.sub(r"(?:\.[A-Za-z]\w{0,11})+$", "", name)
+    letters = re.sub(r"[^a-z]", "", stem.lower())
+    if "model" in letters:
+        return letters.endswith(("optimstates", "optimizerstates"))
+    return (
+        letters in _STATE_NAMES or letters.startswith(_STATE_STARTS) or letters.endswith(("optimstates", "optimizer"))
+    )
+
+
+def shards_of(file: Path) -> list[Path]:
+    """List the files of a checkpoint that is cut into ``-00001-of-00003``; empty if the file is no such part."""
+    match = _SHARD.fullmatch(file.name)
+    if match is None or int(match["count"]) < 2 or int(match["count"]) > 100_000:
+        return []
+    width = len(match["part"])
+    count = int(match["count"])
+    first = 0 if (file.parent / f"{match['head']}{0:0{width}d}-of-{match['count']}{match['tail']}").exists() else 1
+    return [
+        file.parent / f"{match['head']}{k:0{width}d}-of-{match['count']}{match['tail']}"
+        for k in range(first, first + count)
+    ]
+
+
+def is_first_part(file: Path) -> bool:
+    """Say whether a file is a whole checkpoint, or the part of one that stands for all of them."""
+    if shards := shards_of(file):
+        there = next((shard for shard in shards if shard.exists()), file)
+        return file == there
+    ranks = ranks_of(file)
+    return len(ranks) < 2 or file == ranks[0]
+
+
+def ranks_of(file: Path) -> list[Path]:
+    """List the files of all ranks of a model-parallel checkpoint; empty if the file is no rank."""
+    if _CONSOLIDATED.fullmatch(file.name):
+        found = [f for f in file.parent.iterdir() if _CONSOLIDATED.fullmatch(f.name) and f.suffix == file.suffix]
+    elif match := _RANK_FILE.fullmatch(file.name):
+        found = [f for f in file.parent.iterdir() if (m := _RANK_FILE.fullmatch(f.name)) and m["tail"] == match["tail"]]
+    elif _RANK_FOLDER.fullmatch(file.parent.name):
+        folders = [f for f in file.parent.parent.iterdir() if _RANK_FOLDER.fullmatch(f.name)]
+        found = [f / file.name for f in folders if (f / file.name).is_file()]
+    else:
+        return []
+    return sorted(found, key=lambda f: (f.parent.name, f.name))
+
+
+def read_group(file: Path, budget: Budget | None = None) -> Checkpoint:
+    """List every tensor of a checkpoint by one of its files: the others of its shards or ranks are read too."""
+    if shards := shards_of(file):
+        return read_shards(shards)
+    if len(ranks := ranks_of(file)) > 1:
+        return read_ranks(ranks)
+    return read_file(file, budget)
+
+
+def read_shards(files: list[Path]) -> Checkpoint:
+    """Put the shards of a checkpoint together; all must be there, and no name may be in two of them."""
+    if lost := [file for file in files if not file.is_file()]:
+        there = next((file for file in files if file.is_file()), files[0])
+        msg = (
+            f"{lost[0]} does not exist: {len(lost)} of the {len(files)} files of {there.name} are missing. "
+            "Download all of them"
+        )
+        raise StoreNotFoundError(msg)
+    found = Checkpoint(str(files[0]), {})
+    for file in files:
+        part = read_file(file)
+        if twice := found.tensors.keys() & part.tensors.keys():
+            msg = f"{file}: tensor {min(twice)!r:.80} is in another shard, too; these are not shards of one checkpoint"
+            raise StoreError(msg)
+        found.tensors.update(part.tensors)
+        found.passed_over.update(part.passed_over)
+        found.containers |= part.containers
+    return found
+
+
+def read_ranks(files: list[Path]) -> Checkpoint:
+    """Join the ranks of a model-parallel checkpoint where the split is known, that is for LLaMA; refuse others."""
+    if _CONSOLIDATED.fullmatch(files[0].name):
+        numbers = [int(file.name.split(".")[1]) for file in files]
+        if numbers != list(range(len(files))):
+            msg = f"{files[0]}: of the ranks of this checkpoint only {numbers} are there. Download all of them"
+            raise StoreNotFoundError(msg)
+        joined = _join_llama([read_file(file) for file in files])
+        if joined is not None:
+            return joined
+    tool = "tools/checkpoint/convert.py of Megatron-LM, with a tensor-parallel size of 1"
+    if files[0].name.startswith("consolidated"):
+        tool = "convert_llama_weights_to_hf.py of transformers"
+    elif files[0].name.endswith("_model_states.pt"):
+        tool = "zero_to_fp32.py or ds_to_universal.py of DeepSpeed"
+    last = files[-1].relative_to(files[0].parent if files[-1].parent == files[0].parent else files[0].parent.parent)
+    msg = (
+        f"{files[0]} is one of {len(files)} parts of a model-parallel checkpoint (the last is {last}). Each holds a "
+        f"part of every weight, and how they were split is not known. Join them first: {tool}"
+    )
+    raise UnsupportedError(msg)
+
+
+def _join_llama(ranks: list[Checkpoint]) -> Checkpoint | None:
+    """Join ranks with the names of LLaMA's own code; None if a name or shape is not that of LLaMA."""
+    first = ranks[0]
+    norm = first.tensors.get("norm.weight")
+    if norm is None or len(norm.shape) != 1:
+        return None
+    width = norm.shape[0]
+    joined = Checkpoint(first.path, {}, first.passed_over)
+    for name, tensor in first.tensors.items():
+        pieces = [rank.tensors.get(name) for rank in ranks]
+        same = [
+            piece
+            for piece in pieces
+            if piece is not None and (piece.shape, piece.dtype) == (tensor.shape, tensor.dtype)
+        ]
+        if len(same) != len(ranks):
+            return None
+        module = name.split(".")[-2] if "." in name else ""
+        axis = _LLAMA_AXES.get(module)
+        if module == "tok_embeddings" and len(tensor.shape) == 2:  # by rows since LLaMA 3, by columns before
+            axis = 0 if tensor.shape[1] == width else 1 if tensor.shape[1] * len(ranks) == width else None
+        elif len(tensor.shape) == 1 and all(_equal(tensor, piece) for piece in same):
+            joined.tensors[name] = tensor
+            continue
+        elif axis is not None and (len(tensor.shape) != 2 or tensor.shape[1 - axis] != width):
+            return None
+        if axis is None:
+            return None
+        joined.tensors[name] = _by_rows(same) if axis == 0 else _by_columns(same)
+    return joined
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return bool(np.array_equal(one.read(0, one.size), other.read(0, other.size), equal_nan=True))
+
+
+def _by_rows(pieces: list[Tensor]) -> Tensor:
+    """Put matrices on top of each other."""
+    rows, columns = pieces[0].shape
+    size = rows * columns
+
+    def read(start: int, stop: int) -> np.ndarray:
+        parts = [
+            piece.read(max(start - k * size, 0), min(stop - k * size, size))
+            for k, piece in enumerate(pieces)
+            if k * size < stop and (k + 1) * size > start
+        ]
+        return np.concatenate(parts or [pieces[0].read(0, 0)])
+
+    return Tensor((rows * len(pieces), columns), pieces[0].dtype, read)
+
+
+def _by_columns(pieces: list[Tensor]) -> Tensor:
+    """Put matrices beside each other."""
+    rows, columns = pieces[0].shape
+    width = columns * len(pieces)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        low, high = start // width, -(-stop // width)
+        block = np.hstack([piece.read(low * columns, high * columns).reshape(high - low, columns) for piece in pieces])
+        return block.reshape(-1)[start - low * width : stop - low * width]
+
+    return Tensor((rows, width), pieces[0].dtype, read)

@@ -1,0 +1,1 @@
+"""HDF5, Keras and netCDF 4: parsed in a child process, decoded here."""

@@ -1,0 +1,112 @@
+"""Tensors that are called differently in a later checkpoint: found by their names, and confirmed by their values."""
+
+# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trajstats.data._naming import plain_name
+from trajstats.data.formats._tensor import Checkpoint
+
+SAMPLE = 4096
+MAX_COMPARED = 400  # names that are compared letter by letter
+ALIKE = 0.7
+
+
+def align_wrappers(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+    """Call tensors as the series does, where the names differ in the marks of wrappers only."""
+    have = [*checkpoint.tensors, *checkpoint.buffers]
+    if set(have) == set(names):
+        return checkpoint
+    wanted = {plain_name(name): name for name in names}
+    plain = [plain_name(name) for name in have]
+    if len(wanted) != len(names) or len(set(plain)) != len(have):
+        return checkpoint
+    give = {name: wanted.get(short, name) for name, short in zip(have, plain, strict=True)}
+    if len(set(give.values())) != len(have):
+        return checkpoint
+    return Checkpoint(
+        checkpoint.path,
+        {give[name]: tensor for name, tensor in checkpoint.tensors.items()},
+        {wanted.get(plain_name(name), name): why for name, why in checkpoint.passed_over.items()},
+        {give[name]: tensor for name, tensor in checkpoint.buffers.items()},
+        checkpoint.containers,
+    )
+
+
+def find_renames(
+    missing: Sequence[str], extra: Sequence[str], before: Checkpoint, after: Checkpoint
+) -> dict[str, tuple[str, str]]:
+    """Propose for missing tensors which extra one they are: missing name -> (new name, prefix that explains all).
+
+    A proposal needs the same shape, names that are alike, and values that are nearer to the earlier ones than those of
+    every other tensor of that shape.
+    """
+    pairs, prefix = _by_prefix(missing, extra)
+    if not pairs:
+        pairs, prefix = _by_likeness(missing, extra, before, after), ""
+    same = {m: e for m, e in pairs.items() if before.tensors[m].shape == after.tensors[e].shape}
+    samples = {e: _sample(after, e) for e in extra}
+    confirmed = {}
+    for m, e in same.items():
+        old = _sample(before, m)
+        rivals = [other for other in extra if after.tensors[other].shape == before.tensors[m].shape]
+        distances = {other: float(np.sum((samples[other] - old) ** 2)) for other in rivals}
+        if distances[e] <= min(distances.values()):
+            confirmed[m] = (e, prefix)
+    return confirmed
+
+
+def _sample(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    tensor = checkpoint.tensors[name]
+    return tensor.read(0, min(tensor.size, SAMPLE)).astype(np.float64)
+
+
+def _by_prefix(missing: Sequence[str], extra: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Pair names that differ by one and the same prefix, in front of the new or of the old ones."""
+    for old, new, turned in ((missing, extra, False), (extra, missing, True)):
+        prefixes: Counter[str] = Counter()
+        known = set(new)
+        for name in known:
+            parts = name.split(".")
+            for k in range(1, len(parts)):
+                if ".".join(parts[k:]) in set(old[:1]):
+                    prefixes[".".join(parts[:k]) + "."] += 1
+        for prefix, _ in prefixes.most_common():
+            pairs = {name: prefix + name for name in old if prefix + name in known}
+            if len(pairs) == len(old):
+                return ({b: a for a, b in pairs.items()} if turned else pairs), ("" if turned else prefix)
+    return {}, ""
+
+
+def _by_likeness(missing: Sequence[str], extra: Sequence[str], before: Checkpoint, after: Checkpoint) -> dict[str, str]:
+    """Pair names that are most like each other, both ways, among tensors of one shape."""
+    if len(missing) > MAX_COMPARED or len(extra) > MAX_COMPARED:
+        return {}
+
+    def like(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
+
+    scores: Mapping[tuple[str, str], float] = {
+        (m, e): like(m, e)
+        for m in missing
+        for e in extra
+        if before.tensors[m].shape == after.tensors[e].shape and _numbers(m) == _numbers(e)
+    }
+    pairs = {}
+    for (m, e), score in scores.items():
+        rivals = [s for (a, b), s in scores.items() if (a == m) != (b == e)]
+        if score >= ALIKE and all(score > rival for rival in rivals):
+            pairs[m] = e
+    return pairs
+
+
+def _numbers(name: str) -> list[str]:
+    """List the numbers in a name: the block that a tensor belongs to."""
+    return re.findall("[0-9]+", name)

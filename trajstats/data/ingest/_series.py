@@ -1,0 +1,410 @@
+"""A series of checkpoints: which files, which steps, which tensors, and what is wrong with them, before any is read."""
+
+# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trajstats.data._naming import natural_key
+from trajstats.data.formats._open import open_checkpoint
+from trajstats.data.formats._selection import choose_tensors
+from trajstats.data.formats._tensor import Checkpoint
+from trajstats.data.ingest._discovery import Discovery, find_checkpoints, local_path, set_special_apart
+from trajstats.data.ingest._in_memory import in_memory, is_path, take_apart
+from trajstats.data.ingest._renames import align_wrappers, find_renames
+from trajstats.data.ingest._step_names import read_number, steps_of, to_step
+from trajstats.data.ingest._whole_series import read_series
+from trajstats.errors import ArgumentError, UnsupportedError
+
+# Kinds that leave no way to put the checkpoints into one array.
+FATAL = ("missing", "extra", "reshaped", "duplicate step", "renamed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing about a series.
+
+    Parameters
+    ----------
+    kind : str
+        ``missing``, ``extra``, ``renamed``, ``reshaped``, ``dtype``, ``duplicate step``, ``out of order``,
+        ``not finite``, ``identical``, ``repeated`` or ``unchanged``.
+    checkpoint : str
+        Path of the checkpoint.
+    tensor : str
+        Name of the tensor, where there is one.
+    detail : str
+        What was found, and what to do.
+    """
+
+    kind: str
+    checkpoint: str
+    tensor: str
+    detail: str
+
+    def __str__(self) -> str:
+        tensor = f", tensor {self.tensor!r:.120}" if self.tensor else ""
+        return f"{self.kind}: {self.checkpoint}{tensor}: {self.detail}"
+
+
+@dataclass
+class Series:
+    """Checkpoints in the order of their steps, with the layers they share.
+
+    Parameters
+    ----------
+    steps : list of int
+        Strictly increasing.
+    checkpoints : list of Checkpoint
+        One for each step.
+    layers : mapping name -> shape
+        In an order that does not depend on the files.
+    dtype : str
+        Stored type that holds every source exactly.
+    source_dtype : str
+        Coarsest type among the sources.
+    rule : str
+        How steps were found.
+    findings : list of Finding
+        What is known from headers alone.
+    buffers : mapping name -> (shape, type)
+        State that is not trained and that every checkpoint holds.
+    left_out : mapping name -> reason
+        Files beside the series, and buffers that not every checkpoint holds.
+    epochs : list of float
+        Epoch of each checkpoint, where the source has epochs for its time; else empty.
+    """
+
+    steps: list[int]
+    checkpoints: list[Checkpoint]
+    layers: dict[str, tuple[int, ...]]
+    dtype: str
+    source_dtype: str
+    rule: str
+    findings: list[Finding] = field(default_factory=list)
+    buffers: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    epochs: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Headers:
+    """The checkpoints of a series as they were found, with their steps, in the order they were found.
+
+    Parameters
+    ----------
+    steps : list of int
+        Step of each checkpoint.
+    checkpoints : list of Checkpoint
+        Their tensors, unread.
+    rule : str
+        How steps were found.
+    findings : list of Finding
+        Order of steps.
+    left_out : mapping name -> reason
+        Files beside the series.
+    epochs : list of float
+        Epoch of each checkpoint, where the source has epochs for its time.
+    """
+
+    steps: list[int]
+    checkpoints: list[Checkpoint]
+    rule: str
+    findings: list[Finding] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    epochs: list[float] = field(default_factory=list)
+
+
+def read_headers(
+    paths: Any,
+    *,
+    step_from: str | Callable[[str], int] | Mapping[str, int] | None,
+    dims: Mapping[str, str] | None,
+    optimizer: bool,
+    workers: int,
+    part: str | Sequence[str] | None = None,
+) -> Headers:
+    """Find the checkpoints, their steps and their tensors.
+
+    Parameters
+    ----------
+    paths : path, glob pattern, sequence of paths, mapping step -> path or tensors, or iterable of (step, mapping)
+        The series.
+    step_from : regular expression, callable or mapping, optional
+        How a path gives its step; the built-in rules if not given.
+    dims : mapping, optional
+        For zarr and netCDF: which dimension is time.
+    optimizer : bool
+        Keep optimizer state.
+    workers : int
+        Headers read at the same time.
+    part : str or sequence of str, optional
+        Which of several sets of weights in a file.
+
+    Returns
+    -------
+    Headers
+        The checkpoints and their steps.
+
+    Raises
+    ------
+    ArgumentError
+        If a step cannot be found.
+    """
+    if dims is not None:
+        pairs, epochs = read_series(local_path(paths), dims)
+        checkpoints = [choose_tensors(found, optimizer=optimizer, part=part) for _, found in pairs]
+        return Headers(
+            [step for step, _ in pairs], checkpoints, f"dimension {next(iter(dims.values()))}", epochs=epochs
+        )
+    steps: list[int] | None = None
+    if not is_path(paths):
+        steps, paths = take_apart(paths)
+        if steps is not None and not is_path(paths[0]):
+            trees = [in_memory(step, tree) for step, tree in zip(steps, paths, strict=True)]
+            return Headers(steps, [choose_tensors(tree, optimizer=optimizer, part=part) for tree in trees], "given")
+    where = find_checkpoints(paths) if steps is None else Discovery([Path(path) for path in paths])
+    findings: list[Finding] = []
+    if steps is None:
+        names = [_below(file, where.root, where.files) for file in where.files]
+        steps, rule = _steps(where, names, step_from)
+        for before, after, file in zip(steps, steps[1:], where.files[1:], strict=False):
+            if after < before and step_from is None and not is_path(paths):
+                detail = f"step {after} is listed after step {before}; checkpoints are put in the order of their steps"
+                findings.append(Finding("out of order", str(file), "", detail))
+    else:
+        rule = "given"
+    with ThreadPoolExecutor(workers) as pool:
+        read = lambda file: open_checkpoint(file, optimizer=optimizer, part=part)  # noqa: E731
+        checkpoints = list(pool.map(read, where.files))
+    return Headers(steps, checkpoints, rule, findings, where.left_out)
+
+
+def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
+    if root is not None:
+        return file.relative_to(root).as_posix()
+    parts = [f.parts for f in files]
+    shared = 0
+    while len(files) > 1 and all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    return "/".join(file.parts[shared if len(files) > 1 else -2 :])
+
+
+def _steps(
+    where: Discovery, names: list[str], step_from: str | Callable[[str], int] | Mapping[str, int] | None
+) -> tuple[list[int], str]:
+    """Read the steps; checkpoints called best, last and the like are moved to what is left out."""
+    pattern = re.compile(step_from) if isinstance(step_from, str) else None
+    if pattern is not None and pattern.groups != 1:
+        msg = f"step_from={step_from!r} has {pattern.groups} groups; it needs one, around the number"
+        raise ArgumentError(msg)
+    if step_from is None or pattern is not None:
+        special = set_special_apart(names)
+        if pattern is not None:
+            special = {k: why for k, why in special.items() if not pattern.search(where.files[k].as_posix())}
+        where.left_out |= {names[k]: why for k, why in special.items()}
+        where.files = [file for k, file in enumerate(where.files) if k not in special]
+        names = [name for k, name in enumerate(names) if k not in special]
+    if step_from is None:
+        return steps_of(names)
+    if pattern is not None:
+        steps = []
+        for file in where.files:
+            found = pattern.search(file.as_posix())
+            number = read_number(found[1] or "") if found is not None else None
+            if number is None:
+                msg = f"step_from={step_from!r} finds no whole number in {file}"
+                raise ArgumentError(msg)
+            steps.append(number)
+        return steps, f"step_from={step_from!r}"
+    give = step_from.__getitem__ if isinstance(step_from, Mapping) else step_from
+    assert not isinstance(give, str)
+    assert give is not None
+    try:
+        values = [give(str(file)) for file in where.files]
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"step_from gives no step for one of the checkpoints: {error!r}"
+        raise ArgumentError(msg) from error
+    return [to_step(value, str(file)) for value, file in zip(values, where.files, strict=True)], "given"
+
+
+def make_series(
+    headers: Headers,
+    *,
+    include: str | Callable[[str], bool] | Iterable[str] | None,
+    rename: Mapping[str, str] | Callable[[str], str] | None,
+) -> Series:
+    """Put checkpoints in order and compare their tensors with those of the first.
+
+    Parameters
+    ----------
+    headers : Headers
+        The checkpoints.
+    include : regular expression, callable or names, optional
+        Tensors to keep, by name after renaming.
+    rename : mapping or callable, optional
+        New names of tensors.
+
+    Returns
+    -------
+    Series
+        The series, with everything that is wrong with it.
+
+    Raises
+    ------
+    UnsupportedError
+        If the first checkpoint has no floating tensor to keep.
+    """
+    found = list(headers.findings)
+    order = sorted(
+        range(len(headers.steps)), key=lambda k: (headers.steps[k], natural_key(headers.checkpoints[k].path))
+    )
+    chosen = [_chosen(headers.checkpoints[k], include, rename) for k in order]
+    steps = [headers.steps[k] for k in order]
+    found += _repeated_steps(steps, chosen)
+    first = chosen[0]
+    if not first.tensors:
+        integers = " (integers are not weights: a quantised model cannot be analysed)" if first.buffers else ""
+        beside = {**dict.fromkeys(first.buffers, "a buffer"), **first.passed_over}
+        msg = f"{first.path} holds no floating tensor to keep{integers}; passed over: {dict(list(beside.items())[:5])}"
+        raise UnsupportedError(msg)
+    # Natural order of names: the order inside a file means nothing and differs between writers.
+    layers = {name: first.tensors[name].shape for name in sorted(first.tensors, key=natural_key)}
+    kinds = {name: tensor.dtype for name, tensor in first.tensors.items()}
+    names = [*first.tensors, *first.buffers]
+    chosen = [first, *(align_wrappers(checkpoint, names) for checkpoint in chosen[1:])]
+    for before, checkpoint in zip(chosen, chosen[1:], strict=False):
+        found += _compare(checkpoint, layers, kinds, first, before)
+    every = {tensor.dtype for checkpoint in chosen for tensor in checkpoint.tensors.values()}
+    buffers, lost = _shared_buffers(chosen)
+    return Series(
+        steps,
+        chosen,
+        layers,
+        _common(every),
+        _coarsest(every),
+        headers.rule,
+        found,
+        buffers,
+        {**headers.left_out, **lost},
+        [headers.epochs[k] for k in order] if headers.epochs else [],
+    )
+
+
+def _repeated_steps(steps: Sequence[int], checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    found = []
+    for k in range(1, len(steps)):
+        if steps[k] == steps[k - 1]:
+            detail = (
+                f"step {steps[k]} belongs to {checkpoints[k - 1].path} already; give one run and one file of each "
+                "step, by a glob such as 'run1/step*/model.pt', or step_from="
+            )
+            found.append(Finding("duplicate step", checkpoints[k].path, "", detail))
+    return found
+
+
+def _shared_buffers(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:
+    """Find the buffers that every checkpoint holds with one shape and type, and why the others are left out."""
+    counts: Counter[tuple[str, tuple[int, ...], str]] = Counter()
+    for checkpoint in checkpoints:
+        counts.update((name, tensor.shape, tensor.dtype) for name, tensor in checkpoint.buffers.items())
+    shared = {n: (shape, kind) for (n, shape, kind), k in counts.items() if k == len(checkpoints) and 0 not in shape}
+    lost = {
+        name: "an empty buffer" if 0 in shape else "a buffer that not every checkpoint holds with one shape and type"
+        for name, shape, _ in counts
+    }
+    ordered = {name: shared[name] for name in sorted(shared, key=natural_key)}
+    return ordered, {name: why for name, why in lost.items() if name not in shared}
+
+
+def _compare(
+    checkpoint: Checkpoint,
+    layers: Mapping[str, tuple[int, ...]],
+    kinds: dict[str, str],
+    first: Checkpoint,
+    before: Checkpoint,
+) -> list[Finding]:
+    found = []
+    missing = [name for name in layers if name not in checkpoint.tensors]
+    extra = [name for name in checkpoint.tensors if name not in layers]
+    proposed = {}
+    if missing and extra and all(name in before.tensors for name in missing):
+        proposed = find_renames(
+            [name for name in missing if name not in checkpoint.passed_over], extra, before, checkpoint
+        )
+    for name in missing:
+        if name in proposed:
+            new, prefix = proposed[name]
+            whole = (
+                f"; all names: rename=lambda name: name.removeprefix({prefix!r}), --strip {prefix}" if prefix else ""
+            )
+            detail = f"seems to be called {new!r:.120}; use rename={{{new!r:.120}: {name!r:.120}}}{whole}"
+            found.append(Finding("renamed", checkpoint.path, name, detail))
+            extra.remove(new)
+        else:
+            reason = checkpoint.passed_over.get(name)
+            detail = f"is in {first.path} with shape {layers[name]} and not here" + (f" ({reason})" if reason else "")
+            found.append(Finding("missing", checkpoint.path, name, detail))
+    for name in extra:
+        detail = f"of shape {checkpoint.tensors[name].shape} is not in {first.path}; leave it out with include="
+        found.append(Finding("extra", checkpoint.path, name, detail))
+    for name in layers:
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            continue
+        if tensor.shape != layers[name]:
+            detail = f"has shape {tensor.shape}; {first.path} has {layers[name]}"
+            found.append(Finding("reshaped", checkpoint.path, name, detail))
+        if tensor.dtype != kinds[name]:
+            detail = f"is {tensor.dtype} from here on; it was {kinds[name]} before. All values are kept exactly"
+            found.append(Finding("dtype", checkpoint.path, name, detail))
+            kinds[name] = tensor.dtype
+    return found
+
+
+def _chosen(
+    checkpoint: Checkpoint,
+    include: str | Callable[[str], bool] | Iterable[str] | None,
+    rename: Mapping[str, str] | Callable[[str], str] | None,
+) -> Checkpoint:
+    give = rename if callable(rename) else (lambda name: rename.get(name, name)) if rename else (lambda name: name)
+    if include is None:
+        keep: Callable[[str], bool] = lambda _: True  # noqa: E731
+    elif isinstance(include, str):
+        pattern = re.compile(include)
+        keep = lambda name: pattern.search(name) is not None  # noqa: E731
+    elif callable(include):
+        keep = include
+    else:
+        names = set(include)
+        keep = lambda name: name in names  # noqa: E731
+    chosen = Checkpoint(checkpoint.path, {}, {give(n): why for n, why in checkpoint.passed_over.items()})
+    for name, tensor in [*checkpoint.tensors.items(), *checkpoint.buffers.items()]:
+        new = give(name)
+        if not keep(new):
+            continue
+        if new in chosen.tensors or new in chosen.buffers:
+            msg = f"{checkpoint.path}: two tensors would be called {new!r:.120}; change rename"
+            raise ArgumentError(msg)
+        (chosen.tensors if name in checkpoint.tensors else chosen.buffers)[new] = tensor
+    return chosen
+
+
+def _common(kinds: set[str]) -> str:
+    # float16 and bfloat16 both fit into float32; nothing smaller holds both.
+    if "float64" in kinds:
+        return "float64"
+    return "float16" if kinds == {"float16"} else "float32"
+
+
+def _coarsest(kinds: set[str]) -> str:
+    return next(kind for kind in ("bfloat16", "float16", "float32", "float64") if kind in kinds)

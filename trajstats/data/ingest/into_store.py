@@ -1,0 +1,188 @@
+"""Other people's checkpoints in, a trajectory store out."""
+
+# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from trajstats.data.ingest._continuity import equal_checkpoints
+from trajstats.data.ingest._discovery import local_path
+from trajstats.data.ingest._plan import IngestPlan
+from trajstats.data.ingest._series import FATAL, Finding, Series, make_series, read_headers
+from trajstats.data.ingest._streaming import Streaming
+from trajstats.data.safety._credentials import without_credentials
+from trajstats.errors import ArgumentError, SchemaError, resumable
+
+DEFAULT_BUDGET = 2**30
+ASSUMED_BYTES_PER_SECOND = 1.5e8
+
+
+def ingest(
+    paths: Any,
+    out: Any,
+    /,
+    *,
+    step_from: str | Callable[[str], int] | Mapping[str, int] | None = None,
+    include: str | Callable[[str], bool] | Iterable[str] | None = None,
+    rename: Mapping[str, str] | Callable[[str], str] | None = None,
+    dims: Mapping[str, str] | None = None,
+    optimizer: bool = False,
+    part: str | Sequence[str] | None = None,
+    drop_identical: bool = False,
+    replica: int = 0,
+    attrs: Mapping[str, Any] | None = None,
+    memory: int = DEFAULT_BUDGET,
+    workers: int = 2,
+    on_finding: str = "warn",
+    dry_run: bool = False,
+    progress: bool = False,
+) -> IngestPlan:
+    """Turn a series of checkpoints into a trajectory store.
+
+    Headers are read first and compared; then the tensors, a range of parameters of a few dozen checkpoints at a time.
+    An interrupted ingest goes on where it was when called again with the same arguments.
+
+    Parameters
+    ----------
+    paths : path, glob pattern, folder, list of paths, mapping step -> path or tensors, or pairs (step, tensors)
+        The series. Tensors are a mapping name -> array, or a tree of them. Formats: safetensors, torch, npz, npy,
+        HDF5, Keras, orbax, flax msgpack, zarr, netCDF.
+    out : path, URL or zarr store
+        The store to make.
+    step_from : regular expression with one group, callable, or mapping path -> step, optional
+        How a path gives its step. Otherwise a number after ``step``, ``iter`` and the like, else after ``epoch``, else
+        the one number that changes; numbers that put the checkpoints into different orders are refused with a list.
+    include : regular expression, callable or names, optional
+        Tensors to keep, by their name after `rename`.
+    rename : mapping or callable, optional
+        New names of tensors.
+    dims : mapping, optional
+        For zarr and netCDF, the dimension of time there, as in ``{"step": "time"}``; ``{"epoch": "time"}`` if it holds
+        epochs, which become the clock ``epoch`` with 0, 1, 2, ... as steps.
+    optimizer : bool
+        Keep optimizer state as layers.
+    part : str or sequence of str, optional
+        Which set of weights to take where a file holds several, such as ``"model_ema"``.
+    drop_identical : bool
+        Leave out checkpoints that equal an earlier one.
+    replica : int
+        Label of the run along `replica`.
+    attrs : mapping, optional
+        What describes the run.
+    memory : int
+        Bytes of weights held at a time.
+    workers : int
+        Checkpoints read at the same time.
+    on_finding : str
+        What to do about NaN, infinity, equal checkpoints and tensors of another step, which show only while reading:
+        ``"warn"`` and keep them, or ``"raise"``. They are listed in the attribute ``findings`` of the store.
+    dry_run : bool
+        Return the plan, from headers alone, and write nothing.
+    progress : bool
+        Show a bar with bytes and time left.
+
+    Returns
+    -------
+    IngestPlan
+        What was done (or would be); prints as a summary.
+
+    Raises
+    ------
+    SchemaError
+        If tensors are missing, added, renamed or reshaped along the series, or two checkpoints have one step.
+    UnsafeInputError
+        If a file could run code, leave its folder or exhaust memory.
+    StoreError
+        If a file is damaged, or `out` holds something else.
+    NonFiniteError
+        If weights are not finite and ``on_finding="raise"``.
+    ArgumentError
+        If an argument is not allowed.
+
+    Notes
+    -----
+    Sources are opened for reading only. Numbers keep their type; bfloat16 becomes the equal float32, and a series of
+    several types the smallest that holds all of them. Layers are in natural order of their names, so that the result
+    does not depend on the order inside the files. A tensor with two names is stored once. Marks of wrappers, such as
+    ``module.`` and ``_orig_mod.``, are taken off the names. Optimizer and trainer state, running statistics and
+    checkpoints called best, last, latest or final are not part of the series; the plan lists them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> out = tempfile.mkdtemp() + "/run.zarr"
+    >>> plan = ingest([(0, {"w": np.zeros((2, 2))}), (10, {"w": np.ones((2, 2))})], out)
+    >>> plan.steps, plan.layers
+    ([0, 10], {'w': (2, 2)})
+    """
+    if on_finding not in {"warn", "raise"}:
+        msg = f"on_finding={on_finding!r}: give 'warn' or 'raise'"
+        raise ArgumentError(msg)
+    if memory < 2**20 or workers < 1:
+        msg = f"memory={memory}, workers={workers}: at least 1 MiB and one worker are needed"
+        raise ArgumentError(msg)
+    headers = read_headers(paths, step_from=step_from, dims=dims, optimizer=optimizer, workers=workers, part=part)
+    series = make_series(headers, include=include, rename=rename)
+    if not dry_run:
+        _check_whole(series)
+        _find_identical(series, drop=drop_identical, strict=on_finding == "raise")
+    plan = IngestPlan(
+        out=without_credentials(out),
+        steps=series.steps,
+        files=[checkpoint.path for checkpoint in series.checkpoints],
+        layers=series.layers,
+        dtype=series.dtype,
+        rule=series.rule,
+        findings=list(series.findings),
+        passed_over=series.checkpoints[0].passed_over,
+        buffers={name: shape for name, (shape, _) in series.buffers.items()},
+        left_out=series.left_out,
+    )
+    plan.seconds = plan.n_bytes / ASSUMED_BYTES_PER_SECOND
+    if dry_run:
+        return plan
+    if isinstance(out, str) and out.startswith("~"):
+        out = local_path(out)
+    began = time.monotonic()
+    with resumable(f"{plan.out} holds the checkpoints read so far. The same ingest again goes on there."):
+        Streaming(series, plan, out, memory, workers, on_finding, progress).run(replica, attrs or {})
+    plan.seconds = time.monotonic() - began
+    for finding in plan.findings:
+        warnings.warn(str(finding), stacklevel=2)
+    return plan
+
+
+def _check_whole(series: Series) -> None:
+    """Refuse a series whose checkpoints do not fit together, with all reasons."""
+    if fatal := [finding for finding in series.findings if finding.kind in FATAL]:
+        lines = "\n".join(f"  {finding}" for finding in fatal[:20])
+        more = f"\n  and {len(fatal) - 20} more" if len(fatal) > 20 else ""
+        msg = (
+            f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
+        )
+        raise SchemaError(msg)
+
+
+def _find_identical(series: Series, *, drop: bool, strict: bool) -> None:
+    """Report the checkpoints that equal an earlier one, and take them out of the series if wanted."""
+    twins = equal_checkpoints(series.checkpoints, series.layers)
+    for k, twin, how in twins:
+        file, other = series.checkpoints[k].path, series.checkpoints[twin].path
+        detail = f"step {series.steps[k]} equals step {series.steps[twin]} {how} ({other})"
+        if drop:
+            series.left_out[file] = detail
+        else:
+            do = "; leave it out with drop_identical=True (--drop-identical)"
+            series.findings.append(Finding("identical", file, "", detail + do))
+    if twins and strict and not drop:
+        raise SchemaError("\n".join(str(f) for f in series.findings if f.kind == "identical"))
+    if drop:
+        kept = sorted(set(range(len(series.steps))) - {k for k, _, _ in twins})
+        series.steps = [series.steps[k] for k in kept]
+        series.checkpoints = [series.checkpoints[k] for k in kept]
+        series.epochs = [series.epochs[k] for k in kept] if series.epochs else []

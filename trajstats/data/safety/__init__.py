@@ -1,0 +1,1 @@
+"""What untrusted files may do: sizes, links, codecs, credentials in addresses."""

@@ -1,0 +1,1 @@
+"""The journal: one checksummed record a row, in files or in objects."""

@@ -1,0 +1,234 @@
+"""What is done to a store as a whole: finish it, extend it, cut it, lay it out anew."""
+
+# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trajstats.data._buffers import BUFFERS, buffers_at, tensors_of
+from trajstats.data.schema import PARAMETER, REPLICA, SKETCH, STEP, WEIGHTS, check_trajectory, layer_shapes
+from trajstats.data.sketch import Sketch
+from trajstats.data.store._buffer_rows import as_given
+from trajstats.data.store._guard import check_zarr
+from trajstats.data.store._layout import COMMITTED, DIGEST, FINISHED, STATE, array_of, create_store, plan_layout
+from trajstats.data.store._recovery import check_store, check_vacant, clean, state_of
+from trajstats.data.store._rows import stored_source
+from trajstats.data.store._tiles import Rows, Tiles
+from trajstats.data.store.files._lock import WriterLock
+from trajstats.data.store.files._place import Place
+from trajstats.data.store.journal._files import open_journal
+from trajstats.data.store.open import open_trajectory
+from trajstats.data.store.writer import TrajectoryWriter
+from trajstats.errors import ArgumentError, StoreError
+
+ROW_BLOCK_BYTES = 2**28
+_OWN_ATTRS = {"schema_version", "store_format", "uid", STATE, COMMITTED, "checksums", "coordinates"}
+
+
+def compact(path: Any, /, *, take_over: bool = False) -> None:
+    """Gather the journal of a run that ended early into tiles and finish the store.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or repository
+        The store; nothing happens if it is finished.
+    take_over : bool
+        Go on although a writer on another host left its lock behind.
+
+    Raises
+    ------
+    StoreError
+        If a writer has the store open, or its journal is damaged in the middle.
+    """
+    if check_zarr(Place(path)).get(STATE) == FINISHED:
+        return
+    run = open_trajectory(path, damaged="raise")
+    TrajectoryWriter(
+        path, layer_shapes(run), buffers=as_given(tensors_of(run)), sketch=_sketch_of(run.attrs), take_over=take_over
+    ).close()
+
+
+def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | None = None) -> None:
+    """Append the rows of another trajectory, as far as they come after the last step that is stored.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or repository
+        The store to extend; made if it does not exist.
+    trajectory : xarray.Dataset, or path
+        Where the rows come from: one replica, the same layers and buffers.
+    attrs : mapping, optional
+        Attributes of a new store; those of `trajectory` if not given.
+
+    Raises
+    ------
+    ArgumentError
+        If `trajectory` has several replicas, or other layers or buffers.
+    """
+    source = trajectory if isinstance(trajectory, xr.Dataset) else open_trajectory(trajectory)
+    source = check_trajectory(source)
+    if source.sizes[REPLICA] != 1:
+        msg = f"{source.sizes[REPLICA]} replicas; a store holds one run. Use .isel(replica=[0])"
+        raise ArgumentError(msg)
+    clocks = [str(n) for n, c in source.coords.items() if c.dims == (STEP,) and n != STEP]
+    series = [str(n) for n, v in source.data_vars.items() if v.dims == (REPLICA, STEP)]
+    scalars = {**{n: source[n].values for n in clocks}, **{n: source[n].values[0] for n in series}}
+    kept = {str(k): v for k, v in (attrs or source.attrs).items() if k not in _OWN_ATTRS}
+    weights = source[WEIGHTS]
+    with TrajectoryWriter(
+        path,
+        layer_shapes(source),
+        replica=int(source[REPLICA].values[0]),
+        buffers=as_given(tensors_of(source)),
+        attrs=kept,
+        clocks=clocks,
+        dtype=weights.dtype.name,
+        source_dtype=kept.get("source_dtype"),
+    ) as writer:
+        steps = source[STEP].values
+        first = int(np.searchsorted(steps, -1 if writer.last_step is None else writer.last_step, side="right"))
+        height = max(1, ROW_BLOCK_BYTES // max(1, weights.sizes[PARAMETER] * weights.dtype.itemsize))
+        for start in range(first, steps.size, height):
+            block = weights.isel({REPLICA: 0, STEP: slice(start, start + height)}).values
+            for k, row in enumerate(block, start=start):
+                given = {n: float(v[k]) for n, v in scalars.items() if not np.isnan(v[k])}
+                writer.append(int(steps[k]), row, buffers=buffers_at(source, 0, k), **given)
+
+
+def delete_after(path: Any, /, step: int | None = None, *, row: int | None = None) -> None:
+    """Delete the rows after a step, for good: to go back before a run went wrong, or to give up a damaged journal.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or repository
+        The store.
+    step : int, optional
+        The last step to keep.
+    row : int, optional
+        Instead of `step`, how many rows to keep.
+
+    Raises
+    ------
+    ArgumentError
+        If neither or both are given.
+    StoreError
+        If a writer has the store open.
+    """
+    if (step is None) == (row is None):
+        msg = "give the last step to keep, or row=, the number of rows to keep"
+        raise ArgumentError(msg)
+    check_zarr(Place(path))
+    place = Place(path, write=True)
+    lock = WriterLock(place)
+    finished = False
+    try:
+        clean(place)
+        tiles = Tiles(place)
+        known = check_store(tiles)
+        done = int(known[COMMITTED])
+        journal = open_journal(place, tiles.layout.row_bytes, tiles.layout.rows, tiles.buffer_bytes)
+        records = journal.scan(done)[0]
+        group = place.group()
+        assert group is not None
+        steps = [*np.asarray(array_of(group, STEP)[:done]).tolist(), *(record.step for record in records)]
+        keep = sum(s <= step for s in steps) if step is not None else min(len(steps), row or 0)
+        if keep < 0:
+            msg = f"row={row}: the number of rows to keep is at least 0"
+            raise ArgumentError(msg)
+        if place.local is not None or records:
+            journal.continue_after([record for record in records if record.row < keep])
+        if keep < done:
+            tiles.truncate(keep)
+        if known.get(STATE) == FINISHED:
+            tiles.finish()
+            finished = True
+    finally:
+        lock.release(remove_journal=finished)
+
+
+def copy(
+    path: Any, out: Any, /, *, rows: int | None = None, columns: int | None = None, dtype: str | None = None
+) -> None:
+    """Copy a store, in another layout if asked.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or repository
+        The store to copy.
+    out : path, URL or zarr store
+        The new one, which must not exist.
+    rows, columns : int, optional
+        Size of its tiles; the default layout if not given.
+    dtype : str, optional
+        Stored type; as it is if not given.
+
+    Raises
+    ------
+    StoreError
+        If `out` exists.
+    ArgumentError
+        If `path` holds sketches and another type is asked for.
+    """
+    run = open_trajectory(path)
+    variable = SKETCH if SKETCH in run else WEIGHTS
+    source = Tiles(Place(path))
+    kind = source.layout.dtype if dtype is None else np.dtype(dtype)
+    if variable == SKETCH and dtype not in (None, "float64"):
+        msg = f"dtype={dtype!r}: sketches are float64"
+        raise ArgumentError(msg)
+    place = Place(out, write=True)
+    check_vacant(place)
+    if state_of(place) is not None:
+        msg = f"{out} exists; choose a new path"
+        raise StoreError(msg)
+    total = run.sizes[STEP]
+    layout = plan_layout(variable, source.layout.row_shape, kind, expected_rows=total, rows=rows, columns=columns)
+    sketch = _sketch_of(run.attrs)
+    layers = layer_shapes(run)
+    extra = {} if sketch is None else sketch.coordinates(layers)
+    attrs = {str(k): v for k, v in run.attrs.items() if k not in _OWN_ATTRS}
+    lock = WriterLock(place)
+    finished = False
+    try:
+        label = int(run[REPLICA].values[0])
+        create_store(
+            place, layout, layers, replica=label, attrs=attrs, extra=extra, buffers=source.tensors, expected_rows=total
+        )
+        state = stored_source(run.variables[BUFFERS]) if source.tensors else None
+        tiles = Tiles(place)
+        clocks = [str(n) for n, c in run.coords.items() if c.dims == (STEP,) and n != STEP]
+        names = [*clocks, *(str(n) for n, v in run.data_vars.items() if v.dims == (REPLICA, STEP))]
+        scalars = {name: run[name].values.reshape(-1) for name in names}
+        data = run[variable].data
+        for first in range(0, total, layout.rows):
+            stop = min(total, first + layout.rows)
+
+            def block(start: int, end: int, first: int = first, stop: int = stop) -> np.ndarray:
+                flat = data[0, first:stop].reshape(stop - first, -1) if variable == SKETCH else data[0, first:stop]
+                return np.asarray(flat[:, start:end].compute(), dtype=kind)
+
+            series = [{name: float(values[k]) for name, values in scalars.items()} for k in range(first, stop)]
+            digests = run[DIGEST].values[0, first:stop] if variable == SKETCH and DIGEST in run else None
+            rows_now = Rows(first, run[STEP].values[first:stop].tolist(), series, digests=digests)
+            tiles.write(rows_now, block, buffers=state and partial(state.raw, first, stop), clocks=clocks)
+        tiles.finish()
+        finished = True
+    finally:
+        lock.release(remove_journal=finished)
+
+
+def _sketch_of(attrs: Mapping[str, Any]) -> Sketch | None:
+    if "sketch_kind" not in attrs:
+        return None
+    return Sketch(
+        buckets=int(attrs["sketch_buckets"]),
+        hashes=int(attrs["sketch_hashes"]),
+        seed=int(attrs["sketch_seed"]),
+        kind=str(attrs["sketch_kind"]),
+    )

@@ -1,0 +1,1 @@
+"""Lanczos iterations and orthogonalisation."""

@@ -1,0 +1,185 @@
+"""Replicas at the door of a fit: copies, one of another level, NaN in one, and an MSD that falls with the lag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trajstats.data._replicas import copied_rows, copies_message
+from trajstats.errors import ArgumentError, FitError, unknown
+
+ON_NAN = ("raise", "skip")
+# A level this many times that of the other replicas is another experiment.
+OTHER_LEVEL = 10.0
+# Exponent of a fall over the lags that is no plateau, and how many standard errors it must be away from 0.
+_FALL, _SIGNIFICANT = -0.05, 2.0
+
+
+def check_on_nan(on_nan: Any) -> None:
+    """Check the option that says what NaN does.
+
+    Parameters
+    ----------
+    on_nan : str
+        What was given.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not known.
+    """
+    if on_nan not in ON_NAN:
+        raise ArgumentError(unknown("on_nan", on_nan, ON_NAN))
+
+
+def finite_part(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose replicas and points without NaN or infinity.
+
+    Replicas that are not finite at more than half of the points go first, then points that are not finite in one of the
+    replicas left: the mean over replicas is always over the same ones.
+
+    Parameters
+    ----------
+    values : ndarray, (replica, n)
+        Values with gaps.
+
+    Returns
+    -------
+    rows : ndarray of bool, (replica,)
+        Replicas kept.
+    columns : ndarray of bool, (n,)
+        Points kept.
+
+    Examples
+    --------
+    >>> rows, columns = finite_part(np.array([[1.0, 2, 3], [np.nan] * 3, [1, np.nan, 3]]))
+    >>> rows.tolist(), columns.tolist()
+    ([True, False, True], [True, False, True])
+    """
+    fine = np.isfinite(values)
+    rows = fine.mean(axis=1) >= 0.5 if values.size else np.ones(len(values), dtype=bool)
+    return rows, fine[rows].all(axis=0)
+
+
+def check_copies(values: np.ndarray, labels: Any) -> None:
+    """Refuse replicas that are copies of each other.
+
+    Parameters
+    ----------
+    values : ndarray, (replica, n)
+        MSD of each.
+    labels : array, (replica,)
+        Their labels.
+
+    Raises
+    ------
+    FitError
+        If two are equal up to rounding.
+    """
+    if copies := copied_rows(values):
+        raise FitError(copies_message(copies, list(labels)))
+
+
+def level_flags(values: np.ndarray, labels: Any) -> list[str]:
+    """Word it when the level of a replica is ten times that of the others, or a tenth.
+
+    Parameters
+    ----------
+    values : ndarray, (replica, n)
+        Positive MSD of each.
+    labels : array, (replica,)
+        Their labels.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> level_flags(np.array([[1.0, 2.0], [1.1, 2.2], [30.0, 60.0]]), [0, 1, 2])[0].split(":")[0]
+    "replica 2 has 28.6 times the others' MSD"
+    """
+    if len(values) < 2:
+        return []
+    level = np.log(values).mean(axis=1)
+    flags = []
+    for r in range(len(values)):
+        apart = float(level[r] - np.median(np.delete(level, r)))
+        if abs(apart) < np.log(OTHER_LEVEL) or (len(values) == 2 and apart < 0):
+            continue
+        size = f"{np.exp(apart):.3g} times" if apart > 0 else f"1/{np.exp(-apart):.3g} of"
+        flags.append(
+            f"replica {labels[r]} has {size} the others' MSD: it is another experiment, or in another unit; the mean "
+            "over replicas is that of the largest. Look at it by itself, or leave it out"
+        )
+    return flags
+
+
+def falling_waiting_times(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray) -> tuple[int, int]:
+    """Count the waiting times at which the MSD falls over the lags as a whole; local dips do not count.
+
+    The trend is the slope of a straight line on log-log axes; it falls where it is below -0.05 by two of its standard
+    errors, so that noise on a plateau does not.
+
+    Parameters
+    ----------
+    waiting, lag, log_msd : ndarray, (n,)
+        Points.
+
+    Returns
+    -------
+    falling, judged : int
+        Waiting times that fall, of those with three lags or more.
+    """
+    falling = judged = 0
+    for level in np.unique(waiting):
+        here = waiting == level
+        x, y = np.log(lag[here]), log_msd[here]
+        x, y = x - x.mean(), y - y.mean()
+        power = float(x @ x)
+        if here.sum() < 3 or power == 0:
+            continue
+        judged += 1
+        slope = float(x @ y) / power
+        error = float(np.sqrt(np.square(y - slope * x).sum() / (here.sum() - 2) / power))
+        falling += slope < _FALL and slope < -_SIGNIFICANT * error
+    return falling, judged
+
+
+def check_trend(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray, labels: Any) -> list[str]:
+    """Refuse an MSD that falls with the lag at most waiting times.
+
+    Parameters
+    ----------
+    waiting, lag : ndarray, (n,)
+        Times of the points.
+    values : ndarray, (replica, n)
+        Positive MSD.
+    labels : array, (replica,)
+        Labels of the replicas.
+
+    Returns
+    -------
+    list of str
+        A flag for each replica that falls while the mean does not.
+
+    Raises
+    ------
+    FitError
+        If the mean over replicas falls.
+    """
+    falling, judged = falling_waiting_times(waiting, lag, np.log(values.mean(axis=0)))
+    if 2 * falling > judged:
+        msg = (
+            f"the MSD falls with the lag at {falling} of {judged} waiting times: a displacement grows, or stays on a "
+            "plateau. Are these values of trajstats.msd (and not a correlation or an overlap), with waiting_time and "
+            "lag the right way round?"
+        )
+        raise FitError(msg)
+    flags = []
+    for row, label in zip(values, labels, strict=True):
+        falling, judged = falling_waiting_times(waiting, lag, np.log(row))
+        if len(values) > 1 and 2 * falling > judged:
+            flags.append(f"replica {label} falls with the lag at {falling} of {judged} waiting times")
+    return flags

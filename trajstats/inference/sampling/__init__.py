@@ -1,0 +1,1 @@
+"""Maxima and posterior draws: starts by lmfit, chains by emcee, batched chains."""
