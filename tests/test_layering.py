@@ -1,4 +1,4 @@
-"""The house: imports go one way, rooms stay small, private modules say so, frameworks and dask stay where they belong."""
+"""The house: imports go one way, rooms stay small, private modules say so, dask stays where tasks are made."""
 
 from __future__ import annotations
 

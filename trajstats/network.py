@@ -1,7 +1,7 @@
 """The Network protocol: what an estimator may ask of a network, with NumPy arrays at the border.
 
-`trajstats_trainers.torch.adapter.TorchNetwork` and `trajstats_trainers.jax.adapter.JaxNetwork` implement it; anything else with these
-members works as well. Weights are always the flat vector of the trajectory store.
+`TorchNetwork` and `JaxNetwork` implement it; anything else with these members works as well. Weights are always the
+flat vector of the trajectory store.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pytest
 import trajstats as ts
 
 pytest.importorskip("sybil")
-from sybil.document import Document  # noqa: E402
-from sybil.parsers.myst import PythonCodeBlockParser, SkipParser  # noqa: E402
+from sybil.document import Document
+from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -12,26 +12,12 @@ def is_module(source: Any) -> bool:
 
 
 def module_parameters(module: Any) -> dict[str, Any]:
-    """List the parameters of a module by name, tied ones once.
-
-    Examples
-    --------
-    >>> import torch
-    >>> list(module_parameters(torch.nn.BatchNorm1d(3)))
-    ['weight', 'bias']
-    """
+    """List the parameters of a module by name, tied ones once."""
     return dict(module.named_parameters())
 
 
 def module_buffers(module: Any) -> dict[str, Any]:
-    """List the buffers of a module that a checkpoint of it holds, shared ones once.
-
-    Examples
-    --------
-    >>> import torch
-    >>> list(module_buffers(torch.nn.BatchNorm1d(3)))
-    ['running_mean', 'running_var', 'num_batches_tracked']
-    """
+    """List the buffers of a module that a checkpoint of it holds, shared ones once."""
     kept = module.state_dict()
     return {name: value for name, value in module.named_buffers() if name in kept}
 
@@ -43,14 +29,6 @@ def split_state(
 
     Second names of a tied tensor are left out; whatever else is not known stays among the layers, whose writer refuses
     it by name.
-
-    Examples
-    --------
-    >>> import torch
-    >>> state = torch.nn.BatchNorm1d(3).state_dict()
-    >>> names = {"running_mean", "running_var", "num_batches_tracked"}
-    >>> [list(part) for part in split_state(state, {"weight": 3, "bias": 3}, dict.fromkeys(names))]
-    [['weight', 'bias'], ['running_mean', 'running_var', 'num_batches_tracked']]
     """
     held = {name: value for name, value in state.items() if name in buffers}
     known = {_place(state[name]) for name in (*layers, *buffers) if name in state} - {None}

@@ -26,31 +26,6 @@ def example_weights(
     With counts :math:`c_a` the loss of a batch is :math:`\sum_ac_a\ell_a/\sum_ac_a`. Those given are tried; without
     them, those of the loss itself where it can be seen (torch's cross-entropy with class weights or ignored targets),
     and then equal ones.
-
-    Parameters
-    ----------
-    evaluate : callable (indices) -> (loss, counts of all examples that its evaluation suggests)
-        Of some examples at once.
-    targets : ndarray, (n, ...)
-        Tell which examples are unlike each other.
-    given : ndarray (n,) or None
-        What the user says.
-    reduction : str
-        ``"mean"`` or ``"sum"``.
-    dtype : numpy.dtype
-        Precision of the loss.
-
-    Returns
-    -------
-    ndarray (n,) or None
-        With mean 1; None where all count the same.
-
-    Raises
-    ------
-    ArgumentError
-        If the loss is not a number, or the loss of the parts does not give the loss of all.
-    UnsupportedError
-        If the network or the loss cannot be evaluated.
     """
     counting = np.arange(len(targets)) if given is None else np.flatnonzero(given)
     few = counting[_unlike(targets[counting])]
@@ -107,28 +82,7 @@ def example_weights(
 
 
 def given_weights(weight: Any, targets: Any, n: int, reduction: str) -> Counts:
-    """Evaluate and check what a user says that each example counts.
-
-    Parameters
-    ----------
-    weight : array (n,), callable or None
-        The counts, or a function of the targets of all examples that gives them.
-    targets : array
-        Of all examples.
-    n : int
-        Examples.
-    reduction : str
-        ``"mean"`` or ``"sum"``.
-
-    Returns
-    -------
-    ndarray (n,) or None
-
-    Raises
-    ------
-    ArgumentError
-        If there is not one finite number of at least 0 per example, or the loss is a sum.
-    """
+    """Evaluate and check what a user says that each example counts."""
     if weight is None:
         return None
     if reduction == "sum":

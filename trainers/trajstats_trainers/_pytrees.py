@@ -14,27 +14,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
     The recorder and both adapters name weights by this one function. Mappings keep their own order, in which torch and
     checkpoints have them; JAX, where it flattens a tree or returns one from a compiled function, sorts keys.
-
-    Parameters
-    ----------
-    tree : mapping, list, tuple or pytree
-        Such as the parameters of a flax model, or ``dict(module.named_parameters())``.
-
-    Returns
-    -------
-    dict name -> array
-        Keys joined by dots, depth first. None has no leaves.
-
-    Raises
-    ------
-    ArgumentError
-        If two leaves would have one name.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> list(named_leaves({"hidden": {"w": np.zeros(2), "b": np.zeros(1)}, "out": [np.zeros(1)]}))
-    ['hidden.w', 'hidden.b', 'out.0']
     """
     named: dict[str, Any] = {}
     for path, leaf in _leaves(tree, ()):
@@ -47,23 +26,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def key_path(path: Sequence[Any]) -> tuple[str, ...]:
-    """Write the keys on a path of JAX as `named_leaves` does.
-
-    Parameters
-    ----------
-    path : sequence of key
-        As ``jax.tree_util.tree_flatten_with_path`` gives it.
-
-    Returns
-    -------
-    tuple of str
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> key_path([SimpleNamespace(key="w"), SimpleNamespace(idx=0), SimpleNamespace(name="scale")])
-    ('w', '0', 'scale')
-    """
+    """Write the keys on a path of JAX as `named_leaves` does."""
     return tuple(str(next(getattr(key, of) for of in ("key", "idx", "name") if hasattr(key, of))) for key in path)
 
 

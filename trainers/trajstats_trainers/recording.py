@@ -312,7 +312,7 @@ def sgd_settings(
     --------
     >>> sgd_settings(100, learning_rate=0.1, batch_size=10, l2=0.0, order="cyclic", framework="")["steps_per_epoch"]
     10
-    """  # noqa: DOC502 (raised by what it calls)
+    """
     return {
         "kind": "sgd",
         "learning_rate": learning_rate,

@@ -1,7 +1,5 @@
 """The command ``trajstats fit``: stores in, a saved fit and its summary out."""
 
-# ruff: noqa: DOC501  # the docstring of a command is its help text
-
 from __future__ import annotations
 
 from collections.abc import Callable

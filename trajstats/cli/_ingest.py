@@ -1,7 +1,5 @@
 """The command ``trajstats ingest``: a thin door to :func:`trajstats.data.ingest.into_store.ingest`."""
 
-# ruff: noqa: DOC501  # the docstring of a command is its help text
-
 from __future__ import annotations
 
 import warnings

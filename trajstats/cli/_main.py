@@ -93,13 +93,7 @@ for command in (analyze_command, fit_command, info_command, ingest_command, vali
 
 
 def run() -> NoReturn:
-    """Run the command line as a program: after Ctrl-C the process ends at once, whatever its threads are at.
-
-    Raises
-    ------
-    SystemExit
-        Always, with the exit code.
-    """
+    """Run the command line as a program: after Ctrl-C the process ends at once, whatever its threads are at."""
     try:
         main()
     except SystemExit as end:

@@ -32,18 +32,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one ob
 
 
 def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command ``--scheduler ADDRESS`` and ``--workers N``, and run it with dask set up accordingly.
-
-    Parameters
-    ----------
-    command : callable
-        The function of a click command.
-
-    Returns
-    -------
-    callable
-        The same, with two options more, which it does not get as arguments.
-    """
+    """Give a command ``--scheduler ADDRESS`` and ``--workers N``, and run it with dask set up accordingly."""
 
     @click.option("--scheduler", metavar="ADDRESS", help="Compute on the dask cluster at this address.")
     @click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Compute in N threads of this machine.")
@@ -61,24 +50,12 @@ def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(text: str) -> None:
-    """Print a line of a result.
-
-    Parameters
-    ----------
-    text : str
-        What to print; it may hold names from files.
-    """
+    """Print a line of a result."""
     click.echo(printable(text))
 
 
 def say_json(facts: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line.
-
-    Parameters
-    ----------
-    facts : mapping
-        What to print. NaN and infinities become null, which JSON lacks.
-    """
+    """Print one JSON object on one line."""
     click.echo(json.dumps(_plain(facts), allow_nan=False))
 
 
@@ -94,78 +71,32 @@ def _plain(value: Any) -> Any:
 
 def show_warning(
     message: Warning | str,
-    category: type[Warning],  # noqa: ARG001
-    filename: str,  # noqa: ARG001
-    lineno: int,  # noqa: ARG001
-    file: TextIO | None = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
-    """Print a warning as one line, in the signature of `warnings.showwarning`.
-
-    Parameters
-    ----------
-    message, category, filename, lineno, file, line
-        As there; only the message is shown.
-    """
+    """Print a warning as one line, in the signature of `warnings.showwarning`."""
     click.echo(f"Warning: {printable(str(message))}", err=True)
 
 
 @contextmanager
 def worded_warnings() -> Iterator[None]:
-    """Print warnings as lines without their place in the code.
-
-    Yields
-    ------
-    None
-        While they are.
-    """
+    """Print warnings as lines without their place in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         yield
 
 
 def printable(text: str) -> str:
-    r"""Make text fit for a terminal: no control characters from names in files, no credentials from URLs.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        The same text; control characters other than line breaks are written as escapes.
-
-    Examples
-    --------
-    >>> printable("a" + chr(27) + "[31m")
-    'a\\x1b[31m'
-    """
+    """Make text fit for a terminal: no control characters from names in files, no credentials from URLs."""
     shown = without_credentials(text)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
 
 
 def expression(ctx: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
-    """Check that an option is a regular expression.
-
-    Parameters
-    ----------
-    ctx, parameter
-        As click gives them.
-    text : str or None
-        The option.
-
-    Returns
-    -------
-    str or None
-        The same.
-
-    Raises
-    ------
-    click.BadParameter
-        If it is none.
-    """
+    """Check that an option is a regular expression."""
     try:
         re.compile(text or "")
     except re.error as error:

@@ -12,23 +12,7 @@ from trajstats.errors import ArgumentError, unknown
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Take an array of any framework as a NumPy array; torch's bfloat16, which NumPy lacks, as the same float32.
-
-    Parameters
-    ----------
-    array : array
-        A NumPy array, a torch tensor, a JAX array or a nested list.
-
-    Returns
-    -------
-    ndarray
-        Its values.
-
-    Raises
-    ------
-    ArgumentError
-        If it is lazy (a dask array) or is not made of real numbers.
-    """
+    """Take an array of any framework as a NumPy array; torch's bfloat16, which NumPy lacks, as the same float32."""
     if hasattr(array, "dask"):
         msg = "a dask array is not written by append; use append_from(path, dataset), or .compute() it"
         raise ArgumentError(msg)
@@ -44,25 +28,7 @@ def to_numpy(array: Any) -> np.ndarray:
 
 
 def ordered_arrays(weights: Any, layers: Mapping[str, tuple[int, ...]]) -> list[np.ndarray]:
-    """Take the weights of a row: all layers by name, in the order of `layers`, or the flat vector.
-
-    Parameters
-    ----------
-    weights : mapping name -> array, or array (parameter,)
-        What the user gave.
-    layers : mapping name -> shape
-        Layers of the run.
-
-    Returns
-    -------
-    list of ndarray
-        One array a layer, or the flat vector alone.
-
-    Raises
-    ------
-    ArgumentError
-        If a layer is missing, is not one of the run, or has another shape.
-    """
+    """Take the weights of a row: all layers by name, in the order of `layers`, or the flat vector."""
     if isinstance(weights, Mapping):
         if missing := [name for name in layers if name not in weights]:
             raise ArgumentError(unknown("layer", missing[0], weights, do=f"The run has layers {list(layers)}."))

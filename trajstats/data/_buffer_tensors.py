@@ -1,7 +1,5 @@
 """The tensors among the buffers of a run: their names, shapes and types, and their bytes, exactly."""
 
-# ruff: noqa: DOC201, DOC402, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import json
@@ -25,21 +23,11 @@ MAX_TENSORS = 1_000_000
 
 @dataclass(frozen=True)
 class BufferTensor:
-    """One tensor among the buffers of a run.
+    """One tensor among the buffers of a run."""
 
-    Parameters
-    ----------
-    name : str
-        Name of the tensor.
-    shape : tuple of int
-        Its shape.
-    dtype : str
-        Its own type, one of `BUFFER_TYPES`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+    name: str  # Name of the tensor
+    shape: tuple[int, ...]  # Its shape
+    dtype: str  # Its own type, one of `BUFFER_TYPES`
 
     @property
     def size(self) -> int:
@@ -141,7 +129,7 @@ def _exactly(array: np.ndarray, tensor: BufferTensor, kind: np.dtype[Any]) -> np
     with np.errstate(invalid="ignore", over="ignore"):
         made = array.astype(kind)
         back = made.astype(array.dtype)
-    same = (back == array) | ((array != array) & (back != back))  # noqa: PLR0124  # NaN stays NaN
+    same = (back == array) | ((array != array) & (back != back))  # NaN stays NaN
     if not same.all():
         first = array.reshape(-1)[int(np.argmin(same))]
         msg = (

@@ -1,7 +1,5 @@
 """Buffers: what a network keeps beside its parameters and does not train, in its own types."""
 
-# ruff: noqa: DOC201, DOC402, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import re
@@ -71,26 +69,6 @@ def is_buffer(name: str, dtype: Any, shape: Sequence[int]) -> bool:
     Buffers are integer and boolean tensors, and floating ones with the names that frameworks give to running
     statistics, attention masks, rotary frequencies and the vectors of spectral norm. A reader that knows better from
     the file (a collection ``batch_stats``, a list of non-trainable weights) does not need to ask.
-
-    Parameters
-    ----------
-    name : str
-        Name of the tensor, as its framework gives it.
-    dtype : str or dtype
-        Its type; of NumPy, torch or JAX.
-    shape : sequence of int
-        Its shape.
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
-    >>> is_buffer("bn1.running_mean", "float32", (64,)), is_buffer("bn1.weight", "float32", (64,))
-    (True, False)
-    >>> is_buffer("h.0.attn.bias", "float32", (1, 1, 1024, 1024)), is_buffer("h.0.attn.bias", "float32", (768,))
-    (True, False)
     """
     if type_name(dtype).startswith(("int", "uint", "bool", "qint", "quint")):
         return True
@@ -192,33 +170,7 @@ def tensors_of(trajectory: xr.Dataset) -> list[BufferTensor]:
 
 
 def buffers_at(trajectory: xr.Dataset, replica_index: int, step_index: int) -> dict[str, np.ndarray]:
-    """Read the buffers of one checkpoint, in their own types and shapes.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A trajectory.
-    replica_index, step_index : int
-        Positions along `replica` and `step`.
-
-    Returns
-    -------
-    dict name -> ndarray
-        In the order they were recorded; bfloat16 as the equal float32; empty if the trajectory has no buffers.
-
-    Raises
-    ------
-    SchemaError
-        If the buffers are not whole: selected along `buffer`, or filled with NaN where they were integers.
-
-    Examples
-    --------
-    >>> from trajstats.data.schema import trajectory_dataset
-    >>> state = {"bn.running_mean": np.ones((3, 2), "float32"), "bn.num_batches_tracked": np.arange(3)}
-    >>> run = trajectory_dataset(np.zeros((3, 4)), step=[0, 1, 2], buffers=state)
-    >>> buffers_at(run, 0, 2)
-    {'bn.running_mean': array([1., 1.], dtype=float32), 'bn.num_batches_tracked': array(2)}
-    """
+    """Read the buffers of one checkpoint, in their own types and shapes."""
     tensors = tensors_of(trajectory)
     if not tensors:
         return {}

@@ -1,7 +1,5 @@
 """Which clock times are given in, and how results carry it."""
 
-# ruff: noqa: DOC201, DOC501  # helpers: one line says what each returns and refuses
-
 from __future__ import annotations
 
 import json
@@ -26,14 +24,6 @@ def default_clock(run: xr.Dataset | xr.DataArray, /) -> str:
 
     Proportional means to rounding, and up to one step of offset (the first learning rate counted at step 0 or at
     step 1). A proper time that never advances says nothing.
-
-    Examples
-    --------
-    >>> from trajstats.data.schema import trajectory_dataset
-    >>> step = np.arange(1, 5)
-    >>> make = lambda clock: trajectory_dataset(np.zeros((4, 2)), step=step, clocks={"proper_time": clock})
-    >>> default_clock(make(0.1 * step)), default_clock(make(np.cumsum(1 / step)))
-    ('step', 'proper_time')
     """
     stored = run.coords if isinstance(run, xr.DataArray) else run.variables
     if PROPER_TIME not in stored or STEP not in run.dims or STEP not in run[PROPER_TIME].dims:

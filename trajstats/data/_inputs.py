@@ -23,21 +23,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument must be.
+    """What an argument must be."""
 
-    Attributes
-    ----------
-    name : str
-        With its article, for messages.
-    fits : callable (object) -> bool
-        Whether an object is one; cheap, computes nothing.
-    remedy : str
-        How to get one.
-    """
-
-    name: str
-    fits: Callable[[Any], bool]
-    remedy: str
+    name: str  # With its article, for messages
+    fits: Callable[[Any], bool]  # Whether an object is one; cheap, computes nothing
+    remedy: str  # How to get one
 
 
 def _has(*names: str, dims: tuple[str, ...] = ()) -> Callable[[Any], bool]:
@@ -154,23 +144,7 @@ def _library(obj: Any) -> str:
 
 
 def describe(obj: Any) -> str:
-    """Say what an object is, for an error message.
-
-    Parameters
-    ----------
-    obj : object
-        Anything.
-
-    Returns
-    -------
-    str
-        With its article, such as ``"a trajectory"``.
-
-    Examples
-    --------
-    >>> describe("run.zarr"), describe([1, 2])
-    ("the path 'run.zarr'", 'a list')
-    """
+    """Say what an object is, for an error message."""
     if isinstance(obj, str | Path):
         return f"the path {str(obj)[:80]!r}"
     if obj is None:
@@ -190,27 +164,7 @@ def describe(obj: Any) -> str:
 
 
 def accepts(*kinds: Kind | tuple[Kind, ...]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the leading arguments of a public function before any work.
-
-    Parameters
-    ----------
-    *kinds : Kind or tuple of Kind
-        What each of the leading arguments must be; of several, any.
-
-    Returns
-    -------
-    callable
-        A decorator. The decorated function raises ArgumentError with one sentence that names the fix.
-
-    Examples
-    --------
-    >>> @accepts(TRAJECTORY)
-    ... def count(trajectory): ...
-    >>> count("run.zarr")
-    Traceback (most recent call last):
-    trajstats.errors.ArgumentError: count: trajectory must be a trajectory; got the path 'run.zarr'. Open one with
-    open_trajectory(path), then call count(trajectory).
-    """
+    """Check the leading arguments of a public function before any work."""
     wanted = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

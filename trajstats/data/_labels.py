@@ -273,18 +273,6 @@ def label(result: T, estimator: str = "") -> T:
 
     What the table says of an estimator's variable replaces whatever the arithmetic left; of the rest, only what lacks a
     name or units is given the common one, so that units of a clock stay.
-
-    Parameters
-    ----------
-    result : DataArray or Dataset
-        A result or a trajectory.
-    estimator : str
-        Public name of the function that made it.
-
-    Returns
-    -------
-    DataArray or Dataset
-        The same object.
     """
     own = BY_ESTIMATOR.get(estimator, {})
     names = result.coords if isinstance(result, xr.DataArray) else result.variables

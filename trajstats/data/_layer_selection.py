@@ -26,22 +26,6 @@ def cut_to_layers(trajectory: xr.Dataset) -> xr.Dataset:
     """Cut `parameter` to the layers that a selection along `layer` left.
 
     xarray selects along `layer` the coordinates only; `parameter` has no label by layer and stays whole.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        With ``layer_stop`` and, where layers were selected, ``layer_shape``.
-
-    Returns
-    -------
-    xarray.Dataset
-        The same where all layers are there in order; else one whose `parameter` holds the layers left, in their order,
-        and whose ``layer_stop`` says so. Lazy.
-
-    Raises
-    ------
-    SchemaError
-        If the bounds of the layers left cannot be known, or lie outside `parameter`.
     """
     if trajectory[LAYER].dims == ():
         trajectory = _with_dim(trajectory)

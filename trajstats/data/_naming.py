@@ -7,23 +7,7 @@ from collections.abc import Iterable
 
 
 def natural_key(name: object) -> list[tuple[int, int, str]]:
-    """Make a sort key that counts: ``step9`` before ``step10``.
-
-    Parameters
-    ----------
-    name : str or path
-        A name.
-
-    Returns
-    -------
-    list
-        A key for `sorted`.
-
-    Examples
-    --------
-    >>> sorted(["step10", "step9"], key=natural_key)
-    ['step9', 'step10']
-    """
+    """Make a sort key that counts: ``step9`` before ``step10``."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", str(name)) if part]
 
 
@@ -46,23 +30,7 @@ _PYTREE_KEY = re.compile(r"""\[(?:'([^']*)'|"([^"]*)"|(?:<flat index )?([0-9]+)>
 
 
 def plain_name(name: str) -> str:
-    """Take wrappers out of the name of a weight, so that the names of one weight in two programs can be compared.
-
-    Parameters
-    ----------
-    name : str
-        Name of a tensor, with dots or slashes between its parts, or as JAX writes a path of keys.
-
-    Returns
-    -------
-    str
-        The parts joined by dots: without inner wrappers (`INNER_WRAPPERS`), and without leading ones (`WRAPPERS`).
-
-    Examples
-    --------
-    >>> plain_name("module._orig_mod.fc.weight"), plain_name("params/Dense_0/kernel"), plain_name("['hidden']['b'][0]")
-    ('fc.weight', 'Dense_0.kernel', 'hidden.b.0')
-    """
+    """Take wrappers out of the name of a weight, so that the names of one weight in two programs can be compared."""
     name = _PYTREE_KEY.sub(lambda key: "." + next(part for part in key.groups() if part is not None), str(name))
     parts = [part for part in name.replace("/", ".").split(".") if part and part not in INNER_WRAPPERS]
     start = 0
@@ -72,24 +40,7 @@ def plain_name(name: str) -> str:
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Take wrappers out of the names of all tensors of one checkpoint.
-
-    Parameters
-    ----------
-    names : iterable of str
-        All names, dotted.
-
-    Returns
-    -------
-    dict name -> str
-        Each name without `INNER_WRAPPERS`, and without a ``module`` that leads all of them. Names stay as they are
-        where two would become equal. Other leading words, such as ``model``, are part of a name.
-
-    Examples
-    --------
-    >>> without_wrappers(["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
-    {'module._orig_mod.fc.weight': 'fc.weight', 'module._orig_mod.fc.bias': 'fc.bias'}
-    """
+    """Take wrappers out of the names of all tensors of one checkpoint."""
     names = list(names)
     parts = [[part for part in name.split(".") if part not in INNER_WRAPPERS] for name in names]
     while parts and all(len(p) > 1 and p[0] == "module" for p in parts):

@@ -14,23 +14,7 @@ _ALIKE = 1e-6
 
 
 def copied_rows(values: np.ndarray) -> list[tuple[int, int]]:
-    """Find rows that are copies of an earlier row, exactly or up to rounding.
-
-    Parameters
-    ----------
-    values : ndarray, (replica, ...)
-        Measured values of each replica; a row of zeros or constants says nothing and is no copy.
-
-    Returns
-    -------
-    list of (int, int)
-        Each copy with the first row that it equals.
-
-    Examples
-    --------
-    >>> copied_rows(np.array([[1.0, 2.0], [1.0, 2.1], [1.0, 2.0]]))
-    [(2, 0)]
-    """
+    """Find rows that are copies of an earlier row, exactly or up to rounding."""
     rows = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     usable = np.isfinite(rows)
     found: list[tuple[int, int]] = []
@@ -48,26 +32,7 @@ def copied_rows(values: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copies_message(copies: Sequence[tuple[int, int]], labels: Sequence[Any], what: str = "replica") -> str:
-    """Word an error about replicas that are copies.
-
-    Parameters
-    ----------
-    copies : sequence of (int, int)
-        Of `copied_rows`.
-    labels : sequence
-        Label of each row.
-    what : str
-        What a row is.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> copies_message([(2, 0)], [7, 8, 9])  # doctest: +ELLIPSIS
-    'replica 9 is a copy of replica 7: copies are no independent runs, ... Keep one of each.'
-    """
+    """Word an error about replicas that are copies."""
     shown = "; ".join(f"{what} {labels[later]} is a copy of {what} {labels[first]}" for later, first in copies[:5])
     more = f"; {len(copies) - 5} more" if len(copies) > 5 else ""
     return f"{shown}{more}: copies are no independent runs, and errors over them would be 0. Keep one of each."
@@ -77,20 +42,6 @@ def joined_attrs(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the attributes of runs: what is the same stays, what differs becomes a JSON list in the order of the runs.
 
     Settings kept as a JSON object are joined key by key.
-
-    Parameters
-    ----------
-    attrs : sequence of mapping
-        Attributes of each run.
-
-    Returns
-    -------
-    dict
-
-    Examples
-    --------
-    >>> joined_attrs([{"seed": 1, "net": '{"width": 5, "seed": 1}'}, {"seed": 2, "net": '{"width": 5, "seed": 2}'}])
-    {'seed': '[1, 2]', 'net': '{"width": 5, "seed": [1, 2]}'}
     """
     names = dict.fromkeys(name for one in attrs for name in one)
     joined = {name: _joined([_parsed(one.get(name)) for one in attrs]) for name in names}

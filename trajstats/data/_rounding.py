@@ -20,32 +20,6 @@ def rounding_floor(values: np.ndarray, stops: np.ndarray, source_dtype: str, *, 
     A number rounded to nearest carries an error of variance :math:`u^2/12`, with :math:`u` its unit in the last place.
     The floor of the mean squared displacement of a layer between two rows is the sum of the two rows' means,
     about :math:`\langle u^2\rangle/6`.
-
-    Parameters
-    ----------
-    values : ndarray, (columns,), float16, float32 or float64
-        A stretch of one row.
-    stops : ndarray of int, (layer,)
-        End of each layer along `parameter`.
-    source_dtype : str
-        Type the numbers were rounded to: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
-    start : int
-        Index of ``values[0]`` along `parameter`.
-
-    Returns
-    -------
-    ndarray of float64, (layer,)
-        Sum (not mean) of :math:`u^2/12` over the weights of `values` in each layer.
-
-    Raises
-    ------
-    ArgumentError
-        If `source_dtype` is not one of the four.
-
-    Examples
-    --------
-    >>> rounding_floor(np.ones(3, "float32"), np.array([1, 3]), "bfloat16") * 12 * 2**14
-    array([1., 2.])
     """
     if source_dtype not in FORMATS:
         raise ArgumentError(unknown("source type", source_dtype, FORMATS))
@@ -94,17 +68,6 @@ def _sum_by_layer(bits: Any, shift: int, table: Any, ends: Any, total: Any) -> N
 
 
 def source_type(arrays: list[Any]) -> str:
-    """Name the coarsest floating type among arrays, as it was before any conversion.
-
-    Parameters
-    ----------
-    arrays : list of array
-        NumPy arrays, or anything with a ``dtype`` whose name ends in one of the known types.
-
-    Returns
-    -------
-    str
-        ``"bfloat16"``, ``"float16"``, ``"float32"`` or ``"float64"``.
-    """
+    """Name the coarsest floating type among arrays, as it was before any conversion."""
     names = {str(getattr(array, "dtype", "float64")).rpartition(".")[2] for array in arrays}
     return next((name for name in ("bfloat16", "float16", "float32") if name in names), "float64")

@@ -1,7 +1,5 @@
 """Where a trajectory holds NaN or infinity: every value is looked at once, block by block."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 from typing import Any

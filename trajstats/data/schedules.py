@@ -1,7 +1,5 @@
 """When to record, and which of the recorded pairs to look at, on which clock."""
 
-# ruff: noqa: DOC502  # what the checks called raise is part of what these promise
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -258,21 +256,7 @@ def _rounded(time: float, clock: str) -> float:
 
 
 def is_saved(times: np.ndarray, wanted: float, clock: str) -> bool:
-    """Tell whether a time was saved, to within the rounding of its clock.
-
-    Parameters
-    ----------
-    times : ndarray, (n,)
-        Saved times.
-    wanted : float
-        A time.
-    clock : str
-        Clock of both.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a time was saved, to within the rounding of its clock."""
     slack = 0.0 if clock == STEP else ROUNDING * abs(wanted)
     return bool((np.abs(times - wanted) <= slack).any())
 

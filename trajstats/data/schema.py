@@ -38,25 +38,7 @@ STORED_DTYPES = ("float16", "float32", "float64")
 
 
 def layer_kind(name: str, shape: Sequence[int]) -> str:
-    """Guess what a tensor is from its name and shape.
-
-    Parameters
-    ----------
-    name : str
-        Name of the tensor, as its framework gives it.
-    shape : sequence of int
-        Its shape.
-
-    Returns
-    -------
-    str
-        ``"weight"``, ``"bias"``, ``"norm"`` or ``"other"``.
-
-    Examples
-    --------
-    >>> layer_kind("layers.0.weight", (5, 784)), layer_kind("bn1.weight", (5,)), layer_kind("out.bias", (10,))
-    ('weight', 'norm', 'bias')
-    """
+    """Guess what a tensor is from its name and shape."""
     parts = name.lower().replace("/", ".").split(".")
     leaf = parts[-1]
     if any(part.startswith(("bn", "ln", "norm", "batchnorm", "layernorm")) or "norm" in part for part in parts):
@@ -145,18 +127,7 @@ def trajectory_dataset(
 
 
 def layer_coords(layers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Turn a mapping name -> shape into the coordinates along `layer`.
-
-    Parameters
-    ----------
-    layers : mapping name -> shape
-        Layers in the order of `parameter`.
-
-    Returns
-    -------
-    dict
-        ``layer``, ``layer_stop``, ``layer_shape`` (JSON text) and ``layer_kind``.
-    """
+    """Turn a mapping name -> shape into the coordinates along `layer`."""
     sizes = [math.prod(shape) for shape in layers.values()]
     return {
         LAYER: np.array(list(layers), dtype=object),
@@ -167,18 +138,7 @@ def layer_coords(layers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def as_attrs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make attributes storable: text and numbers stay, everything else becomes JSON text.
-
-    Parameters
-    ----------
-    values : mapping
-        Attributes of any JSON-able kind.
-
-    Returns
-    -------
-    dict
-        The same keys with text, int or float values.
-    """
+    """Make attributes storable: text and numbers stay, everything else becomes JSON text."""
     return {
         str(key): value if isinstance(value, str | int | float) else json.dumps(value, default=_jsonable)
         for key, value in values.items()
@@ -277,32 +237,7 @@ def check_trajectory(trajectory: Any, *, sketched: bool = False) -> xr.Dataset:
 
 
 def layer_slices(trajectory: xr.Dataset, layers: Sequence[str] | None = None) -> dict[str, slice]:
-    """Give the range of each layer along `parameter`.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A trajectory.
-    layers : sequence of str, optional
-        Names to keep; all layers if not given.
-
-    Returns
-    -------
-    dict name -> slice
-        In the order of `parameter` (or in the order asked for).
-
-    Raises
-    ------
-    ArgumentError
-        If a name is not a layer of the trajectory.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> run = trajectory_dataset(np.zeros((2, 6)), step=[0, 1], layers={"w": (2, 2), "b": (2,)})
-    >>> layer_slices(run)
-    {'w': slice(0, 4, None), 'b': slice(4, 6, None)}
-    """
+    """Give the range of each layer along `parameter`."""
     names = [str(name) for name in trajectory[LAYER].values]
     stops = trajectory["layer_stop"].values.tolist()
     every = {name: slice(start, stop) for name, start, stop in zip(names, [0, *stops[:-1]], stops, strict=True)}
@@ -315,42 +250,13 @@ def layer_slices(trajectory: xr.Dataset, layers: Sequence[str] | None = None) ->
 
 
 def layer_shapes(trajectory: xr.Dataset) -> dict[str, tuple[int, ...]]:
-    """Give the shape of each layer.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A trajectory.
-
-    Returns
-    -------
-    dict name -> tuple of int
-        In the order of `parameter`.
-    """
+    """Give the shape of each layer."""
     shapes = shapes_from_json(trajectory["layer_shape"].values)
     return {str(name): shape for name, shape in zip(trajectory[LAYER].values, shapes, strict=True)}
 
 
 def clock_values(trajectory: xr.Dataset, clock: str = "step") -> np.ndarray:
-    """Read one clock of a trajectory.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A trajectory.
-    clock : str
-        ``"step"``, ``"epoch"``, ``"proper_time"`` or any other coordinate along `step`.
-
-    Returns
-    -------
-    ndarray, (step,)
-        float64, except ``"step"`` itself which stays int64.
-
-    Raises
-    ------
-    ArgumentError
-        If the trajectory has no such clock, or its replicas have different ones.
-    """
+    """Read one clock of a trajectory."""
     if clock in CLOCKS and clock in trajectory.data_vars and trajectory[clock].dims == (REPLICA, STEP):
         return _shared_clock(trajectory, clock)
     known = [str(name) for name, coord in trajectory.coords.items() if coord.dims == (STEP,)]
@@ -384,30 +290,7 @@ def annotate(
     source: str,
     **more: Any,
 ) -> Any:
-    """Label a result with what it is and how it was made.
-
-    Parameters
-    ----------
-    result : DataArray or Dataset
-        What an estimator computed.
-    name : str
-        Name of the result (for a DataArray).
-    long_name, units : str
-        For axes and tables; a dimensionless result has units ``"1"``.
-    estimator : str
-        Public name of the function.
-    arguments : mapping
-        Its arguments, stored as JSON.
-    source : str
-        ``uid`` of the trajectory.
-    **more
-        Further attributes.
-
-    Returns
-    -------
-    DataArray or Dataset
-        The same object, labelled.
-    """
+    """Label a result with what it is and how it was made."""
     if result.attrs.get("estimator", estimator) != estimator:
         result.attrs = {}  # newer xarray keeps the attributes of what a result was computed from
     result.attrs.update(

@@ -7,8 +7,6 @@ sketch does not depend on the platform or on the order of layers. With :math:`\d
 :math:`\frac2k(|\delta|_2^4-|\delta|_4^4)` for `k` buckets.
 """
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import hashlib
@@ -273,13 +271,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
 
 
 def hash_self_test() -> None:
-    """Check the hash on this machine against the numbers it was published with.
-
-    Raises
-    ------
-    SchemaError
-        If they differ: sketches of this machine could not be compared with those of others.
-    """
+    """Check the hash on this machine against the numbers it was published with."""
     got = [int(x) for x in _keys(np.uint64(0), 0, 2)]
     known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]  # splitmix64 from seed 0
     if got != known:
@@ -288,23 +280,7 @@ def hash_self_test() -> None:
 
 
 def check_sketch(trajectory: xr.Dataset) -> xr.Dataset:
-    """Check that a dataset is a sketched trajectory.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        What should hold ``sketch`` (replica, step, hash, bucket).
-
-    Returns
-    -------
-    xarray.Dataset
-        The same dataset with its coordinates in memory.
-
-    Raises
-    ------
-    SchemaError
-        If it is not.
-    """
+    """Check that a dataset is a sketched trajectory."""
     trajectory = check_trajectory(trajectory, sketched=True)
     if SKETCH not in trajectory:
         msg = "this trajectory holds weights, not sketches; use msd(trajectory, pairs)"

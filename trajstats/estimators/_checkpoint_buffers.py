@@ -1,7 +1,5 @@
 """Match the buffers of a run with those of a network, and give the network those of one checkpoint."""
 
-# ruff: noqa: DOC201  # inside the package: one line says what a function returns
-
 from __future__ import annotations
 
 import dataclasses
@@ -25,25 +23,7 @@ _CONSTANT = (
 
 
 def in_buffers_of(network: Network, trajectory: xr.Dataset) -> xr.Dataset:
-    """Check that a run's buffers fit a network, and name them as the network does.
-
-    Parameters
-    ----------
-    network : Network
-        A network; one without ``with_buffers`` keeps what it has, with a warning.
-    trajectory : xarray.Dataset
-        A checked trajectory.
-
-    Returns
-    -------
-    xarray.Dataset
-        The trajectory, with those buffers alone that the network takes.
-
-    Raises
-    ------
-    SchemaError
-        If a buffer of the run has no partner in the network, or one of another shape.
-    """
+    """Check that a run's buffers fit a network, and name them as the network does."""
     tensors = tensors_of(trajectory)
     own: Mapping[str, Shape] = {str(k): tuple(v) for k, v in getattr(network, "buffers", {}).items()}
     moving = {name: shape for name, shape in own.items() if not _leaf(name).endswith(_COUNTERS + _CONSTANT)}

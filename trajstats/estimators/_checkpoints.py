@@ -18,55 +18,13 @@ from trajstats.network import CURVATURE_KINDS, CurvatureKind, Network
 
 
 def match_network(network: Network, trajectory: Any) -> tuple[Network, xr.Dataset]:
-    """Bring a network and a run together: the one place that decides whether they fit.
-
-    Parameters
-    ----------
-    network : Network
-        The run's network.
-    trajectory : xarray.Dataset
-        A trajectory.
-
-    Returns
-    -------
-    network : Network
-        As a function of the run's flat vector: what it takes and returns is in the order of the run's layers.
-    trajectory : xarray.Dataset
-        Checked, its buffers named as the network names them.
-
-    Raises
-    ------
-    SchemaError
-        If the layers or the buffers of the two differ by name or shape.
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """Bring a network and a run together: the one place that decides whether they fit."""
     trajectory = check_trajectory(trajectory)
     return in_order_of(network, trajectory), in_buffers_of(network, trajectory)
 
 
 def one_checkpoint(network: Network, weights: Any) -> tuple[Network, np.ndarray]:
-    """Bring a network and the weights of one checkpoint together.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    weights : xarray.Dataset, mapping name -> array, or array (n_parameters,)
-        A checkpoint of a run, its weights (and buffers) by name, or a vector in the order of the network.
-
-    Returns
-    -------
-    network : Network
-        With the checkpoint's buffers, as a function of the vector.
-    weights : ndarray, (n_parameters,)
-        The vector.
-
-    Raises
-    ------
-    ArgumentError
-        If there are several checkpoints, or an array of a run without its layers.
-    SchemaError
-        If the weights do not fit the network.
-    """
+    """Bring a network and the weights of one checkpoint together."""
     if isinstance(weights, xr.DataArray):
         msg = "an array of a run does not say where its layers are; give the checkpoint: run.sel(replica=..., step=...)"
         raise ArgumentError(msg)
@@ -95,31 +53,7 @@ def one_checkpoint(network: Network, weights: Any) -> tuple[Network, np.ndarray]
 def select_checkpoints(
     network: Network, trajectory: xr.Dataset, steps: Sequence[int] | None
 ) -> tuple[Network, xr.Dataset]:
-    """Match a network with a trajectory (`match_network`) and select the steps asked for.
-
-    Parameters
-    ----------
-    network : Network
-        The run's network.
-    trajectory : xarray.Dataset
-        A trajectory.
-    steps : sequence of int, optional
-        Saved steps; all if None.
-
-    Returns
-    -------
-    network : Network
-        As a function of the run's flat vector.
-    trajectory : xarray.Dataset
-        The trajectory at those steps, still lazy.
-
-    Raises
-    ------
-    ArgumentError
-        If a step was not saved (the nearest is named).
-    SchemaError
-        If the layers of the two differ by name or shape.
-    """  # noqa: DOC502 (some raised by the checks it calls)
+    """Match a network with a trajectory (`match_network`) and select the steps asked for."""
     network, trajectory = match_network(network, trajectory)
     if steps is None:
         return network, trajectory
@@ -137,22 +71,7 @@ def select_checkpoints(
 
 
 def walk(network: Network, trajectory: xr.Dataset) -> Iterator[tuple[tuple[int, int], Network, np.ndarray]]:
-    """Read one checkpoint after the other.
-
-    Parameters
-    ----------
-    network, trajectory
-        As `select_checkpoints` returns them.
-
-    Yields
-    ------
-    (replica index, step index), the network with its buffers, weights (parameter,) in float64
-
-    Raises
-    ------
-    NonFiniteError
-        If a checkpoint holds NaN or infinity.
-    """
+    """Read one checkpoint after the other."""
     for r in range(trajectory.sizes[REPLICA]):
         for s in range(trajectory.sizes[STEP]):
             weights = np.asarray(trajectory[WEIGHTS].isel({REPLICA: r, STEP: s}).values, dtype=np.float64)
@@ -175,28 +94,7 @@ def _dataset_of(weights: Mapping[str, Any]) -> xr.Dataset:
 
 
 def check_inputs(network: Network, inputs: Any, what: str) -> np.ndarray:
-    """Check an array of network inputs.
-
-    Parameters
-    ----------
-    network : Network
-        Gives the size of one input.
-    inputs : array, (n, ...)
-        Examples along the first axis.
-    what : str
-        Name of the argument, for the message.
-
-    Returns
-    -------
-    ndarray
-
-    Raises
-    ------
-    ArgumentError
-        If there is none, or their size is not the network's.
-    NonFiniteError
-        If a value is NaN or infinite.
-    """
+    """Check an array of network inputs."""
     inputs = np.asarray(inputs)
     if inputs.ndim < 2 or len(inputs) == 0 or inputs[0].size != network.n_inputs:
         msg = (
@@ -210,22 +108,7 @@ def check_inputs(network: Network, inputs: Any, what: str) -> np.ndarray:
 
 
 def check_choice(kind: str, given: str, allowed: Sequence[str]) -> None:
-    """Refuse a name that is not allowed.
-
-    Parameters
-    ----------
-    kind : str
-        What the name stands for.
-    given : str
-        What was given.
-    allowed : sequence of str
-        What is allowed.
-
-    Raises
-    ------
-    ArgumentError
-        If `given` is not among `allowed`.
-    """
+    """Refuse a name that is not allowed."""
     if given not in allowed:
         raise ArgumentError(unknown(kind, given, allowed))
 
@@ -242,25 +125,7 @@ def chosen_rows(trajectory: xr.Dataset, steps: Sequence[int] | None) -> list[int
 
 
 def saved_rows(trajectory: xr.Dataset, steps: np.ndarray) -> np.ndarray:
-    """Find the rows of saved steps.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    steps : ndarray of int
-        Optimiser steps.
-
-    Returns
-    -------
-    ndarray of int
-        Rows along `step`.
-
-    Raises
-    ------
-    ArgumentError
-        If a step was not saved; the nearest is named.
-    """
+    """Find the rows of saved steps."""
     saved = trajectory[STEP].values
     rows = np.minimum(np.searchsorted(saved, steps), saved.size - 1)
     if (missing := saved[rows] != steps).any():
@@ -286,33 +151,7 @@ def checked(
     layers: Sequence[str] | None,
     rng: int | np.random.Generator,
 ) -> tuple[Network, xr.Dataset, list[int], np.ndarray | None, int]:
-    """Standardise what every curvature estimator is given.
-
-    Parameters
-    ----------
-    network, trajectory, steps, kind, layers, rng
-        As in `hessian_spectrum`.
-
-    Returns
-    -------
-    network : Network
-        As a function of the run's flat vector.
-    trajectory : xarray.Dataset
-        Checked.
-    rows : list of int
-        Rows of `steps`.
-    selection : ndarray of int or None
-        Parameters of `layers`.
-    entropy : int
-        Seed.
-
-    Raises
-    ------
-    ArgumentError
-        If an argument is not allowed.
-    SchemaError
-        If the layers of network and trajectory differ.
-    """  # noqa: DOC502 (some raised by the checks it calls)
+    """Standardise what every curvature estimator is given."""
     network, trajectory = match_network(network, trajectory)
     if kind not in CURVATURE_KINDS:
         raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
@@ -334,18 +173,7 @@ def checked(
 
 
 def at_least_one(**counts: int) -> None:
-    """Check counts.
-
-    Parameters
-    ----------
-    **counts : int
-        Argument name -> value.
-
-    Raises
-    ------
-    ArgumentError
-        If a value is not an integer of at least 1.
-    """
+    """Check counts."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             msg = f"{name}={value!r}: give an integer of at least 1"

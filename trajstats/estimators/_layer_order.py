@@ -1,7 +1,5 @@
 """Match the layers of a run and of a network by name and shape, and let the network work in the run's order."""
 
-# ruff: noqa: DOC201  # inside the package: one line says what a function returns
-
 from __future__ import annotations
 
 import math
@@ -30,24 +28,6 @@ def in_order_of(network: Network, trajectory: xr.Dataset) -> Network:
     """Check that a network has the layers of a run, and return it as a function of the run's flat vector.
 
     Layers are matched by name and shape, never by position; wrappers in front of names (`plain_name`) do not count.
-
-    Parameters
-    ----------
-    network : Network
-        A network. Without ``layers`` its flat vector is taken to be the run's, with a warning where the run has
-        several layers.
-    trajectory : xarray.Dataset
-        A checked trajectory.
-
-    Returns
-    -------
-    Network
-        The same network where the orders agree; otherwise one that reorders what it takes and what it returns.
-
-    Raises
-    ------
-    SchemaError
-        If the layers differ, or one of the two has no names to compare.
     """
     run, own = _run_layers(trajectory), _network_layers(network)
     total = trajectory.sizes[PARAMETER]
@@ -72,28 +52,7 @@ def in_order_of(network: Network, trajectory: xr.Dataset) -> Network:
 
 
 def match_names(given: Iterable[str], own: Iterable[str], tied: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Find the names of a network that names of a run stand for.
-
-    Parameters
-    ----------
-    given : iterable of str
-        Names in the run.
-    own : iterable of str
-        Names in the network.
-    tied : mapping, optional
-        Further names of the network's tensors, with the one of `own` that each stands for.
-
-    Returns
-    -------
-    dict
-        Name in the run -> name in the network, for those that have a partner: by the names as they are, or, where not
-        all of these agree, by `plain_name`.
-
-    Examples
-    --------
-    >>> match_names(["module.b", "module.w"], ["w", "b"])
-    {'module.b': 'b', 'module.w': 'w'}
-    """
+    """Find the names of a network that names of a run stand for."""
     given, own = list(given), list(own)
     best: dict[str, str] = {}
     for spell in (str, plain_name):
@@ -122,19 +81,7 @@ def listed(layers: Mapping[str, Shape | None]) -> str:
 
 
 class Reordered:
-    """A network as a function of flat vectors whose layers have another order.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    layers : mapping name -> shape
-        Layers of the vectors that this one takes.
-    inward : list of slice
-        Parts of a given vector in the network's order.
-    outward : list of slice
-        Parts of the network's vector in the order of the given ones.
-    """
+    """A network as a function of flat vectors whose layers have another order."""
 
     def __init__(
         self, network: Network, layers: Mapping[str, Shape], inward: list[slice], outward: list[slice]

@@ -12,29 +12,6 @@ def runs_into(name: str, draws: np.ndarray, prior: tuple[float, float], ends: st
     """Word it when a posterior runs into the prior of its coefficient.
 
     It does where its 2.5 % or 97.5 % quantile lies within 2 % of the prior's range of an end.
-
-    Parameters
-    ----------
-    name : str
-        Coefficient.
-    draws : ndarray
-        Its draws.
-    prior : (float, float)
-        Bounds.
-    ends : str
-        ``"both"``, ``"lower"`` or ``"upper"``: those ends that are a choice and not known.
-
-    Returns
-    -------
-    str
-        Empty where the data set both sides.
-
-    Examples
-    --------
-    >>> runs_into("nu", np.linspace(0.1, 2, 99), (0.05, 6.0))
-    'nu runs into its prior at 0.05: only nu < 1.905 (95 %)'
-    >>> runs_into("nu", np.linspace(1, 2, 99), (0.05, 6.0))
-    ''
     """
     low, high = prior
     edge = _EDGE * (high - low)
@@ -47,24 +24,7 @@ def runs_into(name: str, draws: np.ndarray, prior: tuple[float, float], ends: st
 
 
 def one_sided(w_c: np.ndarray, prior: tuple[float, float], narrowest: float) -> tuple[xr.Dataset, str]:
-    """One-sided bounds of w_c, and why the data do not identify it.
-
-    Parameters
-    ----------
-    w_c : ndarray
-        Draws.
-    prior : (float, float)
-        Its bounds.
-    narrowest : float
-        Narrowest width that learned: an upper end there is no choice, w_c lies below it.
-
-    Returns
-    -------
-    bounds : xarray.Dataset
-        ``upper`` and ``lower`` one-sided bounds along `level`.
-    reason : str
-        As `runs_into`.
-    """
+    """One-sided bounds of w_c, and why the data do not identify it."""
     levels = np.array([0.68, 0.90, 0.95])
     bounds = xr.Dataset(
         {"upper": ("level", np.quantile(w_c, levels)), "lower": ("level", np.quantile(w_c, 1 - levels))},

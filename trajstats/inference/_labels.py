@@ -1,7 +1,5 @@
 """Names and units of everything in a fit: each variable and coordinate has a `long_name` and `units` of its own."""
 
-# ruff: noqa: DOC201  # helpers: one line says what each returns
-
 from __future__ import annotations
 
 import xarray as xr
@@ -71,13 +69,7 @@ _ERRORS = {f"{name}_stderr": name for name in ("w_c", "nu", "w_c_alone", "nu_alo
 
 
 def labelled(data: xr.Dataset, place: str, *, clock: str = "step") -> xr.Dataset:
-    """Return a dataset of a fit in which every variable and coordinate has a name and units of its own.
-
-    Examples
-    --------
-    >>> labelled(xr.Dataset({"tau": 3.0}), "posterior", clock="epoch")["tau"].attrs
-    {'long_name': 'time scale of the decay', 'units': 'epochs'}
-    """
+    """Return a dataset of a fit in which every variable and coordinate has a name and units of its own."""
     out = data.copy(deep=False)
     for name, variable in out.variables.items():
         attrs = dict(variable.attrs)

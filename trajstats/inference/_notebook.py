@@ -13,18 +13,7 @@ MOST_ROWS = 60
 
 
 def fit_html(fit: Any) -> str:
-    """Write the HTML of a fit.
-
-    Parameters
-    ----------
-    fit : FitResult
-        Any; its class imports this module.
-
-    Returns
-    -------
-    str
-        One element without script; every text in it is escaped.
-    """
+    """Write the HTML of a fit."""
     import jinja2
 
     source = resources.files("trajstats.inference").joinpath("fit.html.j2").read_text(encoding="utf-8")
@@ -68,8 +57,8 @@ def _folded(tables: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> dict[
             frame = part.to_dataframe() if dims else pd.DataFrame({key: [part[key].item()] for key in keys})
             frames.append(frame.head(MOST_ROWS).to_html(border=0, float_format=lambda x: f"{x:.4g}", index=bool(dims)))
         if frames:
-            shown[name] = Markup("".join(frames))  # noqa: S704  # to_html has escaped every cell and label
+            shown[name] = Markup("".join(frames))  # to_html has escaped every cell and label
     made = pd.DataFrame({"value": {str(key): str(value) for key, value in attrs.items()}})
     if len(made):
-        shown["how it was made"] = Markup(made.to_html(border=0))  # noqa: S704
+        shown["how it was made"] = Markup(made.to_html(border=0))
     return shown

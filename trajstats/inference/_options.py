@@ -14,27 +14,7 @@ SAMPLERS = ("batched", "emcee")
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    """Make the random stream of a fit.
-
-    Parameters
-    ----------
-    rng : int or numpy.random.Generator
-        Seed, or a stream, which is used as it is.
-
-    Returns
-    -------
-    numpy.random.Generator
-
-    Raises
-    ------
-    ArgumentError
-        If it is no seed.
-
-    Examples
-    --------
-    >>> int(generator(0).integers(100)) == int(generator(0).integers(100))
-    True
-    """
+    """Make the random stream of a fit."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
@@ -43,60 +23,21 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 
 
 def check_sampling(sampler: str, max_steps: int, allowed: Iterable[str] = SAMPLERS) -> None:
-    """Check how the posterior is to be sampled.
-
-    Parameters
-    ----------
-    sampler : str
-        Name of a sampler.
-    max_steps : int
-        Longest chain.
-    allowed : iterable of str
-        Samplers of this fit.
-
-    Raises
-    ------
-    ArgumentError
-        If the sampler is not known, or the length is not a whole number above 0.
-    """
+    """Check how the posterior is to be sampled."""
     if sampler not in list(allowed):
         raise ArgumentError(unknown("sampler", sampler, allowed))
     check_count("max_steps", max_steps)
 
 
 def check_count(name: str, value: Any) -> None:
-    """Check a whole number above 0.
-
-    Parameters
-    ----------
-    name : str
-        Of the option.
-    value : int
-        What was given.
-
-    Raises
-    ------
-    ArgumentError
-        If it is anything else.
-    """
+    """Check a whole number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         msg = f"{name}={value!r}: give a whole number, at least 1"
         raise ArgumentError(msg)
 
 
 def check_switches(**given: Any) -> None:
-    """Check options that are on or off: text such as ``"no"`` would count as on.
-
-    Parameters
-    ----------
-    **given
-        Options by name.
-
-    Raises
-    ------
-    ArgumentError
-        If one is neither True nor False.
-    """
+    """Check options that are on or off: text such as ``"no"`` would count as on."""
     for name, value in given.items():
         if not isinstance(value, bool | np.bool_):
             msg = f"{name}={value!r}: give True or False"
@@ -104,26 +45,7 @@ def check_switches(**given: Any) -> None:
 
 
 def positive_number(name: str, value: Any, what: str) -> float:
-    """Check a number above 0, infinity included.
-
-    Parameters
-    ----------
-    name : str
-        Of the option.
-    value : float
-        What was given.
-    what : str
-        What it is, and what else can be done, for the message.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ArgumentError
-        If it is no number, NaN, or not positive.
-    """
+    """Check a number above 0, infinity included."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not value > 0:
         msg = f"{name}={value!r}: {what}"
@@ -132,24 +54,7 @@ def positive_number(name: str, value: Any, what: str) -> float:
 
 
 def real_values(array: xr.DataArray, name: str) -> np.ndarray:
-    """Take the values of an array as float64; lazy ones are computed.
-
-    Parameters
-    ----------
-    array : xarray.DataArray
-        Data, or a coordinate.
-    name : str
-        What it is called, for the message.
-
-    Returns
-    -------
-    ndarray of float64
-
-    Raises
-    ------
-    ArgumentError
-        If it holds text, dates, complex numbers or objects.
-    """
+    """Take the values of an array as float64; lazy ones are computed."""
     if array.dtype.kind not in "bcmMSUT":
         values = np.asarray(array.values)  # lazy ones may fail with a reason of their own
         try:

@@ -15,32 +15,7 @@ Priors = Mapping[str, tuple[float, float]]
 def merged_priors(
     default: Mapping[str, tuple[float, float]], given: Priors | None, support: Priors | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Change the bounds of some coefficients.
-
-    Parameters
-    ----------
-    default : mapping name -> (lower, upper)
-        Bounds of every coefficient of the fit.
-    given : mapping name -> (lower, upper), optional
-        Those to change.
-    support : mapping name -> (lower, upper), optional
-        Values beyond which a coefficient means nothing.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-
-    Raises
-    ------
-    ArgumentError
-        If there is no mapping, a name is not among the defaults, or bounds are not two finite numbers in order within
-        the support.
-
-    Examples
-    --------
-    >>> merged_priors({"mu": (-0.5, 2.0), "log_smoothing": (-18.0, 12.0)}, {"mu": (0, 1)})
-    {'mu': (0.0, 1.0), 'log_smoothing': (-18.0, 12.0)}
-    """
+    """Change the bounds of some coefficients."""
     result = {name: (float(low), float(high)) for name, (low, high) in default.items()}
     for name, edges in named_priors(given).items():
         if name not in result:
@@ -55,23 +30,7 @@ def merged_priors(
 
 
 def named_priors(given: Any) -> dict[str, tuple[float, float]]:
-    """Take priors by name.
-
-    Parameters
-    ----------
-    given : mapping, optional
-        As a fit was given them.
-
-    Returns
-    -------
-    dict
-        A copy; empty where none was given.
-
-    Raises
-    ------
-    ArgumentError
-        If they are not a mapping.
-    """
+    """Take priors by name."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -81,20 +40,7 @@ def named_priors(given: Any) -> dict[str, tuple[float, float]]:
 
 
 def check_free(given: Any, held: Mapping[str, str]) -> None:
-    """Refuse a prior of a coefficient that is not fitted: it would be ignored.
-
-    Parameters
-    ----------
-    given : mapping, optional
-        As a fit was given them.
-    held : mapping name -> reason
-        Coefficients that are held.
-
-    Raises
-    ------
-    ArgumentError
-        If one of them is given a prior.
-    """
+    """Refuse a prior of a coefficient that is not fitted: it would be ignored."""
     for name in named_priors(given):
         if name in held:
             msg = f"prior {name}: {held[name]}, so that its prior would do nothing"
@@ -102,24 +48,7 @@ def check_free(given: Any, held: Mapping[str, str]) -> None:
 
 
 def prior_bounds(name: str, edges: tuple[float, float]) -> tuple[float, float]:
-    """Check the bounds of one uniform prior.
-
-    Parameters
-    ----------
-    name : str
-        Coefficient.
-    edges : (float, float)
-        Lower and upper bound.
-
-    Returns
-    -------
-    (float, float)
-
-    Raises
-    ------
-    ArgumentError
-        If they are not two finite numbers, the lower below the upper.
-    """
+    """Check the bounds of one uniform prior."""
     try:
         pair = np.asarray(edges, dtype=float)
     except (TypeError, ValueError):
@@ -131,21 +60,7 @@ def prior_bounds(name: str, edges: tuple[float, float]) -> tuple[float, float]:
 
 
 def inside(values: Mapping[str, float], bounds: Priors, margin: float) -> dict[str, tuple[float, float, float]]:
-    """Start values of a search, moved off the bounds.
-
-    Parameters
-    ----------
-    values : mapping name -> float
-        Guesses.
-    bounds : mapping name -> (lower, upper)
-        Bounds of each.
-    margin : float
-        Share of the range kept free at either end.
-
-    Returns
-    -------
-    dict name -> (start, lower, upper)
-    """
+    """Start values of a search, moved off the bounds."""
     start = {}
     for name, value in values.items():
         low, high = bounds[name]

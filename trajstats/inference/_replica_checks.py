@@ -17,18 +17,7 @@ _FALL, _SIGNIFICANT = -0.05, 2.0
 
 
 def check_on_nan(on_nan: Any) -> None:
-    """Check the option that says what NaN does.
-
-    Parameters
-    ----------
-    on_nan : str
-        What was given.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not known.
-    """
+    """Check the option that says what NaN does."""
     if on_nan not in ON_NAN:
         raise ArgumentError(unknown("on_nan", on_nan, ON_NAN))
 
@@ -38,24 +27,6 @@ def finite_part(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Replicas that are not finite at more than half of the points go first, then points that are not finite in one of the
     replicas left: the mean over replicas is always over the same ones.
-
-    Parameters
-    ----------
-    values : ndarray, (replica, n)
-        Values with gaps.
-
-    Returns
-    -------
-    rows : ndarray of bool, (replica,)
-        Replicas kept.
-    columns : ndarray of bool, (n,)
-        Points kept.
-
-    Examples
-    --------
-    >>> rows, columns = finite_part(np.array([[1.0, 2, 3], [np.nan] * 3, [1, np.nan, 3]]))
-    >>> rows.tolist(), columns.tolist()
-    ([True, False, True], [True, False, True])
     """
     fine = np.isfinite(values)
     rows = fine.mean(axis=1) >= 0.5 if values.size else np.ones(len(values), dtype=bool)
@@ -63,43 +34,13 @@ def finite_part(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_copies(values: np.ndarray, labels: Any) -> None:
-    """Refuse replicas that are copies of each other.
-
-    Parameters
-    ----------
-    values : ndarray, (replica, n)
-        MSD of each.
-    labels : array, (replica,)
-        Their labels.
-
-    Raises
-    ------
-    FitError
-        If two are equal up to rounding.
-    """
+    """Refuse replicas that are copies of each other."""
     if copies := copied_rows(values):
         raise FitError(copies_message(copies, list(labels)))
 
 
 def level_flags(values: np.ndarray, labels: Any) -> list[str]:
-    """Word it when the level of a replica is ten times that of the others, or a tenth.
-
-    Parameters
-    ----------
-    values : ndarray, (replica, n)
-        Positive MSD of each.
-    labels : array, (replica,)
-        Their labels.
-
-    Returns
-    -------
-    list of str
-
-    Examples
-    --------
-    >>> level_flags(np.array([[1.0, 2.0], [1.1, 2.2], [30.0, 60.0]]), [0, 1, 2])[0].split(":")[0]
-    "replica 2 has 28.6 times the others' MSD"
-    """
+    """Word it when the level of a replica is ten times that of the others, or a tenth."""
     if len(values) < 2:
         return []
     level = np.log(values).mean(axis=1)
@@ -121,16 +62,6 @@ def falling_waiting_times(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndar
 
     The trend is the slope of a straight line on log-log axes; it falls where it is below -0.05 by two of its standard
     errors, so that noise on a plateau does not.
-
-    Parameters
-    ----------
-    waiting, lag, log_msd : ndarray, (n,)
-        Points.
-
-    Returns
-    -------
-    falling, judged : int
-        Waiting times that fall, of those with three lags or more.
     """
     falling = judged = 0
     for level in np.unique(waiting):
@@ -148,27 +79,7 @@ def falling_waiting_times(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndar
 
 
 def check_trend(waiting: np.ndarray, lag: np.ndarray, values: np.ndarray, labels: Any) -> list[str]:
-    """Refuse an MSD that falls with the lag at most waiting times.
-
-    Parameters
-    ----------
-    waiting, lag : ndarray, (n,)
-        Times of the points.
-    values : ndarray, (replica, n)
-        Positive MSD.
-    labels : array, (replica,)
-        Labels of the replicas.
-
-    Returns
-    -------
-    list of str
-        A flag for each replica that falls while the mean does not.
-
-    Raises
-    ------
-    FitError
-        If the mean over replicas falls.
-    """
+    """Refuse an MSD that falls with the lag at most waiting times."""
     falling, judged = falling_waiting_times(waiting, lag, np.log(values.mean(axis=0)))
     if 2 * falling > judged:
         msg = (

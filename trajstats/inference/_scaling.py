@@ -12,46 +12,12 @@ _BITS = 2.0**30
 
 
 def own_unit(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Divide positive values by one of them, about the median, and round to nine digits.
-
-    Parameters
-    ----------
-    values : ndarray
-        Positive and finite.
-
-    Returns
-    -------
-    scaled : ndarray
-        Values of about 1.
-    unit : float
-        What one of these is worth.
-
-    Examples
-    --------
-    >>> own_unit(np.array([1e-30, 2e-30, 8e-30]))
-    (array([0.5, 1. , 4. ]), 2e-30)
-    """
+    """Divide positive values by one of them, about the median, and round to nine digits."""
     unit = float(np.sort(values, axis=None)[values.size // 2]) if values.size else 1.0
     return rounded(values / unit), unit
 
 
 def rounded(values: Any) -> Any:
-    """Round numbers to 30 significant bits.
-
-    Parameters
-    ----------
-    values : float or ndarray
-        Any.
-
-    Returns
-    -------
-    float or ndarray
-        The same where they are 0 or infinite.
-
-    Examples
-    --------
-    >>> bool(rounded(0.1 + 0.2) == rounded(0.3))
-    True
-    """
+    """Round numbers to 30 significant bits."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.rint(mantissa * _BITS) / _BITS, exponent)

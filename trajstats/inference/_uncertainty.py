@@ -16,48 +16,17 @@ STATED = "half the central 68 % interval"
 
 
 def half_interval(draws: np.ndarray, axis: int | tuple[int, ...] | None = None) -> Any:
-    r"""Half the central 68 % interval of draws, :math:`(q_{0.84}-q_{0.16})/2`.
+    """Half the central 68 % interval of draws, :math:`(q_{0.84}-q_{0.16})/2`.
 
     For a Gaussian it is the standard deviation (to 0.6 %). Draws of a Student t with one or two degrees of freedom (two
     or three replicas) have no standard deviation: its estimate from draws depends on the seed, this one does not.
-
-    Parameters
-    ----------
-    draws : ndarray
-        Draws of a posterior, or estimates from repetition.
-    axis : int or tuple of int, optional
-        Axes of the draws; all if not given.
-
-    Returns
-    -------
-    float or ndarray
-
-    Examples
-    --------
-    >>> round(float(half_interval(np.arange(101.0))), 6)
-    34.0
     """
     low, high = np.quantile(draws, [(1 - STATED_LEVEL) / 2, (1 + STATED_LEVEL) / 2], axis=axis)
     return (high - low) / 2
 
 
 def mean_half_interval(values: np.ndarray) -> float:
-    r"""Half the 68 % interval of the mean of independent values, :math:`t_{n-1}(0.84)\,s/\sqrt n`.
-
-    Parameters
-    ----------
-    values : ndarray, (n,)
-        Two or more, such as one for each replica.
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
-    >>> round(mean_half_interval(np.array([1.0, 3.0])), 2)
-    1.82
-    """
+    r"""Half the 68 % interval of the mean of independent values, :math:`t_{n-1}(0.84)\,s/\sqrt n`."""
     n = values.size
     return float(np.std(values, ddof=1) / np.sqrt(n) * student_t.ppf((1 + STATED_LEVEL) / 2, n - 1))
 
@@ -69,27 +38,6 @@ def student_t_draws(
 
     The slices are in random order. Quantiles of the draws are those of the distribution to one slice, so that intervals
     of few replicas do not depend on the seed.
-
-    Parameters
-    ----------
-    centre, scale : float
-        Median and scale.
-    freedom : int
-        Degrees of freedom.
-    shape : tuple of int
-        Shape of the draws.
-    rng : numpy.random.Generator
-        Randomness.
-
-    Returns
-    -------
-    ndarray
-
-    Examples
-    --------
-    >>> draws = student_t_draws(1.0, 0.1, 2, (4, 500), np.random.default_rng(0))
-    >>> round(float(half_interval(draws)), 3)
-    0.131
     """
     size = int(np.prod(shape))
     slices = (rng.permutation(size) + rng.random(size)) / size
@@ -97,24 +45,7 @@ def student_t_draws(
 
 
 def left_out(samples: np.ndarray, statistic: Statistic, /) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of a statistic over samples that lack one group each, and the standard error by the jackknife.
-
-    Parameters
-    ----------
-    samples : ndarray, (group, ...)
-        Data of each group.
-    statistic : callable (m, ...) -> (...)
-        Any function of the samples.
-
-    Returns
-    -------
-    tuple of ndarray
-        Mean and standard error.
-
-    Notes
-    -----
-    Fewer than 2 groups raise TooFewReplicasError.
-    """
+    """Mean of a statistic over samples that lack one group each, and the standard error by the jackknife."""
     n = _groups(samples, 2)
     left = np.stack([np.asarray(statistic(np.delete(samples, i, axis=0))) for i in range(n)])
     mean = left.mean(axis=0)
@@ -122,25 +53,7 @@ def left_out(samples: np.ndarray, statistic: Statistic, /) -> tuple[np.ndarray, 
 
 
 def linear_error(influence: np.ndarray, groups: np.ndarray, mean: np.ndarray) -> float:
-    """Estimate the standard error of a coefficient from the scatter of groups, by linearisation (sandwich).
-
-    Parameters
-    ----------
-    influence : ndarray, (n,)
-        Change of the coefficient per change of the logarithm of each point.
-    groups : ndarray, (group, n)
-        Positive data of each group, in shares of equal weight.
-    mean : ndarray, (n,)
-        Their mean.
-
-    Returns
-    -------
-    float
-
-    Notes
-    -----
-    Fewer than 2 groups raise TooFewReplicasError.
-    """
+    """Estimate the standard error of a coefficient from the scatter of groups, by linearisation (sandwich)."""
     n = _groups(groups, 2)
     scores = (groups / mean - 1) @ influence
     return float(np.std(scores, ddof=1) / np.sqrt(n))

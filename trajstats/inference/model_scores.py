@@ -28,26 +28,7 @@ def information_criteria(log_likelihood: float, n_coefficients: int, n_data: int
     r"""AICc and BIC of one maximum-likelihood fit.
 
     :math:`\mathrm{AICc}=2k-2\ln L+\frac{2k(k+1)}{n-k-1}`, :math:`\mathrm{BIC}=k\ln n-2\ln L`; smaller is better.
-
-    Parameters
-    ----------
-    log_likelihood : float
-        At its maximum.
-    n_coefficients : int
-        k.
-    n_data : int
-        n, independent data; AICc is infinite when n <= k + 1.
-
-    Returns
-    -------
-    dict
-        ``log_likelihood``, ``n_coefficients``, ``aicc``, ``bic``.
-
-    Examples
-    --------
-    >>> round(information_criteria(-10.0, 2, 20)["aicc"], 3)
-    24.706
-    """
+    """  # noqa: DOC201
     k, n = n_coefficients, n_data
     correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf")
     return {
@@ -63,28 +44,7 @@ def savage_dickey(draws: np.ndarray, value: float, prior: tuple[float, float]) -
 
     :math:`\ln[p(\theta=\theta_0|y)/p(\theta=\theta_0)]`, the density by a kernel that is reflected at the ends of the
     prior.
-
-    Parameters
-    ----------
-    draws : ndarray
-        Posterior draws with the coefficient free.
-    value : float
-        Its fixed value.
-    prior : (float, float)
-        Bounds of the uniform prior.
-
-    Returns
-    -------
-    float
-        Positive favours the fixed value; -inf when no draw is near it (then only a bound is known: about minus the
-        logarithm of the number of draws); NaN where the prior excludes the value.
-
-    Examples
-    --------
-    >>> draws = np.random.default_rng(0).uniform(0, 1, 20_000)
-    >>> abs(savage_dickey(draws, 0.0, (0.0, 1.0))) < 0.1
-    True
-    """
+    """  # noqa: DOC201
     low, high = prior
     if not low <= value <= high:
         return float("nan")
@@ -204,38 +164,8 @@ def log_evidence(
     rng: int | np.random.Generator | None,
     live_points: int = 250,
 ) -> tuple[float, float]:
-    r"""Logarithm of the evidence :math:`\int L(\theta)\,p(\theta)\,d\theta` under uniform priors, by nested sampling.
-
-    Parameters
-    ----------
-    log_likelihood : callable (m, coefficient) -> (m,)
-        Log likelihood; -inf where it vanishes.
-    prior : mapping name -> (lower, upper)
-        Uniform priors, in the order of the coefficients.
-    rng : int or numpy.random.Generator
-        Seed.
-    live_points : int
-        Live points; the error falls with their root.
-
-    Returns
-    -------
-    tuple of float
-        ln evidence and its standard error.
-
-    Notes
-    -----
-    Needs the extra ``evidence``; without it UnsupportedError names the line to install it.
-
-    References
-    ----------
-    Speagle 2020, arXiv:1904.02180.
-
-    Examples
-    --------
-    >>> value, error = log_evidence(lambda x: -0.5 * (x[:, 0] / 0.1) ** 2, {"x": (-5.0, 5.0)}, rng=0)
-    >>> bool(abs(value - np.log(0.1 * np.sqrt(2 * np.pi) / 10)) < 4 * error)
-    True
-    """
+    r"""Logarithm of the evidence :math:`\int L(\theta)\,p(\theta)\,d\theta`, uniform priors, by nested sampling."""
+    # Source: Speagle 2020, arXiv:1904.02180.
     dynesty = optional_package("dynesty", "the evidence", "trajstats[evidence]")
     low, high = np.array(list(prior.values())).T
 

@@ -1,7 +1,5 @@
 """What every fit returns: posterior, summary, diagnostics, prediction and a file to keep it in."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import importlib
@@ -303,18 +301,7 @@ def _scalar_draws(posterior: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def storable(dataset: xr.Dataset) -> xr.Dataset:
-    """Make a dataset fit for zarr.
-
-    Parameters
-    ----------
-    dataset : xarray.Dataset
-        Any.
-
-    Returns
-    -------
-    xarray.Dataset
-        The same with text of variable length.
-    """
+    """Make a dataset fit for zarr."""
     # zarr 3 has no stable spec for fixed-width text: variable-length text is written instead.
     text = {str(k): v.astype(object) for k, v in dataset.variables.items() if v.dtype.kind == "U"}
     return dataset.assign_coords({k: v for k, v in text.items() if k in dataset.coords}).assign(

@@ -28,28 +28,14 @@ _LOST = {"CommClosedError", "FutureCancelledError", "CancelledError", "FuturesCa
 
 @dataclass(frozen=True)
 class Host:
-    """One process that works: what a plan must fit into.
+    """One process that works: what a plan must fit into."""
 
-    Attributes
-    ----------
-    threads : int
-        Tasks at a time.
-    memory : int
-        Bytes they may use together.
-    """
-
-    threads: int
-    memory: int
+    threads: int  # Tasks at a time
+    memory: int  # Bytes they may use together
 
 
 def host() -> Host:
-    """Describe the process in which tasks will run: a worker of the cluster in force, or this one.
-
-    Returns
-    -------
-    Host
-        Of several workers the one with the least memory per thread.
-    """
+    """Describe the process in which tasks will run: a worker of the cluster in force, or this one."""
     worker = _worker()
     if worker is not None:
         # Inside a task, whose own dask runs in its thread; the other threads have their share.
@@ -66,26 +52,14 @@ def host() -> Host:
 
 
 def local_threads() -> int:
-    """Count the tasks that dask runs at a time in this process.
-
-    Returns
-    -------
-    int
-    """
+    """Count the tasks that dask runs at a time in this process."""
     if dask.config.get("scheduler", None) in {"synchronous", "sync", "single-threaded"}:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
 
 def client_in_force() -> Any:
-    """Find the client that dask would compute with.
-
-    Returns
-    -------
-    distributed.Client or None
-        None where dask computes in this process: a scheduler that it was told to use goes before a client that merely
-        exists, and a task of a cluster does not ask for other tasks.
-    """
+    """Find the client that dask would compute with."""
     distributed = sys.modules.get("distributed")
     chosen = dask.config.get("scheduler", None)
     if distributed is None or _worker() is not None or chosen not in (None, "distributed", "dask.distributed"):
@@ -97,27 +71,7 @@ def client_in_force() -> Any:
 
 
 def client_for(scheduler: Any) -> tuple[Any, bool]:
-    """Find the client of a cluster, or make one.
-
-    Parameters
-    ----------
-    scheduler : str or None
-        ``"distributed"`` for the current client, the address of a scheduler, or None: the current one if there is one.
-
-    Returns
-    -------
-    client : distributed.Client or None
-        None where dask computes in this process.
-    made : bool
-        Whether the caller has to close it.
-
-    Raises
-    ------
-    ClusterError
-        If no scheduler answers, or there is no client.
-    UnsupportedError
-        If distributed is not installed.
-    """  # noqa: DOC502 (raised by what it calls)
+    """Find the client of a cluster, or make one."""
     if scheduler is None:
         return client_in_force(), False
     distributed = optional_package("distributed", f"scheduler={scheduler!r}", "trajstats[distributed]")
@@ -141,23 +95,7 @@ def client_for(scheduler: Any) -> tuple[Any, bool]:
 
 @contextmanager
 def explained(resume: str) -> Iterator[None]:
-    """Word what a broken cluster raises.
-
-    Parameters
-    ----------
-    resume : str
-        What is kept and how to go on, as a sentence.
-
-    Yields
-    ------
-    None
-        While it does.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler was lost, or a task took its workers down again and again.
-    """
+    """Word what a broken cluster raises."""
     try:
         yield
     except Exception as error:
@@ -176,17 +114,7 @@ def explained(resume: str) -> Iterator[None]:
 
 
 def lost(error: BaseException) -> bool:
-    """Say whether an error means that the scheduler is gone.
-
-    Parameters
-    ----------
-    error : exception
-        What dask raised.
-
-    Returns
-    -------
-    bool
-    """
+    """Say whether an error means that the scheduler is gone."""
     if isinstance(error, OSError) and "trying to connect" in str(error):  # what a call to the scheduler itself raises
         return True
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
@@ -194,23 +122,7 @@ def lost(error: BaseException) -> bool:
 
 
 def in_process(scheduler: Any) -> Any:
-    """Check the name of a scheduler of this process, or find the one in force.
-
-    Parameters
-    ----------
-    scheduler : str or None
-        As given.
-
-    Returns
-    -------
-    str or callable
-        ``"threads"``, ``"processes"``, ``"synchronous"``, or what dask was set to.
-
-    Raises
-    ------
-    ArgumentError
-        If it is none.
-    """
+    """Check the name of a scheduler of this process, or find the one in force."""
     chosen = dask.config.get("scheduler", None) or "threads" if scheduler is None else scheduler
     if callable(chosen):
         return chosen
@@ -251,18 +163,7 @@ def _physical_memory() -> int:
 
 
 def network_threads(network: Network) -> int | None:
-    """Say how many threads a network's framework takes.
-
-    Parameters
-    ----------
-    network : Network
-        The network; it may state a number as ``network.threads``.
-
-    Returns
-    -------
-    int or None
-        The number, 1 if it states none; None means that its framework takes all cores.
-    """
+    """Say how many threads a network's framework takes."""
     found = getattr(network, "threads", 1)
     return None if found is None else int(found)
 
@@ -272,18 +173,7 @@ def warn_if_oversubscribed(
 ) -> None:
     """Warn when the threads of the tasks that run at once exceed the cores of a machine.
 
-    Every task holds BLAS, OpenMP and torch at one thread (`trajstats.runtime._threads`), unless its network asks for more.
-
-    Parameters
-    ----------
-    each : int or None
-        Threads of one task; None means all cores.
-    client : distributed.Client, optional
-        Of the cluster that will do the tasks.
-    workers : int, optional
-        Tasks that run at once in this machine. If neither is given: what dask is set to.
-    stacklevel : int
-        Whose line the warning names.
+    Every task holds BLAS, OpenMP and torch at one thread, unless its network asks for more.
     """
     for host, (at_once, cores) in _workers(client, workers).items():
         threads = (cores if each is None else each) * at_once

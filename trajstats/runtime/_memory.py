@@ -33,16 +33,6 @@ def memory_kept() -> Iterator[None]:
     glibc no longer adapts to the sizes it sees: every array above 128 KiB is mapped, paged in and unmapped again, and
     a fit takes 1.5 times its CPU time. While a task runs the thresholds are raised; after the last one they are what
     the environment says. Without that setting, or without glibc, this does nothing.
-
-    Yields
-    ------
-    None
-        While it holds.
-
-    Examples
-    --------
-    >>> with memory_kept():
-    ...     total = sum(range(10))
     """
     with _RAISED.held() if _TRIM_SETTING in os.environ else nullcontext():
         yield
@@ -68,13 +58,7 @@ _RAISED = ProcessSetting(_raised)
 
 @contextmanager
 def array_kept() -> Iterator[None]:
-    """Let the memory of `large_array` serve the tasks of this thread one after the other, until the block ends.
-
-    Yields
-    ------
-    None
-        While it holds. Within itself this does nothing.
-    """
+    """Let the memory of `large_array` serve the tasks of this thread one after the other, until the block ends."""
     if getattr(_here, "kept", None) is not None:
         yield
         return
@@ -86,26 +70,7 @@ def array_kept() -> Iterator[None]:
 
 
 def large_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Give an array, not filled, within `array_kept` in the memory of the one before if nobody holds that any more.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Its shape.
-    dtype : dtype
-        Its type.
-
-    Returns
-    -------
-    ndarray
-
-    Examples
-    --------
-    >>> with array_kept():
-    ...     first = large_array((2, 3), float).ctypes.data
-    ...     large_array((4,), float).ctypes.data == first
-    True
-    """
+    """Give an array, not filled, within `array_kept` in the memory of the one before if nobody holds that any more."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     # One reference is its name above, one the argument of the call; views hold one each.
     if getattr(_here, "kept", None) is None or sys.getrefcount(_here.kept) > 2:

@@ -19,7 +19,7 @@ class _Shared:
     """What all threads of the process share: pools that have one size for all, and how many tasks hold them."""
 
     tasks = 0
-    blas: list[tuple[Any, int]] = []  # noqa: RUF012 - replaced as a whole
+    blas: list[tuple[Any, int]] = []
     torch_threads = 1
 
 
@@ -31,22 +31,6 @@ def one_thread() -> Iterator[None]:
     tasks side by side in threads do not restore each other's limit. OpenMP and torch sizes belong to the calling
     thread. Torch is looked up among the loaded modules and never imported here; XLA reads its setting once, when it
     starts, which is the adapter's business. Within itself this does nothing.
-
-    Yields
-    ------
-    None
-        While it holds.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from threadpoolctl import threadpool_info
-    >>> before = [pool["num_threads"] for pool in threadpool_info()]
-    >>> with one_thread():
-    ...     {pool["num_threads"] for pool in threadpool_info()}
-    {1}
-    >>> [pool["num_threads"] for pool in threadpool_info()] == before
-    True
     """
     if getattr(_here, "inside", False):
         yield
@@ -78,18 +62,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch, where it is loaded, compute with so many threads, and give it back as it was.
-
-    Parameters
-    ----------
-    count : int, optional
-        Threads; None leaves torch alone.
-
-    Yields
-    ------
-    None
-        While it holds.
-    """
+    """Let torch, where it is loaded, compute with so many threads, and give it back as it was."""
     before = _torch_threads()
     if count is not None and count != before:
         _set_torch(count)
@@ -101,13 +74,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 class ProcessSetting:
-    """A setting of the process, held by tasks side by side: the first makes it, the last takes it back.
-
-    Parameters
-    ----------
-    make : callable () -> context manager
-        Makes the setting when it is called or entered, and takes it back when it is left.
-    """
+    """A setting of the process, held by tasks side by side: the first makes it, the last takes it back."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
         self._make = make
@@ -117,13 +84,7 @@ class ProcessSetting:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the setting while a task runs.
-
-        Yields
-        ------
-        None
-            While it holds.
-        """
+        """Hold the setting while a task runs."""
         with self._lock:
             if self._made is None:
                 made = self._make()
@@ -141,26 +102,13 @@ class ProcessSetting:
 
 
 def on_one_thread(function: Callable[..., Any], /, *arguments: Any) -> Any:
-    """Call a function while the pools are held at one thread: what a dask task does.
-
-    Parameters
-    ----------
-    function : callable
-        The work of the task.
-    *arguments
-        Its arguments.
-
-    Returns
-    -------
-    object
-        What it returns.
-    """
+    """Call a function while the pools are held at one thread: what a dask task does."""
     with one_thread():
         return function(*arguments)
 
 
 @functools.lru_cache(maxsize=1)
-def _controller(n_modules: int) -> ThreadpoolController:  # noqa: ARG001 - a library comes with a module
+def _controller(n_modules: int) -> ThreadpoolController:
     # Looking through the loaded libraries takes milliseconds; it is done again only when modules were loaded since.
     return ThreadpoolController()
 

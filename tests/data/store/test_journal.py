@@ -18,7 +18,7 @@ from trajstats.data.store.maintenance import compact, delete_after
 from trajstats.data.store.verification import verify
 
 sys.path.insert(0, str(Path(__file__).parent))
-import kill_trials  # noqa: E402  # beside this file; also a command
+import kill_trials  # beside this file; also a command
 
 N = 1000
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from trajstats_trainers.jax.adapter import JaxNetwork
 from trajstats_trainers.torch.adapter import TorchNetwork
 

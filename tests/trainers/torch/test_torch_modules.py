@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from trajstats_trainers.torch import _derivatives as torch_derivatives
 from trajstats_trainers.torch import _trace as torch_trace
 from trajstats_trainers.torch.adapter import TorchNetwork

@@ -81,7 +81,7 @@ def test_threads_at_different_weights_do_not_mix_them(network, name):
                 found = call(network, points[i])
                 if not np.allclose(found, known[i], rtol=1e-12, atol=1e-13):
                     wrong.append(np.abs(np.asarray(found) - known[i]).max())
-        except Exception as error:  # noqa: BLE001 - the test's own thread looks at it
+        except Exception as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]

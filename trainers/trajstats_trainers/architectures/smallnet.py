@@ -180,7 +180,7 @@ def torch_smallnet(variant: str = "mnist") -> torch.nn.Sequential:
     ------
     ArgumentError
         If the variant is not known.
-    """  # noqa: DOC502 (raised by the check it calls)
+    """
     import torch
 
     one = _variant(variant)

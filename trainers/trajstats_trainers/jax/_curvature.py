@@ -22,15 +22,6 @@ class JaxCurvature(FrameworkCurvature):
     The weights are an argument of the compiled functions and the linearised function is a value between them, so one
     compilation serves every checkpoint. Where the residuals do not fit, each call linearises one part of the examples
     after the other.
-
-    Parameters
-    ----------
-    network : JaxNetwork
-        The network, its loss and its data.
-    weights : ndarray, (n_parameters,)
-        Where.
-    kind : str
-        ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
     """
 
     def __init__(self, network: Any, weights: np.ndarray, kind: CurvatureKind) -> None:
@@ -153,18 +144,7 @@ def _central(function: Callable[[Any], Any], at: Any, v: Any) -> Any:
 
 @contextmanager
 def remedy() -> Iterator[None]:
-    """Turn JAX's errors about missing derivatives into one that says what to do.
-
-    Yields
-    ------
-    None
-        Runs the body.
-
-    Raises
-    ------
-    UnsupportedError
-        Where an operation has no forward-mode or second derivative.
-    """
+    """Turn JAX's errors about missing derivatives into one that says what to do."""
     try:
         yield
     except (TypeError, NotImplementedError, ValueError) as error:

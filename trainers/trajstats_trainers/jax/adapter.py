@@ -41,8 +41,7 @@ class JaxNetwork(FrameworkNetwork):
         The model; (params, buffers, inputs) if `buffers` are given. If it has methods ``features`` and
         ``jacobian_factors`` of the same arguments, they are used.
     params : pytree of arrays
-        Gives names (`trajstats_trainers._pytrees.named_leaves`), shapes and order of the weights: depth first, mappings in their
-        own order.
+        Gives names (as the recorder does), shapes and order of the weights: depth first, mappings in their own order.
     loss_fn : callable (outputs, targets) -> scalar
         Mean (or sum, see `reduction`) over the batch.
     data : (inputs, targets)

@@ -33,7 +33,7 @@ def bach_chorales(
 ) -> Task:
     r"""Load Bach's four-part chorales from music21's corpus, to predict the next chord from those before.
 
-    Chords are binary vectors over 46 pitches, one per sixteenth note; see `trajstats_trainers.tasks.chorales.piano_roll` for ties,
+    Chords are binary vectors over 46 pitches, one per sixteenth note; see `piano_roll` for ties,
     rests and pickups. Of the chorales in the order of Riemenschneider's collection every fifth is for validation. Each
     is cut into segments of `length` predictions; the remainder at its end is dropped.
 
@@ -161,7 +161,7 @@ def chorale_rolls(cache: str | Path | None = None) -> dict[str, np.ndarray]:
         If music21 is not installed.
     SchemaError
         If the array file is damaged.
-    """  # noqa: DOC502 (raised by what it calls)
+    """
     music21 = optional_package("music21", "the corpus of chorales", "trajstats[demo]")
     path = cache_folder(cache) / f"bach-chorales-v{FORMAT}-music21-{music21.VERSION_STR}.npz"
     if path.exists():

@@ -14,24 +14,7 @@ from trajstats_trainers.torch._derivatives import Function, derive, first_right,
 def each_gradient(
     function: Callable[..., torch.Tensor], w: torch.Tensor, examples: tuple[torch.Tensor, ...], known: dict[Any, str]
 ) -> torch.Tensor:
-    """Differentiate a scalar function of the weights and one example, for each example.
-
-    Parameters
-    ----------
-    function : callable (w, *example) -> scalar
-        With the example's axis left out.
-    w : Tensor, (n,)
-        The weights.
-    examples : tuple of Tensor
-        One row per example.
-    known : dict
-        Which way was right before, by function's name; filled in.
-
-    Returns
-    -------
-    Tensor
-        (examples, n).
-    """
+    """Differentiate a scalar function of the weights and one example, for each example."""
 
     def at_once(*rows: torch.Tensor) -> torch.Tensor:
         return vmap(grad(function), in_dims=(None, *(0 for _ in rows)))(w, *rows)
@@ -51,22 +34,7 @@ def each_gradient(
 
 
 def input_jacobians(function: Function, inputs: torch.Tensor, known: dict[Any, str]) -> torch.Tensor:
-    """Differentiate the outputs (b, n_outputs) of a function of a batch by each example's own inputs.
-
-    Parameters
-    ----------
-    function : callable
-        Of the batch.
-    inputs : Tensor, (b, ...)
-        The batch.
-    known : dict
-        Which way was right before; filled in.
-
-    Returns
-    -------
-    Tensor
-        (b, n_outputs, ...).
-    """
+    """Differentiate the outputs (b, n_outputs) of a function of a batch by each example's own inputs."""
 
     def alone(x: torch.Tensor) -> torch.Tensor:
         return function(x[None])[0]

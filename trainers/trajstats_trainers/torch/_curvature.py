@@ -58,15 +58,6 @@ class TorchCurvature(FrameworkCurvature):
     The product is then a traced list of operations, the same at all weights: only its constants are computed for each
     checkpoint. Otherwise, and for networks that cannot be traced, each call goes through the examples in parts that
     fit, with the activations computed again, once per call for all its vectors.
-
-    Parameters
-    ----------
-    network : TorchNetwork
-        The network, its loss and its data.
-    weights : ndarray, (n_parameters,)
-        Where.
-    kind : str
-        ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
     """
 
     # The allocator keeps some arrays of the part before.
@@ -187,7 +178,7 @@ class TorchCurvature(FrameworkCurvature):
             from trajstats_trainers.torch._trace import Traced
 
             traced = Traced(self._of_rows(), self._fixed(part), rows)
-        except Exception:  # noqa: BLE001
+        except Exception:
             return None
         return traced if self._right(traced, part, rows) else None
 
@@ -197,7 +188,7 @@ class TorchCurvature(FrameworkCurvature):
             # The second call shows whether the first has changed what it needs.
             program(rows)
             found = program(rows)[:2]
-        except Exception:  # noqa: BLE001
+        except Exception:
             return False
         return agree(found, self._of_rows()(*self._fixed(part), rows[:2]))
 
@@ -329,20 +320,7 @@ class Differenced(Recorded):
 
 
 def bytes_per_example(network: Any, w: torch.Tensor) -> int:
-    """Measure what one more example adds to the activations saved for a gradient.
-
-    Parameters
-    ----------
-    network : TorchNetwork
-        The network.
-    w : Tensor, (n_parameters,)
-        Flat weights.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
+    """Measure what one more example adds to the activations saved for a gradient."""
     totals = []
     for count in (1, 2):
         saved = 0
@@ -361,18 +339,7 @@ def bytes_per_example(network: Any, w: torch.Tensor) -> int:
 
 @contextmanager
 def remedy() -> Iterator[None]:
-    """Turn torch's errors about missing derivatives into one that says what to do.
-
-    Yields
-    ------
-    None
-        Runs the body.
-
-    Raises
-    ------
-    UnsupportedError
-        Where an operation has no forward-mode or second derivative.
-    """
+    """Turn torch's errors about missing derivatives into one that says what to do."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:

@@ -73,17 +73,7 @@ class RealZeros(TorchDispatchMode):
 
 
 def transformable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that it can be differentiated in forward mode and traced, in this thread alone.
-
-    Parameters
-    ----------
-    function : callable
-        Of tensors.
-
-    Returns
-    -------
-    callable
-    """
+    """Wrap a function so that it can be differentiated in forward mode and traced, in this thread alone."""
 
     def wrapped(*given: Any) -> Any:
         with RealZeros(), Unfused():
@@ -93,17 +83,7 @@ def transformable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unfused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that it can be differentiated twice, in this thread alone.
-
-    Parameters
-    ----------
-    function : callable
-        Of tensors.
-
-    Returns
-    -------
-    callable
-    """
+    """Wrap a function so that it can be differentiated twice, in this thread alone."""
 
     def wrapped(*given: Any) -> Any:
         with Unfused():
@@ -197,24 +177,7 @@ WAYS: Mapping[str, type[Forward]] = {"forward": Forward, "reverse": Reverse, "re
 
 
 def derive(value: torch.Tensor, point: torch.Tensor, cotangent: Any, create_graph: bool = False) -> torch.Tensor:
-    """Pull a cotangent back to a point; zeros where the value does not depend on it.
-
-    Parameters
-    ----------
-    value : Tensor
-        Made from `point` with torch's record on.
-    point : Tensor
-        Where.
-    cotangent : Tensor or None
-        Of the value's shape; None for a scalar value.
-    create_graph : bool
-        Whether the result is differentiated again.
-
-    Returns
-    -------
-    Tensor
-        Of the point's shape.
-    """
+    """Pull a cotangent back to a point; zeros where the value does not depend on it."""
     if not value.requires_grad:
         return torch.zeros_like(point)
     (found,) = torch.autograd.grad(
@@ -241,51 +204,20 @@ def _check_second(value: torch.Tensor) -> None:
 
 
 def gradient_of(function: Function, at: torch.Tensor) -> torch.Tensor:
-    """Differentiate a scalar function once on torch's own record, which serves every module.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor
-        Where.
-
-    Returns
-    -------
-    Tensor
-        Of the point's shape.
-    """
+    """Differentiate a scalar function once on torch's own record, which serves every module."""
     point = at.detach().clone().requires_grad_()
     with torch.enable_grad():
         return derive(function(point), point, None).detach()
 
 
 def first_right(ways: Mapping[str, Callable[[], Product]], rows: torch.Tensor) -> str:
-    """Find the first way whose product, at its second call too, equals that of the last one.
-
-    Parameters
-    ----------
-    ways : mapping of name to callable
-        Each gives a product with the rows of a matrix. The last is the reference, if it works.
-    rows : Tensor, (k, n)
-        What to try them on.
-
-    Returns
-    -------
-    str
-        Name of the way.
-
-    Raises
-    ------
-    Exception
-        What the last way raised, if none works.
-    """
+    """Find the first way whose product, at its second call too, equals that of the last one."""
     *fast, last = ways
     known: torch.Tensor | None = None
     cause: Exception | None = None
     try:
         known = ways[last]()(rows)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds; kept, and raised if no way is left
+    except Exception as error:
         cause = error
     for name in fast:
         try:
@@ -293,7 +225,7 @@ def first_right(ways: Mapping[str, Callable[[], Product]], rows: torch.Tensor) -
             product(rows)
             # The second call shows whether the first has changed what it needs.
             found = product(rows)
-        except Exception:  # noqa: BLE001, S112 - the next way is tried
+        except Exception:
             continue
         if known is None or agree(found, known):
             return name
@@ -303,17 +235,7 @@ def first_right(ways: Mapping[str, Callable[[], Product]], rows: torch.Tensor) -
 
 
 def agree(found: torch.Tensor, known: torch.Tensor) -> bool:
-    """Say whether two results are alike to half the digits.
-
-    Parameters
-    ----------
-    found, known : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    bool
-    """
+    """Say whether two results are alike to half the digits."""
     off = torch.linalg.norm(found - known)
     return bool(off <= torch.finfo(known.dtype).eps ** 0.5 * torch.linalg.norm(known))
 
@@ -324,20 +246,6 @@ def linearized(function: Function, at: torch.Tensor) -> tuple[torch.Tensor, Prod
     torch.func.linearize folds constants, and in-place operations on them (attention) change them at each call, so that
     the first product is right and later ones are not. It also keeps views, which fail on several vectors at once where
     a pooling layer has changed the strides. `first_right` finds both out.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor
-        Where.
-
-    Returns
-    -------
-    value : Tensor
-        Its value.
-    product : callable
-        Its derivative times a vector.
     """
     with warnings.catch_warnings():
         # torch's constant folding warns about a graph node of its own making.
@@ -346,20 +254,7 @@ def linearized(function: Function, at: torch.Tensor) -> tuple[torch.Tensor, Prod
 
 
 def derivative(function: Function, at: torch.Tensor) -> Product:
-    """Give the derivative of a function on the rows of a matrix, in the fastest way that is right.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor, (n,)
-        Where.
-
-    Returns
-    -------
-    callable
-        (k, n) to (k, ...).
-    """
+    """Give the derivative of a function on the rows of a matrix, in the fastest way that is right."""
     ways: dict[str, Callable[[], Product]] = {
         "linearized": lambda: vmap(linearized(function, at)[1]),
         **{name: (lambda way=way: way.rows(way.along(function, at)[1])) for name, way in WAYS.items()},
@@ -368,20 +263,7 @@ def derivative(function: Function, at: torch.Tensor) -> Product:
 
 
 def transposed(function: Function, at: torch.Tensor) -> Product:
-    """Give the transposed derivative of a function on the rows of a matrix, in the fastest way that is right.
-
-    Parameters
-    ----------
-    function : callable
-        Of one tensor.
-    at : Tensor
-        Where.
-
-    Returns
-    -------
-    callable
-        (k, *value) to (k, *at).
-    """
+    """Give the transposed derivative of a function on the rows of a matrix, in the fastest way that is right."""
     ways: dict[str, Callable[[], Product]] = {
         name: (lambda way=way: way.rows(way.back(function, at))) for name, way in WAYS.items() if name != "reverse"
     }
@@ -391,19 +273,6 @@ def transposed(function: Function, at: torch.Tensor) -> Product:
 
 
 def some_rows(count: int, like: torch.Tensor) -> torch.Tensor:
-    """Draw vectors to try a product on, the same ones each time.
-
-    Parameters
-    ----------
-    count : int
-        How many.
-    like : Tensor
-        Of the shape and the precision of one.
-
-    Returns
-    -------
-    Tensor
-        (count, *like).
-    """
+    """Draw vectors to try a product on, the same ones each time."""
     drawn = np.random.default_rng(0).standard_normal((count, *like.shape))
     return torch.from_numpy(drawn).to(like.dtype)

@@ -28,19 +28,7 @@ class SeenLosses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def counts(self, targets: torch.Tensor, few: int) -> list[np.ndarray]:
-        """Give what each of all examples counts, one array per way in which the loss may have used the targets.
-
-        Parameters
-        ----------
-        targets : Tensor, (n, ...)
-            Of all examples.
-        few : int
-            With how many of them the loss was evaluated.
-
-        Returns
-        -------
-        list of ndarray (n,)
-        """
+        """Give what each of all examples counts, one array per way in which the loss may have used the targets."""
         found = []
         for seen, weight, ignored in self._calls:
             for used in (targets, targets[:, 1:] if targets.ndim > 1 else targets):
@@ -55,20 +43,7 @@ class SeenLosses(TorchFunctionMode):
 
 
 def own_loss(loss_fn: Any, dtype: torch.dtype) -> Any:
-    """Give a loss whose own tensors, such as class weights, have the network's precision.
-
-    Parameters
-    ----------
-    loss_fn : callable
-        A loss module, a functools.partial or any function.
-    dtype : torch.dtype
-        The precision.
-
-    Returns
-    -------
-    callable
-        A copy of a module or a partial; a function as it is.
-    """
+    """Give a loss whose own tensors, such as class weights, have the network's precision."""
     if isinstance(loss_fn, torch.nn.Module):
         return copy.deepcopy(loss_fn).to("cpu", dtype).requires_grad_(False)
     if isinstance(loss_fn, functools.partial):

@@ -12,23 +12,7 @@ from trajstats.errors import UnsupportedError
 
 
 def own_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """Copy a module, without the wrappers that run it in parallel or compile it.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A model.
-
-    Returns
-    -------
-    torch.nn.Module
-        Parameters keep their order.
-
-    Raises
-    ------
-    UnsupportedError
-        If a part of the module cannot be copied.
-    """
+    """Copy a module, without the wrappers that run it in parallel or compile it."""
     inner = unwrapped(module)
     # What the hooks of weight_norm and spectral_norm have computed hangs on the record; they compute it again.
     memo = {id(t): t.detach().clone() for part in inner.modules() for t in _computed(vars(part))}
@@ -52,17 +36,7 @@ def own_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """Take the wrappers of torch off a module: DataParallel, DistributedDataParallel, torch.compile.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A model, wrapped or not.
-
-    Returns
-    -------
-    torch.nn.Module
-    """
+    """Take the wrappers of torch off a module: DataParallel, DistributedDataParallel, torch.compile."""
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(module, parallel):

@@ -11,18 +11,7 @@ from trajstats.errors import UnsupportedError
 
 
 class Outputs:
-    """Where the examples are in what a module returns, found from its outputs for one example and for two.
-
-    Parameters
-    ----------
-    one, two : Tensor or nested tuples, lists and mappings of them
-        What the module returns for one and for two examples.
-
-    Raises
-    ------
-    UnsupportedError
-        If no array in them grows with the number of examples.
-    """
+    """Where the examples are in what a module returns, found from its outputs for one example and for two."""
 
     def __init__(self, one: Any, two: Any) -> None:
         (first, _), (second, _) = tree_flatten(one), tree_flatten(two)
@@ -39,17 +28,7 @@ class Outputs:
         self.width = self.pack(one).shape[1]
 
     def pack(self, out: Any) -> torch.Tensor:
-        """Put the arrays with a row per example beside each other.
-
-        Parameters
-        ----------
-        out : Tensor or nested arrays
-            What the module returns.
-
-        Returns
-        -------
-        Tensor, (b, width)
-        """
+        """Put the arrays with a row per example beside each other."""
         if self.plain:
             return out.reshape(len(out), -1)
         leaves = tree_flatten(out)[0]
@@ -57,19 +36,7 @@ class Outputs:
         return torch.cat([leaf.reshape(len(leaf), -1) for leaf in chosen], dim=1)
 
     def unpack(self, packed: torch.Tensor, like: Any) -> Any:
-        """Turn a matrix with a row per example into what the module returns.
-
-        Parameters
-        ----------
-        packed : Tensor, (b, width)
-            As `pack` gives it.
-        like : Tensor or nested arrays
-            What the module returned: shapes, and the arrays without a row per example.
-
-        Returns
-        -------
-        Tensor or nested arrays
-        """
+        """Turn a matrix with a row per example into what the module returns."""
         leaves, spec = tree_flatten(like)
         start, found = 0, []
         for leaf, axis in zip(leaves, self._axes, strict=True):

@@ -14,25 +14,11 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 class Traced:
-    r"""A function of fixed arrays and of rows, linear in the rows, as a list of operations.
+    """A function of fixed arrays and of rows, linear in the rows, as a list of operations.
 
     Operations that do not depend on the rows run once for each value of the fixed arrays (`at`). The others write into
     arrays that are used again in every call and, within a call, by operations whose lifetimes do not overlap: memory
     fresh from the system costs more than the arithmetic on it.
-
-    Parameters
-    ----------
-    function : callable (*fixed, rows) -> Tensor
-        Without control flow on values.
-    fixed : tuple of Tensor
-        Arguments of the shapes that `at` will be given.
-    rows : Tensor, (k, n)
-        Of the shape that products will be given.
-
-    Raises
-    ------
-    RuntimeError
-        If the graph changes in place what it was given, or draws random numbers. Tracing raises errors of its own.
     """
 
     def __init__(
@@ -52,18 +38,7 @@ class Traced:
         self._lay_out()
 
     def at(self, *fixed: torch.Tensor) -> Program:
-        """Evaluate all that does not depend on the rows.
-
-        Parameters
-        ----------
-        *fixed : Tensor
-            Values of the fixed arrays.
-
-        Returns
-        -------
-        Program
-            The product with rows; it may be called by one thread at a time.
-        """
+        """Evaluate all that does not depend on the rows."""
         values = dict(zip(self._given, fixed, strict=False))
         constant = [node for node in self._nodes if node not in self._varying and node is not self._nodes[-1]]
         last = {used: node for node in constant for used in node.all_input_nodes}
@@ -211,15 +186,7 @@ class Traced:
 
 
 class Program:
-    """A traced product at fixed values of all but the rows.
-
-    Parameters
-    ----------
-    traced : Traced
-        The operations.
-    constants : dict
-        Values of those that do not depend on the rows.
-    """
+    """A traced product at fixed values of all but the rows."""
 
     def __init__(self, traced: Traced, constants: dict[fx.Node, Any]) -> None:
         shape, _, dtype = traced._layouts[traced._rows]
@@ -256,17 +223,7 @@ class Program:
         ]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Give the product with rows, in a new array.
-
-        Parameters
-        ----------
-        rows : Tensor, (k, n)
-            Vectors.
-
-        Returns
-        -------
-        Tensor
-        """
+        """Give the product with rows, in a new array."""
         self._given.copy_(rows)
         passing: dict[fx.Node, Any] = {}
         result = self._known_result

@@ -45,7 +45,7 @@ def train_torch(
     r"""Train a module in place and record it into a trajectory store while it trains.
 
     One step is :math:`w\leftarrow w-\eta\,\nabla[L_B(w)+\lambda\sum_iw_i^2]` with :math:`L_B` the loss over a batch; no
-    momentum. The batches of epoch `e` depend on (seed, e) alone and are those of `trajstats_trainers.jax.sgd.train_jax`, so a
+    momentum. The batches of epoch `e` depend on (seed, e) alone and are those of `train_jax`, so a
     killed run continues from its last committed step as it would have gone on.
 
     Parameters

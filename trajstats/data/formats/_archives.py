@@ -1,7 +1,5 @@
 """Formats whose tensors lie in one piece: safetensors, npy and npz, flax msgpack."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Ranges of a flattened array as boxes of it, for sources that are read box by box."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math
@@ -16,15 +14,7 @@ _NATIVE = {name: kind.newbyteorder("=") for name, kind in RAW.items()} | {"bfloa
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
-    """Cover elements `start` to `stop` of the array flattened in C order by boxes, in order.
-
-    Examples
-    --------
-    >>> for box in boxes((3, 4), 2, 12):
-    ...     print(box)
-    (slice(0, 1, None), slice(2, 4, None))
-    (slice(1, 3, None), slice(0, 4, None))
-    """
+    """Cover elements `start` to `stop` of the array flattened in C order by boxes, in order."""
     if stop <= start:
         return
     if not shape:

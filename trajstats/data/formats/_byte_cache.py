@@ -1,7 +1,5 @@
 """Unpacked bytes that are kept for a while, since what can only be unpacked whole is read in ranges."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import threading

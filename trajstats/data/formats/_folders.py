@@ -1,7 +1,5 @@
 """Checkpoints that are folders: sharded, with other files beside the weights, or written by orbax."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math
@@ -34,18 +32,7 @@ ORBAX_MARKS = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Tell whether a folder is one checkpoint, rather than a series of them.
-
-    Parameters
-    ----------
-    path : Path
-        A folder.
-
-    Returns
-    -------
-    bool
-        Whether :func:`read_folder` reads it.
-    """
+    """Tell whether a folder is one checkpoint, rather than a series of them."""
     names = {entry.name for entry in path.iterdir()}
     if names & {*WEIGHT_FILES, ".metadata"} or any(name.endswith(".index.json") for name in names):
         return True

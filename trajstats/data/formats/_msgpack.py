@@ -1,7 +1,5 @@
 """flax msgpack checkpoints: walked for where the arrays lie; nothing but lengths is unpacked."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math

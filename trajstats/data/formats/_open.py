@@ -20,38 +20,7 @@ def open_checkpoint(
     part: str | Sequence[str] | None = None,
     budget: Budget | None = None,
 ) -> Checkpoint:
-    """Read the header of a checkpoint of any known format; its tensors are read later, range by range.
-
-    Parameters
-    ----------
-    path : path
-        A file (safetensors, torch ``.pt .pth .bin .ckpt``, npz, npy, HDF5, ``.keras``, flax msgpack), a sharded
-        checkpoint's index or folder or one of its shards, or an orbax folder.
-    optimizer : bool
-        Keep optimizer state too.
-    part : str or sequence of str, optional
-        Which of several sets of weights in the file, such as ``"model_ema"``.
-    budget : Budget, optional
-        What reading it may cost, if it is part of something larger; by default what its own size allows.
-
-    Returns
-    -------
-    Checkpoint
-        Parameters and buffers: names, shapes and types, and how to read them.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no such file.
-    UnsafeInputError
-        If the file could run code, leave its folder or exhaust memory.
-    UnsupportedError
-        If the format is not known, or the file is one part of a model-parallel checkpoint.
-    StoreError
-        If the file is truncated or damaged.
-    ArgumentError
-        If the file holds several sets of weights and `part` does not choose one.
-    """  # noqa: DOC501, DOC502
+    """Read the header of a checkpoint of any known format; its tensors are read later, range by range."""
     return choose_tensors(_read_all(Path(path), budget), optimizer=optimizer, part=part)
 
 

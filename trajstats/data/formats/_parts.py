@@ -1,7 +1,5 @@
 """Files that hold a part of a checkpoint: shards, ranks of a model-parallel run, and state that is not the model's."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import re

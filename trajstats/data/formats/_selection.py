@@ -1,7 +1,5 @@
 """Which tensors of a checkpoint are its parameters, which are buffers, and which belong to something else."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import re

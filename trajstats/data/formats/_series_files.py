@@ -1,7 +1,5 @@
 """Zarr groups and netCDF files of unknown origin, opened as datasets whose arrays are read when they are needed."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math
@@ -33,14 +31,6 @@ def open_dataset(path: Path, budget: Budget) -> xr.Dataset:
     """Open a zarr group or a netCDF file; what it claims is compared with what it holds before anything is read.
 
     Scales, offsets and missing values are decoded as the CF conventions say; times stay numbers with their units.
-
-    Parameters
-    ----------
-    path : Path
-        A zarr group, or a file of netCDF 3 or 4.
-    budget : Budget
-        What opening it may cost.
-
     """
     if path.is_dir():
         names = tuple(entry.name for entry in path.iterdir() if entry.is_dir())

@@ -32,24 +32,13 @@ MAX_NAME = 1000
 
 @dataclass(frozen=True)
 class Tensor:
-    """One array of a checkpoint.
+    """One array of a checkpoint."""
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Its shape.
-    dtype : str
-        The type in the file, one of `RAW`; those in `FLOATING` may be weights.
-    read : callable (start, stop) -> ndarray
-        Gives a range of the array flattened in C order; bfloat16 as the equal float32.
-    storage : object, optional
-        Equal for two names of one tensor.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...]  # Its shape
+    dtype: str  # The type in the file, one of `RAW`; those in `FLOATING` may be weights
+    # Gives a range of the array flattened in C order; bfloat16 as the equal float32
     read: Callable[[int, int], np.ndarray]
-    storage: Any = None
+    storage: Any = None  # Equal for two names of one tensor
 
     @property
     def size(self) -> int:
@@ -59,41 +48,19 @@ class Tensor:
 
 @dataclass
 class Checkpoint:
-    """The tensors of one checkpoint, unread.
+    """The tensors of one checkpoint, unread."""
 
-    Parameters
-    ----------
-    path : str
-        Where it is.
-    tensors : mapping name -> Tensor
-        Parameters by name, in the order of the file. Readers put all tensors here.
-    passed_over : mapping name -> reason
-        What else is in there: optimizer state, second names of a tensor, types that are no numbers.
-    buffers : mapping name -> Tensor
-        State that is not trained.
-    containers : set of str
-        Outermost mappings in the file: a name that begins with one and a dot lies in it.
-    """
-
-    path: str
-    tensors: dict[str, Tensor]
+    path: str  # Where it is
+    tensors: dict[str, Tensor]  # Parameters by name, in the order of the file. Readers put all tensors here
+    # What else is in there: optimizer state, second names of a tensor, types that are no numbers
     passed_over: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # State that is not trained
+    # Outermost mappings in the file: a name that begins with one and a dot lies in it
     containers: frozenset[str] = frozenset()
 
 
 def input_size(path: Path) -> int:
-    """Add up the bytes of a file, or of what a folder holds; links count for nothing.
-
-    Parameters
-    ----------
-    path : Path
-        A file or folder.
-
-    Returns
-    -------
-    int
-    """
+    """Add up the bytes of a file, or of what a folder holds; links count for nothing."""
     if not path.is_dir():
         return path.stat().st_size
     total, todo = 0, [str(path)]
@@ -108,20 +75,7 @@ def input_size(path: Path) -> int:
 
 
 def decode(raw: bytes, dtype: str) -> np.ndarray:
-    """Turn little-endian bytes into numbers.
-
-    Parameters
-    ----------
-    raw : bytes
-        The bytes.
-    dtype : str
-        Type in the file.
-
-    Returns
-    -------
-    ndarray, 1-D
-        float16, float32 or float64; bfloat16 as the equal float32.
-    """
+    """Turn little-endian bytes into numbers."""
     values = np.frombuffer(raw, dtype=RAW[dtype])
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -129,24 +83,7 @@ def decode(raw: bytes, dtype: str) -> np.ndarray:
 
 
 def file_tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
-    """Describe a tensor that lies in one piece in a file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    offset : int
-        Where its first byte is.
-    shape : tuple of int
-        Its shape.
-    dtype : str
-        Its type.
-
-    Returns
-    -------
-    Tensor
-        Reads ranges with one seek each.
-    """
+    """Describe a tensor that lies in one piece in a file."""
     item = RAW[dtype].itemsize
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -165,47 +102,14 @@ def file_tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> 
 
 
 def check_size(where: str, claimed: int, present: int) -> None:
-    """Refuse data that unpack to far more than is there.
-
-    Parameters
-    ----------
-    where : str
-        File and member.
-    claimed : int
-        Bytes after unpacking.
-    present : int
-        Bytes in the file.
-
-    Raises
-    ------
-    UnsafeInputError
-        If it unpacks to more than a hundred times its size, beyond 64 MiB.
-    """
+    """Refuse data that unpack to far more than is there."""
     if claimed > BOMB_BYTES and claimed > BOMB_RATIO * max(1, present):
         msg = f"{where}: {present} bytes claim to unpack to {claimed}; this looks like a bomb and is not read"
         raise UnsafeInputError(msg)
 
 
 def check_shape(where: str, shape: Any) -> tuple[int, ...]:
-    """Check a shape that a file claims.
-
-    Parameters
-    ----------
-    where : str
-        File and tensor.
-    shape : sequence of int
-        What it claims.
-
-    Returns
-    -------
-    tuple of int
-        The shape.
-
-    Raises
-    ------
-    UnsafeInputError
-        If it is not a shape of at most 64 dimensions and 2**60 elements.
-    """
+    """Check a shape that a file claims."""
     sizes = tuple(shape) if isinstance(shape, list | tuple) and len(shape) <= 64 else (None,)
     if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**60 for n in sizes):
         msg = f"{where}: {shorten(shape)} is not a shape"
@@ -218,27 +122,7 @@ def check_shape(where: str, shape: Any) -> tuple[int, ...]:
 
 
 def leaves(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]:
-    """Walk over nested mappings and lists, in their order.
-
-    Parameters
-    ----------
-    tree : mapping or list
-        The nest; parts of it may occur in it more than once.
-    where : str
-        The file, for messages.
-    budget : Budget
-        Every value visited is spent from it.
-
-    Yields
-    ------
-    tuple of (str, leaf)
-        Dotted name and value.
-
-    Raises
-    ------
-    UnsafeInputError
-        If it is nested more than 64 deep or holds too much.
-    """
+    """Walk over nested mappings and lists, in their order."""
     todo: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", tree)]))]
     while todo:
         prefix, items = todo[-1]
@@ -269,17 +153,7 @@ def _key_text(key: Any, where: str) -> str:
 
 
 def outer_mappings(tree: Any) -> frozenset[str]:
-    """List the dotted names of the mappings in the two outermost levels of a tree.
-
-    Parameters
-    ----------
-    tree : mapping or other
-        As unpacked from a file.
-
-    Returns
-    -------
-    set of str
-    """
+    """List the dotted names of the mappings in the two outermost levels of a tree."""
     found: set[str] = set()
     if isinstance(tree, Mapping):
         for key, value in list(tree.items())[:1000]:

@@ -4,8 +4,6 @@
 a fixed list of names, all to stand-ins defined here, so nothing in the file can name a function that does anything.
 """
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import io

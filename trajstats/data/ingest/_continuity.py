@@ -1,7 +1,5 @@
 """Equal checkpoints, and tensors that belong to another step: found by comparing values along a series."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import math

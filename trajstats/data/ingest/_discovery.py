@@ -1,7 +1,5 @@
 """Where the checkpoints of a series are: files, folders, globs, in natural order, and what beside them is left out."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import glob

@@ -1,7 +1,5 @@
 """Checkpoints that are in memory already: pairs or a mapping of steps and trees of arrays."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import numbers

@@ -13,45 +13,21 @@ from trajstats.data.ingest._series import Finding
 
 @dataclass
 class IngestPlan:
-    """What an ingest will do or has done.
+    """What an ingest will do or has done."""
 
-    Parameters
-    ----------
-    out : str
-        The store.
-    steps : list of int
-        Optimiser steps.
-    files : list of str
-        Checkpoints, in the order of the steps.
-    layers : mapping name -> shape
-        Layers, in the order of `parameter`.
-    dtype : str
-        Stored type.
-    rule : str
-        How steps were found.
-    findings : list of Finding
-        What is wrong or noteworthy; see :class:`trajstats.data.ingest._series.Finding`.
-    passed_over : mapping name -> reason
-        Tensors of the first checkpoint that are left out.
-    buffers : mapping name -> shape
-        State that is not trained: kept beside the layers, never part of a displacement.
-    left_out : mapping name -> reason
-        Files beside the series.
-    seconds : float
-        Time taken, or expected in a dry run.
-    """
-
-    out: str
-    steps: list[int]
-    files: list[str]
-    layers: dict[str, tuple[int, ...]]
-    dtype: str
-    rule: str
+    out: str  # The store
+    steps: list[int]  # Optimiser steps
+    files: list[str]  # Checkpoints, in the order of the steps
+    layers: dict[str, tuple[int, ...]]  # Layers, in the order of `parameter`
+    dtype: str  # Stored type
+    rule: str  # How steps were found
+    # What is wrong or noteworthy; see :class:`trajstats.data.ingest._series.Finding`
     findings: list[Finding] = field(default_factory=list)
-    passed_over: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)  # Tensors of the first checkpoint that are left out
+    # State that is not trained: kept beside the layers, never part of a displacement
     buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    left_out: dict[str, str] = field(default_factory=dict)  # Files beside the series
+    seconds: float = 0.0  # Time taken, or expected in a dry run
 
     @property
     def n_parameters(self) -> int:

@@ -1,7 +1,5 @@
 """Tensors that are called differently in a later checkpoint: found by their names, and confirmed by their values."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import difflib

@@ -1,7 +1,5 @@
 """A series of checkpoints: which files, which steps, which tensors, and what is wrong with them, before any is read."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import re
@@ -29,25 +27,14 @@ FATAL = ("missing", "extra", "reshaped", "duplicate step", "renamed")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth knowing about a series.
+    """Something worth knowing about a series."""
 
-    Parameters
-    ----------
-    kind : str
-        ``missing``, ``extra``, ``renamed``, ``reshaped``, ``dtype``, ``duplicate step``, ``out of order``,
-        ``not finite``, ``identical``, ``repeated`` or ``unchanged``.
-    checkpoint : str
-        Path of the checkpoint.
-    tensor : str
-        Name of the tensor, where there is one.
-    detail : str
-        What was found, and what to do.
-    """
-
+    # ``missing``, ``extra``, ``renamed``, ``reshaped``, ``dtype``, ``duplicate step``, ``out of order``, ``not
+    # finite``, ``identical``, ``repeated`` or ``unchanged``
     kind: str
-    checkpoint: str
-    tensor: str
-    detail: str
+    checkpoint: str  # Path of the checkpoint
+    tensor: str  # Name of the tensor, where there is one
+    detail: str  # What was found, and what to do
 
     def __str__(self) -> str:
         tensor = f", tensor {self.tensor!r:.120}" if self.tensor else ""
@@ -56,69 +43,33 @@ class Finding:
 
 @dataclass
 class Series:
-    """Checkpoints in the order of their steps, with the layers they share.
+    """Checkpoints in the order of their steps, with the layers they share."""
 
-    Parameters
-    ----------
-    steps : list of int
-        Strictly increasing.
-    checkpoints : list of Checkpoint
-        One for each step.
-    layers : mapping name -> shape
-        In an order that does not depend on the files.
-    dtype : str
-        Stored type that holds every source exactly.
-    source_dtype : str
-        Coarsest type among the sources.
-    rule : str
-        How steps were found.
-    findings : list of Finding
-        What is known from headers alone.
-    buffers : mapping name -> (shape, type)
-        State that is not trained and that every checkpoint holds.
-    left_out : mapping name -> reason
-        Files beside the series, and buffers that not every checkpoint holds.
-    epochs : list of float
-        Epoch of each checkpoint, where the source has epochs for its time; else empty.
-    """
-
-    steps: list[int]
-    checkpoints: list[Checkpoint]
-    layers: dict[str, tuple[int, ...]]
-    dtype: str
-    source_dtype: str
-    rule: str
-    findings: list[Finding] = field(default_factory=list)
+    steps: list[int]  # Strictly increasing
+    checkpoints: list[Checkpoint]  # One for each step
+    layers: dict[str, tuple[int, ...]]  # In an order that does not depend on the files
+    dtype: str  # Stored type that holds every source exactly
+    source_dtype: str  # Coarsest type among the sources
+    rule: str  # How steps were found
+    findings: list[Finding] = field(default_factory=list)  # What is known from headers alone
+    # State that is not trained and that every checkpoint holds
     buffers: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    # Files beside the series, and buffers that not every checkpoint holds
     left_out: dict[str, str] = field(default_factory=dict)
+    # Epoch of each checkpoint, where the source has epochs for its time; else empty
     epochs: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Headers:
-    """The checkpoints of a series as they were found, with their steps, in the order they were found.
+    """The checkpoints of a series as they were found, with their steps, in the order they were found."""
 
-    Parameters
-    ----------
-    steps : list of int
-        Step of each checkpoint.
-    checkpoints : list of Checkpoint
-        Their tensors, unread.
-    rule : str
-        How steps were found.
-    findings : list of Finding
-        Order of steps.
-    left_out : mapping name -> reason
-        Files beside the series.
-    epochs : list of float
-        Epoch of each checkpoint, where the source has epochs for its time.
-    """
-
-    steps: list[int]
-    checkpoints: list[Checkpoint]
-    rule: str
-    findings: list[Finding] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
+    steps: list[int]  # Step of each checkpoint
+    checkpoints: list[Checkpoint]  # Their tensors, unread
+    rule: str  # How steps were found
+    findings: list[Finding] = field(default_factory=list)  # Order of steps
+    left_out: dict[str, str] = field(default_factory=dict)  # Files beside the series
+    # Epoch of each checkpoint, where the source has epochs for its time
     epochs: list[float] = field(default_factory=list)
 
 
@@ -131,33 +82,7 @@ def read_headers(
     workers: int,
     part: str | Sequence[str] | None = None,
 ) -> Headers:
-    """Find the checkpoints, their steps and their tensors.
-
-    Parameters
-    ----------
-    paths : path, glob pattern, sequence of paths, mapping step -> path or tensors, or iterable of (step, mapping)
-        The series.
-    step_from : regular expression, callable or mapping, optional
-        How a path gives its step; the built-in rules if not given.
-    dims : mapping, optional
-        For zarr and netCDF: which dimension is time.
-    optimizer : bool
-        Keep optimizer state.
-    workers : int
-        Headers read at the same time.
-    part : str or sequence of str, optional
-        Which of several sets of weights in a file.
-
-    Returns
-    -------
-    Headers
-        The checkpoints and their steps.
-
-    Raises
-    ------
-    ArgumentError
-        If a step cannot be found.
-    """
+    """Find the checkpoints, their steps and their tensors."""
     if dims is not None:
         pairs, epochs = read_series(local_path(paths), dims)
         checkpoints = [choose_tensors(found, optimizer=optimizer, part=part) for _, found in pairs]
@@ -241,27 +166,7 @@ def make_series(
     include: str | Callable[[str], bool] | Iterable[str] | None,
     rename: Mapping[str, str] | Callable[[str], str] | None,
 ) -> Series:
-    """Put checkpoints in order and compare their tensors with those of the first.
-
-    Parameters
-    ----------
-    headers : Headers
-        The checkpoints.
-    include : regular expression, callable or names, optional
-        Tensors to keep, by name after renaming.
-    rename : mapping or callable, optional
-        New names of tensors.
-
-    Returns
-    -------
-    Series
-        The series, with everything that is wrong with it.
-
-    Raises
-    ------
-    UnsupportedError
-        If the first checkpoint has no floating tensor to keep.
-    """
+    """Put checkpoints in order and compare their tensors with those of the first."""
     found = list(headers.findings)
     order = sorted(
         range(len(headers.steps)), key=lambda k: (headers.steps[k], natural_key(headers.checkpoints[k].path))

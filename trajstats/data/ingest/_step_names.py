@@ -6,8 +6,6 @@ goes before an epoch, an epoch before any other number. Candidates that put the 
 refused with a list: nothing is guessed.
 """
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import re
@@ -236,32 +234,7 @@ def to_step(value: Any, where: str) -> int:
 
 
 def steps_of(names: Sequence[str]) -> tuple[list[int], str]:
-    """Read the steps of a series from its names.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Paths of the checkpoints below the folder of the series, with ``/`` between folders.
-
-    Returns
-    -------
-    steps : list of int
-        One for each name. They may repeat; that is for the caller to judge.
-    rule : str
-        What was read, in words.
-
-    Raises
-    ------
-    ArgumentError
-        If no number can be the step, or two could and give different orders.
-
-    Examples
-    --------
-    >>> steps_of(["step512", "step1000"])
-    ([512, 1000], "the number after 'step'")
-    >>> steps_of(["weights.03-0.35.h5", "weights.10-0.30.h5"])[0], steps_of(["ckpt_500k", "ckpt_1M"])[0]
-    ([3, 10], [500000, 1000000])
-    """
+    """Read the steps of a series from its names."""
     tokens = [_tokens(name) for name in names]
     found = _candidates(tokens)
     if len(names) == 1:

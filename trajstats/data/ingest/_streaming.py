@@ -1,7 +1,5 @@
 """Checkpoints become the rows of a store: slab by slab of rows, block by block of columns."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import hashlib
@@ -55,20 +53,7 @@ class Streaming:
         return max(EXPECTED_ROWS, len(self.series.steps))
 
     def run(self, replica: int, attrs: Mapping[str, Any]) -> None:
-        """Write the store, or the rest of it.
-
-        Parameters
-        ----------
-        replica : int
-            Label of the run.
-        attrs : mapping
-            What describes it.
-
-        Raises
-        ------
-        StoreError
-            If the place holds a store of other checkpoints.
-        """
+        """Write the store, or the rest of it."""
         from trajstats.data.store._recovery import check_store, check_vacant, clean, state_of
 
         check_vacant(self.place)

@@ -1,7 +1,5 @@
 """A whole series of checkpoints in one zarr group or netCDF file, with a dimension for time."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,28 +25,7 @@ TIME_UNITS = frozenset(
 
 
 def read_series(path: Path, dims: Mapping[str, str]) -> tuple[list[tuple[int, Checkpoint]], list[float]]:
-    """Read a zarr or netCDF file that holds a whole series, one variable per tensor with a dimension for time.
-
-    Parameters
-    ----------
-    path : Path
-        A zarr group or a netCDF file.
-    dims : mapping
-        ``{"step": "time"}``: the name there of the dimension that is `step` here; or ``{"epoch": "time"}`` if it holds
-        epochs, which may be fractions.
-
-    Returns
-    -------
-    pairs : list of (step, Checkpoint)
-        One for each time, in order.
-    epochs : list of float
-        Epoch of each time, if the dimension holds epochs; else empty.
-
-    Raises
-    ------
-    ArgumentError
-        If no dimension is named, no variable has it, or its values cannot be steps.
-    """
+    """Read a zarr or netCDF file that holds a whole series, one variable per tensor with a dimension for time."""
     along = next(iter(dims.values()), None)
     if len(dims) != 1 or not dims.keys() <= {"step", "epoch"}:
         msg = (

@@ -1,7 +1,5 @@
 """Other people's checkpoints in, a trajectory store out."""
 
-# ruff: noqa: DOC201, DOC501, DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import time

@@ -4,8 +4,6 @@ Bytes that are really in the file are free. Bounded is what a file makes out of 
 header, objects that point to each other, members that unpack.
 """
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import json
@@ -27,26 +25,7 @@ UNPACK_RATIO = 20
 
 
 class Budget:
-    """What one input may still cost; every reader spends from it before it makes something.
-
-    Parameters
-    ----------
-    bytes : int
-        Memory made beyond the bytes of the file itself.
-    objects : int
-        Values, names, members, rows: whatever costs a Python object or a turn of a loop.
-    seconds : float
-        CPU time of the thread that made the budget, counted from now.
-
-    Examples
-    --------
-    >>> budget = Budget(bytes=100, objects=10, seconds=5.0)
-    >>> budget.spend_bytes(60, "a.npz: member 'w'")
-    >>> budget.spend_bytes(60, "a.npz: member 'v'")
-    Traceback (most recent call last):
-    ...
-    trajstats.errors.UnsafeInputError: a.npz: member 'v' asks for 120 bytes of memory in all; at most 100 are given to an input of this size. It is damaged or made to exhaust memory, and is not read
-    """  # noqa: E501
+    """What one input may still cost; every reader spends from it before it makes something."""
 
     def __init__(self, *, bytes: int, objects: int, seconds: float) -> None:
         self.bytes, self.objects, self.seconds = bytes, objects, seconds
@@ -121,13 +100,6 @@ def foreign(where: str, do: str = "It is truncated or damaged") -> Iterator[None
     """Report what another library raises about a file as an error of that file.
 
     Only calls into such a library belong inside: errors in this package's own logic must stay visible as they are.
-
-    Parameters
-    ----------
-    where : str
-        File and member, for the message.
-    do : str
-        What it means.
     """
     try:
         yield

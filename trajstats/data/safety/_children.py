@@ -1,7 +1,5 @@
 """A child process that does what may crash: it answers requests under limits; its death is an error of the file."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import atexit
@@ -24,18 +22,7 @@ PATIENCE = 60.0
 
 
 class Child:
-    """A Python program in a process of its own, started when it is first needed and again after it died.
-
-    Parameters
-    ----------
-    script : Path
-        The program. It writes ``ready``, then reads requests (a line of JSON, and content) from its input and writes
-        answers (two lengths of eight bytes, JSON, bytes).
-    needs : str
-        The package that it imports, looked for before it is started.
-    pip : str
-        What to install if that is missing.
-    """
+    """A Python program in a process of its own, started when it is first needed and again after it died."""
 
     def __init__(self, script: Path, needs: str, pip: str) -> None:
         self._script, self._needs, self._pip = script, needs, pip

@@ -1,7 +1,5 @@
 """Chunks that unpack to no more than their array's metadata say: a small file must not fill the memory."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import asyncio

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: DOC501, DOC502  # what the functions called raise is part of what these promise
 import os
 from pathlib import Path
 
@@ -10,18 +9,7 @@ from trajstats.errors import UnsafeInputError
 
 
 def check_links(folder: Path) -> None:
-    """Check that no symbolic link under a folder leads out of it.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-
-    Raises
-    ------
-    UnsafeInputError
-        If one does.
-    """
+    """Check that no symbolic link under a folder leads out of it."""
     root = folder.resolve()
     todo = [root]
     while todo:

@@ -1,7 +1,5 @@
 """Checksums of a saved result: of every file, kept in the metadata of its root, checked at each read."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import json
@@ -54,17 +52,7 @@ def without_seal(attrs: dict[Any, Any]) -> dict[Any, Any]:
 
 
 class SealedStore(Store):
-    """A zarr store for reading a sealed result: what changed or is missing is a StoreError, other files are not seen.
-
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        Where the result is.
-    prefix : str
-        Its place there.
-    sums : mapping name -> int
-        crc32c of every object of the result but the metadata of its root.
-    """
+    """A zarr store for reading a sealed result: what changed or is missing is a StoreError."""
 
     supports_writes = False
     supports_deletes = False

@@ -1,7 +1,5 @@
 """Buffers of the rows of a store, as bytes: from tiles, then from the journal, which leaves out what did not change."""
 
-# ruff: noqa: DOC201, DOC402, DOC501, DOC502  # inside the package: one line says what a function gives and raises
-
 from __future__ import annotations
 
 import hashlib
@@ -23,15 +21,7 @@ from trajstats.errors import ArgumentError, SchemaError, StoreError, UnsafeInput
 
 
 class BufferPacker:
-    """Turn the buffers of each row into bytes, without those that are the same as in the row before.
-
-    Parameters
-    ----------
-    tensors : sequence of BufferTensor
-        The buffers of the run.
-    rows_per_file : int
-        A row at a multiple of it is written in full, so that no file of the journal needs another.
-    """
+    """Turn the buffers of each row into bytes, without those that are the same as in the row before."""
 
     def __init__(self, tensors: Sequence[BufferTensor], rows_per_file: int) -> None:
         self.tensors = list(tensors)
@@ -55,19 +45,7 @@ class BufferPacker:
 
 
 class JournalBuffers:
-    """The buffers of consecutive records of a journal, the first of which holds all of them.
-
-    Parameters
-    ----------
-    journal : Journal
-        The journal.
-    records : sequence of Record
-        Consecutive rows.
-    tensors : sequence of BufferTensor
-        The buffers of the run.
-    row_bytes : int
-        Bytes of the weights of a row, which come before its buffers.
-    """
+    """The buffers of consecutive records of a journal, the first of which holds all of them."""
 
     def __init__(
         self, journal: Journal, records: Sequence[Record], tensors: Sequence[BufferTensor], row_bytes: int
@@ -128,21 +106,7 @@ class JournalBuffers:
 
 
 class StoredBuffers:
-    """The buffers of one store as an array (replica, step, buffer) that reads what is asked for.
-
-    Parameters
-    ----------
-    target : path, URL, zarr store or repository
-        The store.
-    rows : int
-        Rows to show; later ones stay unseen.
-    records : sequence of Record
-        The rows of the journal among them.
-
-    Notes
-    -----
-    Pickles as its address, so that workers of a cluster open the store themselves.
-    """
+    """The buffers of one store as an array (replica, step, buffer) that reads what is asked for."""
 
     def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
         self._target = target

@@ -1,7 +1,5 @@
 """What a store or file from a stranger may ask for: checked from metadata, before anything is decoded or allocated."""
 
-# ruff: noqa: DOC501, DOC502  # what the functions called raise is part of what these promise
-
 from __future__ import annotations
 
 import math
@@ -61,29 +59,7 @@ _BLOSC = struct.Struct("<4B3I")
 
 
 def check_zarr(place: Place, *, lazy: tuple[str, ...] = LAZY) -> dict[str, Any]:
-    """Check the metadata of a zarr v3 group: plain codecs and types, believable sizes, no way out of its folder.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    lazy : tuple of str
-        Arrays that are read in blocks; all others must fit into memory.
-
-    Returns
-    -------
-    dict
-        Attributes of the root.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no zarr group.
-    SchemaError
-        If it is of zarr format 2.
-    UnsafeInputError
-        If a codec could run code, a size is absurd, or a link leads out of the folder.
-    """
+    """Check the metadata of a zarr v3 group: plain codecs and types, believable sizes, no way out of its folder."""
     budget = Budget.for_size(PROMISED_SIZE)
     root = read_json(place, "zarr.json", budget)
     if root is None:
@@ -204,18 +180,7 @@ def read_json(place: Place, key: str, budget: Budget | None = None) -> dict[str,
 
 
 def node_names(place: Place) -> list[str]:
-    """List the members of the root.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-
-    Returns
-    -------
-    list of str
-        Names of arrays and groups.
-    """
+    """List the members of the root."""
     if place.local is not None:
         return sorted(entry.name for entry in os.scandir(place.local) if entry.is_dir())
 
@@ -227,29 +192,7 @@ def node_names(place: Place) -> list[str]:
 
 
 def check_array(where: str, node: Mapping[str, Any], *, lazy: bool, rows: int | None) -> int:
-    """Check codecs, type and sizes in the metadata of one array, and return how many files of data they claim.
-
-    Parameters
-    ----------
-    where : str
-        Its name, for messages.
-    node : mapping
-        Its ``zarr.json``.
-    lazy : bool
-        Whether it is read in blocks.
-    rows : int or None
-        Committed rows, which bound what will be read.
-
-    Returns
-    -------
-    int
-        Files of data.
-
-    Raises
-    ------
-    UnsafeInputError
-        If a codec, type or size is not acceptable.
-    """
+    """Check codecs, type and sizes in the metadata of one array, and return how many files of data they claim."""
     shape, chunk, codecs, kind = _parts(where, node)
     if not isinstance(kind, str) or kind not in ITEM_BYTES:
         msg = f"{where}: data type {shorten(kind)} is not read; allowed: {', '.join(ITEM_BYTES)}"

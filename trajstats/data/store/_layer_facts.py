@@ -1,7 +1,5 @@
 """What is kept of each layer of a row beside its values: the rounding floor and the digest."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,19 +10,7 @@ from trajstats.data._digests import TensorDigest, tensor_digest
 
 
 class LayerFacts:
-    """Rounding floors and digests of rows that come in blocks of columns, from left to right.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of each block.
-    stops : ndarray of int, (layer,)
-        End of each layer along `parameter`.
-    source_dtype : str
-        Type the weights were rounded to.
-    floors, digests : bool
-        Which of the two are asked for.
-    """
+    """Rounding floors and digests of rows that come in blocks of columns, from left to right."""
 
     def __init__(self, n_rows: int, stops: np.ndarray, source_dtype: str, *, floors: bool, digests: bool) -> None:
         self._stops, self._source_dtype = stops, source_dtype

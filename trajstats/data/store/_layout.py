@@ -1,7 +1,5 @@
 """How a store is laid out: tiles of rows x parameters, and the plain zarr arrays that hold them."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import math
@@ -61,27 +59,14 @@ SERIES_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of the rows of a store and of the tiles they are kept in.
+    """Shape of the rows of a store and of the tiles they are kept in."""
 
-    Parameters
-    ----------
-    variable : str
-        ``"weights"``, ``"sketch"`` or ``"buffer_bytes"``.
-    row_shape : tuple of int
-        ``(parameter,)``, ``(hash, bucket)`` or ``(buffer_byte,)``.
-    dtype : numpy.dtype
-        Stored type.
-    rows, columns : int
-        Size of a tile along `step` and along the last dimension.
-    shard : int
-        Width of a file along the last dimension, a multiple of `columns`; equal to it where files are not sharded.
-    """
-
-    variable: str
-    row_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    rows: int
-    columns: int
+    variable: str  # ``"weights"``, ``"sketch"`` or ``"buffer_bytes"``
+    row_shape: tuple[int, ...]  # ``(parameter,)``, ``(hash, bucket)`` or ``(buffer_byte,)``
+    dtype: np.dtype[Any]  # Stored type
+    rows: int  # Size of a tile along `step` and along the last dimension
+    columns: int  # Size of a tile along `step` and along the last dimension
+    # Width of a file along the last dimension, a multiple of `columns`; equal to it where files are not sharded
     shard: int
 
     @property
@@ -122,31 +107,7 @@ def plan_layout(
     rows: int | None = None,
     columns: int | None = None,
 ) -> Layout:
-    """Choose tiles of about 4 MiB and, where they would make too many files, shards of several tiles.
-
-    Parameters
-    ----------
-    variable : str
-        ``"weights"`` or ``"sketch"``.
-    row_shape : tuple of int
-        Shape of one row.
-    dtype : dtype
-        Stored type.
-    expected_rows : int
-        Rows the store is planned for; more may be written.
-    rows, columns : int, optional
-        Size of a tile, if the default (64 rows, 4 MiB; more rows for a small network) does not suit.
-
-    Returns
-    -------
-    Layout
-        The layout; the store never has more than about 1e5 files for `expected_rows` rows.
-
-    Raises
-    ------
-    ArgumentError
-        If a tile has no rows or no columns.
-    """
+    """Choose tiles of about 4 MiB and, where they would make too many files, shards of several tiles."""
     kind = np.dtype(dtype)
     last = max(1, row_shape[-1])
     if rows is None:
@@ -166,23 +127,7 @@ def plan_layout(
 
 
 def layout_of(array: zarr.Array) -> Layout:
-    """Read the layout back from an array of a store.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        The array ``weights`` or ``sketch``.
-
-    Returns
-    -------
-    Layout
-        Its layout.
-
-    Raises
-    ------
-    StoreError
-        If it is not such an array.
-    """
+    """Read the layout back from an array of a store."""
     if len(array.shape) < 3:
         msg = f"{array.store}: {array.basename:.80} has {len(array.shape)} dimensions where rows of a run have 3 or 4"
         raise StoreError(msg)
@@ -203,27 +148,7 @@ def create_store(
     buffers: Sequence[BufferTensor] = (),
     expected_rows: int = EXPECTED_ROWS,
 ) -> None:
-    """Create the arrays of an empty store.
-
-    Parameters
-    ----------
-    place : Place
-        Where.
-    layout : Layout
-        Shape of rows and tiles.
-    layers : mapping name -> shape
-        The layers, in the order of `parameter`.
-    replica : int
-        Label of the run.
-    attrs : mapping
-        Attributes of the run.
-    extra : mapping name -> (dims, values)
-        Further coordinates that do not grow.
-    buffers : sequence of BufferTensor
-        The buffers of each row.
-    expected_rows : int
-        Rows the store is planned for.
-    """
+    """Create the arrays of an empty store."""
     # "creating" is replaced in one write at the end: a store killed in here is recognised and made anew.
     if place.get("zarr.json") is None:
         zarr.create_group(place.path(), attributes={STATE: CREATING})
@@ -290,26 +215,7 @@ def _grid(layout: Layout, width: int) -> tuple[int, ...]:
 def put_array(
     place: Place, name: str, values: np.ndarray, dims: tuple[str, ...], *, chunk: int | None = None
 ) -> zarr.Array:
-    """Write one small array: series and steps in one large chunk, text as variable-length strings.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    name : str
-        Name of the array.
-    values : ndarray
-        Values; an array with a `step` dimension may be empty and grow.
-    dims : tuple of str
-        Names of its dimensions.
-    chunk : int, optional
-        Length of the chunks of a vector that does not grow; all of it if not given.
-
-    Returns
-    -------
-    zarr.Array
-        The array.
-    """
+    """Write one small array: series and steps in one large chunk, text as variable-length strings."""
     text = values.dtype == object or values.dtype.kind in "UT"
     chunks: tuple[int, ...] = tuple(
         SERIES_CHUNK if dim == STEP else max(1, n) for dim, n in zip(dims, values.shape, strict=True)
@@ -337,25 +243,7 @@ def put_array(
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array:
-    """Get an array of a group by name.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        A group.
-    name : str
-        Name of the array.
-
-    Returns
-    -------
-    zarr.Array
-        The array.
-
-    Raises
-    ------
-    StoreError
-        If there is none of this name.
-    """
+    """Get an array of a group by name."""
     try:
         with foreign(f"{group.store}: {name:.80}/zarr.json", "It is damaged; restore it from a copy"):
             found = group[name]

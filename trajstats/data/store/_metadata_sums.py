@@ -1,7 +1,5 @@
 """Checksums of a store's metadata, kept in the attributes of its root and replaced with every commit."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import json

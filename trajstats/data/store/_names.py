@@ -15,23 +15,7 @@ from trajstats.errors import ArgumentError
 
 
 def check_layers(layers: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Check names and shapes of layers.
-
-    Parameters
-    ----------
-    layers : mapping name -> shape
-        What a user gave.
-
-    Returns
-    -------
-    dict name -> tuple of int
-        The same, with plain integers.
-
-    Raises
-    ------
-    ArgumentError
-        If there is none, a name is not text, or a size is negative.
-    """
+    """Check names and shapes of layers."""
     if not isinstance(layers, Mapping) or not layers:
         msg = f"layers={layers!r:.80}: give a mapping name -> shape with at least one layer, such as {{'w': (10, 784)}}"
         raise ArgumentError(msg)
@@ -47,20 +31,7 @@ def check_layers(layers: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ..
 
 
 def check_same_layers(group: zarr.Group, layers: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that a store holds the layers a writer is about to append.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        Root of an existing store.
-    layers : mapping name -> shape
-        Layers of the writer.
-
-    Raises
-    ------
-    ArgumentError
-        If names, order or shapes differ.
-    """
+    """Check that a store holds the layers a writer is about to append."""
     names = [str(name) for name in np.asarray(array_of(group, LAYER)[...])]
     with foreign(f"{group.store}: the shapes of the layers", "They are damaged; restore the store from a copy"):
         shapes = [tuple(json.loads(str(text))) for text in np.asarray(array_of(group, "layer_shape")[...])]
@@ -73,18 +44,7 @@ def check_same_layers(group: zarr.Group, layers: Mapping[str, tuple[int, ...]]) 
 
 
 def check_series_name(name: str) -> None:
-    """Check that a scalar series may be stored under a name.
-
-    Parameters
-    ----------
-    name : str
-        The name, which becomes the name of an array.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not a plain identifier or is taken by the data model.
-    """
+    """Check that a scalar series may be stored under a name."""
     if not SERIES_NAME.fullmatch(name) or name in RESERVED:
         msg = f"series name {name!r}: use letters, digits and underscores, and none of {', '.join(sorted(RESERVED))}"
         raise ArgumentError(msg)

@@ -37,21 +37,7 @@ from trajstats.errors import ArgumentError, SchemaError, StoreError
 def compact_records(
     tiles: Tiles, journal: Journal, records: Sequence[Record], clocks: Sequence[str], stopped: Event
 ) -> None:
-    """Gather rows of the journal into tiles and commit them; the journal is left as it is.
-
-    Parameters
-    ----------
-    tiles : Tiles
-        The store.
-    journal : Journal
-        Its journal.
-    records : sequence of Record
-        Consecutive rows.
-    clocks : sequence of str
-        Names of scalars that are clocks.
-    stopped : Event
-        Once set, gathering ends between two tiles with a StoreError; the rows stay in the journal.
-    """
+    """Gather rows of the journal into tiles and commit them; the journal is left as it is."""
     if not records:
         return
     item = tiles.layout.dtype.itemsize
@@ -86,27 +72,7 @@ def _of_layers(records: Sequence[Record], name: str, kind: Any) -> np.ndarray | 
 
 
 def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
-    """List the rows of a journal that are whole, and say so where a row that was whole once no longer is.
-
-    Parameters
-    ----------
-    journal : Journal
-        The journal.
-    first_row : int
-        Rows already in tiles.
-    place : Place
-        The store, for messages.
-
-    Returns
-    -------
-    list of Record
-        Consecutive rows from `first_row` on.
-
-    Raises
-    ------
-    StoreError
-        If whole rows follow a damaged one: cutting there would lose them.
-    """
+    """List the rows of a journal that are whole, and say so where a row that was whole once no longer is."""
     records, damage = journal.scan(first_row)
     if damage is None or damage.torn:
         return records
@@ -125,23 +91,7 @@ def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
 
 
 def to_scalars(series: Mapping[str, Any]) -> dict[str, float]:
-    """Take the scalars of a row as numbers.
-
-    Parameters
-    ----------
-    series : mapping
-        What the user gave.
-
-    Returns
-    -------
-    dict
-        Name -> float.
-
-    Raises
-    ------
-    ArgumentError
-        If a name is not allowed or a value is no number.
-    """
+    """Take the scalars of a row as numbers."""
     scalars = {}
     for name, value in series.items():
         check_series_name(name)
@@ -154,22 +104,7 @@ def to_scalars(series: Mapping[str, Any]) -> dict[str, float]:
 
 
 def layer_floors(payload: Sequence[np.ndarray], stops: np.ndarray, source_dtype: str) -> np.ndarray:
-    """Give the rounding floor of each layer of one row.
-
-    Parameters
-    ----------
-    payload : sequence of ndarray
-        The row: one array a layer, or one flat array.
-    stops : ndarray of int, (layer,)
-        End of each layer along `parameter`.
-    source_dtype : str
-        Type the weights were rounded to.
-
-    Returns
-    -------
-    ndarray, (layer,)
-        Mean over the weights of a layer.
-    """
+    """Give the rounding floor of each layer of one row."""
     total = np.zeros(stops.size)
     if len(payload) == 1:
         total += rounding_floor(payload[0].reshape(-1), stops, source_dtype)
@@ -180,23 +115,7 @@ def layer_floors(payload: Sequence[np.ndarray], stops: np.ndarray, source_dtype:
 
 
 def check_sync(sync: str | float) -> float:
-    """Turn the flush policy into seconds between flushes.
-
-    Parameters
-    ----------
-    sync : "row" or float
-        What the user gave.
-
-    Returns
-    -------
-    float
-        0 for every row.
-
-    Raises
-    ------
-    ArgumentError
-        If it is neither ``"row"`` nor a number of seconds.
-    """
+    """Turn the flush policy into seconds between flushes."""
     if sync == "row":
         return 0.0
     if isinstance(sync, str) or not sync >= 0 or math.isinf(sync):
@@ -206,25 +125,7 @@ def check_sync(sync: str | float) -> float:
 
 
 def check_store(tiles: Tiles) -> dict[str, Any]:
-    """Check that a store was written by a TrajectoryWriter of this version.
-
-    Parameters
-    ----------
-    tiles : Tiles
-        The store.
-
-    Returns
-    -------
-    dict
-        Attributes of the root.
-
-    Raises
-    ------
-    SchemaError
-        If it is of another schema version.
-    StoreError
-        If it is of another format.
-    """
+    """Check that a store was written by a TrajectoryWriter of this version."""
     known = tiles.attrs
     if known.get("schema_version") != SCHEMA_VERSION:
         msg = (
@@ -281,53 +182,20 @@ def check_next_steps(steps: Sequence[int], place: Place) -> None:
 
 
 def stored_reference(place: Place) -> np.ndarray | None:
-    """Read w(0) of a sketched run.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-
-    Returns
-    -------
-    ndarray or None
-        The first weights; None before the first row.
-    """
+    """Read w(0) of a sketched run."""
     group = place.group()
     assert group is not None
     return np.asarray(array_of(group, INITIAL)[...]) if place.get(f"{INITIAL}/zarr.json") is not None else None
 
 
 def state_of(place: Place) -> str | None:
-    """Read the state of a store.
-
-    Parameters
-    ----------
-    place : Place
-        Where.
-
-    Returns
-    -------
-    str or None
-        ``"creating"``, ``"writing"`` or ``"finished"``; None if there is no store.
-    """
+    """Read the state of a store."""
     group = place.group()
     return None if group is None else str(group.attrs.get(STATE, FINISHED))
 
 
 def check_vacant(place: Place) -> None:
-    """Check that a place holds a store or nothing: nothing else is ever written into.
-
-    Parameters
-    ----------
-    place : Place
-        Where.
-
-    Raises
-    ------
-    StoreError
-        If it holds other things.
-    """
+    """Check that a place holds a store or nothing: nothing else is ever written into."""
     if place.local is None or not place.local.is_dir() or place.folder.size("zarr.json") is not None:
         return
     others = [e.name for e in place.local.iterdir() if e.name != JOURNAL and not e.name.endswith(PARTIAL)]
@@ -340,13 +208,7 @@ def check_vacant(place: Place) -> None:
 
 
 def clean(place: Place) -> None:
-    """Delete the files that a killed writer had not yet renamed into place.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    """
+    """Delete the files that a killed writer had not yet renamed into place."""
     if place.local is not None:
         for key in [key for key in place.folder.files() if key.endswith(PARTIAL)]:
             place.folder.remove(key)

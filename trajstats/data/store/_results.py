@@ -1,7 +1,5 @@
 """Saved results (fits, batches, pairs, spectra): written whole or not at all, opened with care."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import os
@@ -172,17 +170,7 @@ def _attrs(attrs: dict[Any, Any], store: Any) -> dict[Any, Any]:
 
 
 def save_kept(path: Path, data: xr.Dataset | xr.DataTree, /, *, former: Path | None = None) -> None:
-    """Write a result to a folder, which takes its place under its name once it is whole.
-
-    Parameters
-    ----------
-    path : Path
-        The folder; what is there under this name, also a link, is replaced and not written into.
-    data : Dataset or DataTree
-        The result.
-    former : Path, optional
-        Where the old one is while the new one takes its place; a name that nobody knows if not given.
-    """
+    """Write a result to a folder, which takes its place under its name once it is whole."""
     scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch.mkdir()  # new, so that nothing can be prepared in it

@@ -1,7 +1,5 @@
 """The rows of one store as a lazy array: tiles first, then the journal; a missing tile is an error, never a number."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -20,21 +18,7 @@ from trajstats.errors import StoreError, UnsafeInputError
 
 
 class StoredRows:
-    """The rows of one store as an array that reads what is asked for: tiles first, then the journal.
-
-    Parameters
-    ----------
-    target : path, URL, zarr store or repository
-        The store.
-    rows : int
-        Rows to show; later ones stay unseen.
-    records : sequence of Record
-        The rows of the journal among them.
-
-    Notes
-    -----
-    Pickles as its address, so that workers of a cluster open the store themselves.
-    """
+    """The rows of one store as an array that reads what is asked for: tiles first, then the journal."""
 
     def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
         self._target = target
@@ -140,7 +124,7 @@ def missing_tiles(place: Place, keys: Sequence[str]) -> str:
     """Word the error about tiles that are not there."""
     shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
     return (
-        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.data.store.verification.verify(path) tells which layers they "
+        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.verify(path) tells which layers they "
         "belong to; open_trajectory(path, damaged='drop') opens the layers that are whole."
     )
 

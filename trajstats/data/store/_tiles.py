@@ -1,7 +1,5 @@
 """Tiles: slabs of rows in, any range of rows and parameters out; a missing tile is an error, never a number."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import json
@@ -49,25 +47,13 @@ from trajstats.errors import StoreError
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of a stretch of rows besides their weights.
+    """What is known of a stretch of rows besides their weights."""
 
-    Parameters
-    ----------
-    first : int
-        Position of the first along `step`.
-    steps : sequence of int
-        Optimiser steps.
-    series : sequence of mapping
-        Scalars of each row.
-    floors, digests : ndarray, (row, layer), optional
-        Rounding floor and digest of each layer; found while writing if not given.
-    """
-
-    first: int
-    steps: Sequence[int]
-    series: Sequence[Mapping[str, float]]
-    floors: np.ndarray | None = None
-    digests: np.ndarray | None = None
+    first: int  # Position of the first along `step`
+    steps: Sequence[int]  # Optimiser steps
+    series: Sequence[Mapping[str, float]]  # Scalars of each row
+    floors: np.ndarray | None = None  # Rounding floor and digest of each layer; found while writing if not given
+    digests: np.ndarray | None = None  # Rounding floor and digest of each layer; found while writing if not given
 
     @property
     def stop(self) -> int:
@@ -79,18 +65,7 @@ Source = Callable[[int, int], np.ndarray]
 
 
 class Tiles:
-    """The tile part of one store.
-
-    Parameters
-    ----------
-    place : Place
-        An existing store.
-
-    Raises
-    ------
-    StoreError
-        If there is no store.
-    """
+    """The tile part of one store."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -181,19 +156,6 @@ class Tiles:
 
         Any part of this may be done again from the start: a tile or array that was already written is written once
         more with the same values, and nothing counts before the last write, which replaces the root's metadata.
-
-        Parameters
-        ----------
-        rows : Rows
-            Steps and scalars.
-        source : callable (start, stop) -> ndarray (row, stop - start)
-            Gives a range of the flat rows.
-        buffers : callable (start, stop) -> ndarray of uint8 (row, stop - start), optional
-            Gives a range of the bytes of the buffers of these rows; needed where the store has buffers.
-        clocks : sequence of str
-            Names of scalars that are clocks.
-        finish : callable -> mapping
-            Called when all tiles are written; gives attributes to set with the commit.
         """
         if (buffers is None) != (self.buffers is None):
             msg = (
@@ -380,18 +342,7 @@ class Tiles:
 
 
 def dims_of(array: zarr.Array) -> tuple[str, ...]:
-    """Give the names of the dimensions of an array.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        An array of zarr format 3.
-
-    Returns
-    -------
-    tuple of str
-        Its ``dimension_names``; empty if it has none.
-    """
+    """Give the names of the dimensions of an array."""
     return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
 
 
@@ -412,16 +363,5 @@ def slabs(layout: Layout, rows: int) -> int:
 
 
 def layer_names(group: zarr.Group) -> list[str]:
-    """Read the names of the layers of a store.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        Root of the store.
-
-    Returns
-    -------
-    list of str
-        In the order of `parameter`.
-    """
+    """Read the names of the layers of a store."""
     return [str(name) for name in np.asarray(array_of(group, LAYER)[...])]

@@ -1,7 +1,5 @@
 """What is done to a store as a whole: finish it, extend it, cut it, lay it out anew."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -155,26 +153,7 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
 def copy(
     path: Any, out: Any, /, *, rows: int | None = None, columns: int | None = None, dtype: str | None = None
 ) -> None:
-    """Copy a store, in another layout if asked.
-
-    Parameters
-    ----------
-    path : path, URL, zarr store or repository
-        The store to copy.
-    out : path, URL or zarr store
-        The new one, which must not exist.
-    rows, columns : int, optional
-        Size of its tiles; the default layout if not given.
-    dtype : str, optional
-        Stored type; as it is if not given.
-
-    Raises
-    ------
-    StoreError
-        If `out` exists.
-    ArgumentError
-        If `path` holds sketches and another type is asked for.
-    """
+    """Copy a store, in another layout if asked."""
     run = open_trajectory(path)
     variable = SKETCH if SKETCH in run else WEIGHTS
     source = Tiles(Place(path))

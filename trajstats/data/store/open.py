@@ -1,7 +1,5 @@
 """The trajectory store: record weights while a network trains, open what was recorded."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import glob
@@ -349,27 +347,7 @@ def _journal_values(name: str, dims: tuple[str, ...], records: Sequence[Record],
 
 
 def select_layers(trajectory: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
-    """Keep some layers of a trajectory.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A trajectory.
-    names : sequence of str
-        Layers to keep; their order in the trajectory is kept.
-
-    Returns
-    -------
-    xarray.Dataset
-        The trajectory of these layers alone.
-
-    Raises
-    ------
-    ArgumentError
-        If a name is not a layer.
-    SchemaError
-        If no layer would be left.
-    """
+    """Keep some layers of a trajectory."""
     from trajstats.data.schema import layer_slices
 
     every = layer_slices(trajectory, None)

@@ -1,7 +1,5 @@
 """Is a store whole? Every tile is read once, and the damaged ones are named with the rows and layers they hold."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -24,27 +22,14 @@ from trajstats.errors import StoreError, UnsafeInputError
 
 @dataclass(frozen=True)
 class DamagedTile:
-    """A tile that cannot be read as it was written.
+    """A tile that cannot be read as it was written."""
 
-    Parameters
-    ----------
-    file : str
-        Key of the file below the store.
-    rows : range
-        Positions along `step`.
-    parameters : range
-        Positions along `parameter` (along the flat hash x bucket for sketches, bytes of a row for buffers).
-    layers : tuple of str
-        Layers, or buffers, that have values in it.
-    reason : str
-        ``missing``, or what the decoder said.
-    """
-
-    file: str
-    rows: range
+    file: str  # Key of the file below the store
+    rows: range  # Positions along `step`
+    # Positions along `parameter` (along the flat hash x bucket for sketches, bytes of a row for buffers)
     parameters: range
-    layers: tuple[str, ...]
-    reason: str
+    layers: tuple[str, ...]  # Layers, or buffers, that have values in it
+    reason: str  # ``missing``, or what the decoder said
 
     def __str__(self) -> str:
         names = ", ".join(f"{name!r:.60}" for name in self.layers[:4]) + (", ..." if len(self.layers) > 4 else "")
@@ -56,30 +41,16 @@ class DamagedTile:
 
 @dataclass
 class Verification:
-    """What :func:`verify` found.
+    """What :func:`verify` found."""
 
-    Parameters
-    ----------
-    path : str
-        The store.
-    checked : int
-        Tiles read.
-    tiles : list of DamagedTile
-        All that are damaged, and no other.
-    other : list of str
-        Damaged coordinates, series and metadata.
-    journal : Damage or None
-        First damaged record of the journal, if the store is not finished. A torn one is the end of a write that was cut
-        off, which is no row.
-    unverified : list of str
-        Saved results without checksums, of which damage cannot be seen.
-    """
-
-    path: str
-    checked: int
-    tiles: list[DamagedTile] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
+    path: str  # The store
+    checked: int  # Tiles read
+    tiles: list[DamagedTile] = field(default_factory=list)  # All that are damaged, and no other
+    other: list[str] = field(default_factory=list)  # Damaged coordinates, series and metadata
+    # First damaged record of the journal, if the store is not finished. A torn one is the end of a write that was
+    # cut off, which is no row
     journal: Damage | None = None
+    # Saved results without checksums, of which damage cannot be seen
     unverified: list[str] = field(default_factory=list)
 
     @property

@@ -1,7 +1,5 @@
 """Where the stores of a sweep are: folders, patterns and URLs, and the names of the runs in them."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import glob
@@ -18,27 +16,7 @@ _DEEPEST = 4
 
 
 def sweep_members(paths: Any) -> dict[str, Any]:
-    """Find the stores of a sweep, without opening one.
-
-    Parameters
-    ----------
-    paths : path, URL, glob pattern, or list
-        As for `open_sweep`.
-
-    Returns
-    -------
-    dict name -> store
-        In natural order; a store is named by its place below the root of the sweep.
-
-    Raises
-    ------
-    ArgumentError
-        If two stores would have one name, or `paths` is none of these.
-    StoreNotFoundError
-        If there is no store.
-    UnsafeInputError
-        If a link leads out of the folder.
-    """
+    """Find the stores of a sweep, without opening one."""
     if isinstance(paths, str | os.PathLike):
         found, root = _remote(str(paths)) if "://" in str(paths) else _local(str(paths))
     elif isinstance(paths, list | tuple):

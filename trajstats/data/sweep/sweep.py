@@ -1,7 +1,5 @@
 """A sweep: many runs with different settings, opened lazily, as a tree of trajectories and a table of settings."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import json
@@ -199,23 +197,7 @@ def select_runs(sweep: xr.DataTree, /, where: Mapping[str, Any] | None = None, *
 
 
 def sweep_runs(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """List the runs of a sweep.
-
-    Parameters
-    ----------
-    sweep : DataTree or mapping name -> Dataset
-        One trajectory per node.
-
-    Returns
-    -------
-    dict name -> Dataset
-        In the order of the sweep.
-
-    Raises
-    ------
-    ArgumentError
-        If there is none, or one is not a trajectory.
-    """
+    """List the runs of a sweep."""
     if isinstance(sweep, xr.DataTree):
         runs = {node.path.strip("/") or RUN: node.to_dataset() for node in sweep.subtree if STEP in node.dims}
     elif hasattr(sweep, "keys"):
@@ -234,25 +216,7 @@ def sweep_runs(sweep: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Da
 
 
 def setting_name(table: xr.Dataset, name: str) -> str:
-    """Find the column of a table that a setting's name stands for.
-
-    Parameters
-    ----------
-    table : xarray.Dataset
-        What `sweep_table` gave.
-    name : str
-        A column, or the last part of exactly one.
-
-    Returns
-    -------
-    str
-        The column.
-
-    Raises
-    ------
-    ArgumentError
-        If there is none, or more than one.
-    """
+    """Find the column of a table that a setting's name stands for."""
     columns = [str(column) for column in table.data_vars]
     if name in columns:
         return name

@@ -372,34 +372,12 @@ _EXACT: dict[str, Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], np.ndarr
 
 
 def as_steps(step: Steps) -> np.ndarray:
-    """Read recorded steps.
-
-    Parameters
-    ----------
-    step : sequence of int
-        Steps.
-
-    Returns
-    -------
-    ndarray of int64
-    """
+    """Read recorded steps."""
     return np.asarray(step, dtype=np.int64)
 
 
 def n_and_layers(n_parameters: int, layers: Layers) -> tuple[int, Layers]:
-    """Let layers fix the number of parameters.
-
-    Parameters
-    ----------
-    n_parameters : int
-        Used where there are no layers.
-    layers : mapping name -> shape, optional
-        Layers.
-
-    Returns
-    -------
-    (int, mapping or None)
-    """
+    """Let layers fix the number of parameters."""
     return (n_parameters if layers is None else sum(int(np.prod(s)) for s in layers.values())), layers
 
 
@@ -432,24 +410,6 @@ def as_trajectory(
     clocks: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> xr.Dataset:
-    """Label a path as a trajectory that remembers its process.
-
-    Parameters
-    ----------
-    path : ndarray, (replica, step, parameter)
-        Weights.
-    step, layers, dtype
-        As for `brownian`.
-    process : str
-        Name of the function.
-    clocks : mapping name -> array, optional
-        Other clocks.
-    **arguments
-        Of the process, for `exact_msd`.
-
-    Returns
-    -------
-    xarray.Dataset
-    """
+    """Label a path as a trajectory that remembers its process."""
     about = {"process": process, "process_arguments": json.dumps(arguments)}
     return trajectory_dataset(path.astype(dtype), step=step, layers=layers, clocks=clocks, attrs=about)

@@ -33,20 +33,7 @@ ANEW = "Nothing is kept; the same call again starts anew."
 
 
 def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkpoint]]:
-    """List the checkpoints of some rows of every replica.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    rows : sequence of int
-        Positions along `step`.
-
-    Returns
-    -------
-    list of list of Checkpoint
-        By replica and row.
-    """
+    """List the checkpoints of some rows of every replica."""
     steps = trajectory[STEP].values
     return [
         [Checkpoint(int(replica), int(steps[row]), (r, row)) for row in rows]
@@ -55,19 +42,7 @@ def checkpoints(trajectory: xr.Dataset, rows: Sequence[int]) -> list[list[Checkp
 
 
 def at_workers(network: Network) -> Delayed:
-    """Put a network where tasks will need it.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-
-    Returns
-    -------
-    Delayed
-        Under a cluster at all of its workers: dask gives a task to one that has what the task needs, and the others
-        would get their first one when the network happens to be sent on.
-    """
+    """Put a network where tasks will need it."""
     warn_if_oversubscribed(network_threads(network))
     shared = dask.delayed(network, pure=False, traverse=False)
     client = client_in_force()
@@ -87,21 +62,7 @@ def at_workers(network: Network) -> Delayed:
 
 
 def run_losses(shared: Delayed, trajectory: xr.Dataset, cells: list[list[Checkpoint]]) -> np.ndarray:
-    """Evaluate the loss at every checkpoint.
-
-    Parameters
-    ----------
-    shared : Delayed
-        The network, from `at_workers`.
-    trajectory : xarray.Dataset
-        Its trajectory.
-    cells : list of list of Checkpoint
-        Which.
-
-    Returns
-    -------
-    ndarray, (replica, step)
-    """
+    """Evaluate the loss at every checkpoint."""
     out = [[dask.delayed(_done)(loss_task, shared, *_state(trajectory, where)) for where in line] for line in cells]
     return np.array(_compute(out), dtype=np.float64)
 
@@ -114,24 +75,7 @@ def run_spectra(
     plan: Plan,
     store: TaskStore | None,
 ) -> list[list[list[dict[str, np.ndarray]]]]:
-    """Compute the spectra of some checkpoints, or read them where they are in the store.
-
-    Parameters
-    ----------
-    shared, trajectory, cells
-        As in `run_losses`.
-    probes : int
-        Probes per checkpoint.
-    plan : Plan
-        Settings of the tasks.
-    store : TaskStore, optional
-        Where finished tasks are and go.
-
-    Returns
-    -------
-    list
-        By replica, checkpoint and chunk of probes: the arrays of the task.
-    """
+    """Compute the spectra of some checkpoints, or read them where they are in the store."""
     firsts = [0] if plan.exact else list(range(0, probes, plan.chunk))
 
     def task(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -168,22 +112,7 @@ def run_checkpoints(
     cells: list[list[Checkpoint]],
     *arguments: Any,
 ) -> list[list[Any]]:
-    """Call ``function(network, weights, checkpoint, *arguments)`` at every checkpoint.
-
-    Parameters
-    ----------
-    function : callable
-        The task.
-    shared, trajectory, cells
-        As in `run_losses`.
-    *arguments
-        Passed on.
-
-    Returns
-    -------
-    list
-        By replica and checkpoint.
-    """
+    """Call ``function(network, weights, checkpoint, *arguments)`` at every checkpoint."""
     tasks = [
         [dask.delayed(_done)(function, shared, *_state(trajectory, where), where, *arguments) for where in line]
         for line in cells

@@ -24,20 +24,7 @@ SETTINGS = "trajstats_spectrum"
 
 
 class TaskStore:
-    """A folder of finished tasks, all made with the same settings.
-
-    Parameters
-    ----------
-    path : str or Path
-        A local folder; made if it is not there.
-    settings : mapping
-        What determines the numbers of a task, JSON-able.
-
-    Raises
-    ------
-    StoreError
-        If the folder holds something else, or tasks made with other settings.
-    """
+    """A folder of finished tasks, all made with the same settings."""
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
@@ -71,49 +58,15 @@ class TaskStore:
             raise StoreError(msg)
 
     def has(self, name: str) -> bool:
-        """Say whether a task is finished.
-
-        Parameters
-        ----------
-        name : str
-            The task's name.
-
-        Returns
-        -------
-        bool
-        """
+        """Say whether a task is finished."""
         return (self.path / name).is_dir()
 
     def read(self, name: str) -> dict[str, np.ndarray]:
-        """Read the arrays of a finished task.
-
-        Parameters
-        ----------
-        name : str
-            The task's name.
-
-        Returns
-        -------
-        dict
-            Name -> array.
-        """
+        """Read the arrays of a finished task."""
         return load_kept_arrays(self.path / name)
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep the arrays of a task, under its name only once they are all written.
-
-        Parameters
-        ----------
-        name : str
-            The task's name.
-        arrays : mapping
-            Name -> array.
-
-        Raises
-        ------
-        OSError
-            If the folder cannot be written.
-        """
+        """Keep the arrays of a task, under its name only once they are all written."""
         partial = self.path / f"partial-{uuid.uuid4().hex}"
         partial.mkdir()
         group = zarr.open_group(FolderStore(partial), mode="w")

@@ -51,31 +51,7 @@ class Checkpoint:
 
 
 def probes_per_chunk(n: int, itemsize: int, order: int, atom_steps: int, memory: int, most: int) -> int:
-    """Say how many probes fit in the byte budget together.
-
-    Parameters
-    ----------
-    n : int
-        Parameters.
-    itemsize : int
-        Bytes of one.
-    order, atom_steps : int
-        Lanczos steps per probe, and of the run that finds the atoms.
-    memory : int
-        Budget in bytes.
-    most : int
-        Most probes wanted.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    ArgumentError
-        If not even one probe fits.
-    """
+    """Say how many probes fit in the byte budget together."""
     # While atoms are found: the basis and the Ritz vectors made of it. While probes run: the atoms and the bases.
     atoms = (2 * atom_steps + SPARE_VECTORS) * n * itemsize
     per_probe = (order + SPARE_VECTORS) * n * itemsize
@@ -91,37 +67,12 @@ def probes_per_chunk(n: int, itemsize: int, order: int, atom_steps: int, memory:
 
 
 def loss_task(network: Network, weights: np.ndarray) -> float:
-    """Evaluate the loss of one checkpoint.
-
-    Parameters
-    ----------
-    network : Network
-        The network.
-    weights : ndarray, (parameter,)
-        Flat weights.
-
-    Returns
-    -------
-    float
-    """
+    """Evaluate the loss of one checkpoint."""
     return float(network.loss(weights))
 
 
 def exact_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpoint) -> dict[str, np.ndarray]:
-    """Diagonalise the dense curvature of one checkpoint.
-
-    Parameters
-    ----------
-    network, weights, plan
-        The network, its flat weights and the settings.
-    where : Checkpoint
-        Which checkpoint.
-
-    Returns
-    -------
-    dict
-        ``nodes``, ``weights``, ``residual``, ``exact`` (1, n).
-    """
+    """Diagonalise the dense curvature of one checkpoint."""
     with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         nodes = np.linalg.eigvalsh(dense_matrix(apply, n, dtype, DENSE_BATCH))[None]
@@ -132,20 +83,7 @@ def exact_task(network: Network, weights: np.ndarray, plan: Plan, where: Checkpo
 def atoms_task(
     network: Network, weights: np.ndarray, plan: Plan, where: Checkpoint, previous: dict[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
-    """Find the converged eigenpairs of one checkpoint, starting near those of the one before.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        As in `exact_task`.
-    previous : dict, optional
-        What this task gave at the checkpoint before.
-
-    Returns
-    -------
-    dict
-        ``values`` (a,), ``vectors`` (a, n), ``residuals`` (a,).
-    """
+    """Find the converged eigenpairs of one checkpoint, starting near those of the one before."""
     with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         start = unit_probes([_key(plan, where)], n, dtype)[0]
@@ -166,22 +104,7 @@ def probes_task(
     first: int,
     found: dict[str, np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """Run one chunk of probes at one checkpoint.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        As in `exact_task`.
-    first : int
-        The chunk's first probe.
-    found : dict, optional
-        What `atoms_task` gave: eigenpairs counted exactly; the probes stay in their complement.
-
-    Returns
-    -------
-    dict
-        ``nodes``, ``weights``, ``residual``, ``exact`` (probe, node), ``alpha``, ``beta`` (probe, lanczos).
-    """
+    """Run one chunk of probes at one checkpoint."""
     with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         atoms = Atoms(np.empty(0), np.empty((0, n), dtype), np.empty(0)) if found is None else Atoms(**found)
@@ -205,22 +128,7 @@ def probes_task(
 
 
 def pairs_task(network: Network, weights: np.ndarray, where: Checkpoint, plan: Plan, ends: tuple[int, int]) -> Any:
-    """Give the eigenpairs at both ends of one checkpoint's spectrum.
-
-    Parameters
-    ----------
-    network, weights, plan, where
-        As in `exact_task`.
-    ends : (int, int)
-        How many at the top and at the bottom.
-
-    Returns
-    -------
-    values, residuals : ndarray, (top + bottom,)
-        Top first, descending; then bottom, ascending. NaN where the Krylov space has no more.
-    vectors : ndarray, (top + bottom, n)
-        Unit vectors.
-    """
+    """Give the eigenpairs at both ends of one checkpoint's spectrum."""
     with _task(where):
         apply, n, dtype = operator(network, weights, plan)
         found = converged_atoms(apply, unit_probes([_key(plan, where)], n, dtype)[0], plan.order, tolerance=np.inf)
@@ -237,22 +145,7 @@ def pairs_task(network: Network, weights: np.ndarray, where: Checkpoint, plan: P
 
 
 def operator(network: Network, weights: np.ndarray, plan: Plan) -> tuple[Apply, int, np.dtype]:
-    """Linearise at one checkpoint, restricted to the plan's parameters.
-
-    Parameters
-    ----------
-    network, weights, plan
-        As in `exact_task`.
-
-    Returns
-    -------
-    apply : callable
-        The operator on the rows of a (k, n) array.
-    n : int
-        Its size.
-    dtype : numpy.dtype
-        Its precision.
-    """
+    """Linearise at one checkpoint, restricted to the plan's parameters."""
     full = network.curvature(weights, plan.kind)
     dtype = np.dtype(full.dtype)
     if plan.selection is None:
@@ -285,25 +178,7 @@ def _key(plan: Plan, where: Checkpoint, *probe: int) -> np.random.SeedSequence:
 
 
 def finite_losses(losses: np.ndarray, cells: list[list[Checkpoint]]) -> np.ndarray:
-    """Check that the loss is finite at every checkpoint.
-
-    Parameters
-    ----------
-    losses : ndarray, (replica, step)
-        Losses.
-    cells : list of list of Checkpoint
-        Which checkpoints.
-
-    Returns
-    -------
-    ndarray, (replica, step)
-        The same losses.
-
-    Raises
-    ------
-    NonFiniteError
-        If one is not finite.
-    """
+    """Check that the loss is finite at every checkpoint."""
     for line, row in zip(cells, losses, strict=True):
         for where, loss in zip(line, row, strict=True):
             if not np.isfinite(loss):

@@ -79,7 +79,7 @@ def extreme_eigenpairs(
     >>> pairs = extreme_eigenpairs(Quadratic(), trajectory_dataset(np.ones((1, 3)), step=[0]), top=1, bottom=1, rng=0)
     >>> pairs.eigenvalue.values.round(6).ravel().tolist()
     [6.0, 1.0]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     network, trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
     at_least_one(order=order)
     if min(top, bottom) < 0 or top + bottom < 1 or top + bottom > order:

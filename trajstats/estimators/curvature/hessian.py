@@ -131,7 +131,7 @@ def hessian_spectrum(
     >>> run = trajectory_dataset(np.ones((1, 3)), step=[0])
     >>> hessian_spectrum(Quadratic(), run, rng=0).nodes.values.round(6).ravel().tolist()
     [1.0, 2.0, 6.0]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     network, trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
     if method not in METHODS:
         raise ArgumentError(unknown("method", method, METHODS))

@@ -29,22 +29,7 @@ class Attractors:
 
 
 def orbit(map_: Map, jacobian: Jacobian, x: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Follow points through a cycle with the Jacobian of the whole turn.
-
-    Parameters
-    ----------
-    map_, jacobian : callable
-        The map and its derivative.
-    x : ndarray, (b, N)
-        Points.
-    period : int
-        Steps.
-
-    Returns
-    -------
-    (ndarray (b, N), ndarray (b, N, N))
-        The points after `period` steps and the product of Jacobians.
-    """
+    """Follow points through a cycle with the Jacobian of the whole turn."""
     product = jacobian(x)
     y = map_(x)
     for _ in range(period - 1):
@@ -56,27 +41,7 @@ def orbit(map_: Map, jacobian: Jacobian, x: np.ndarray, period: int) -> tuple[np
 def polish(
     map_: Map, jacobian: Jacobian, x: np.ndarray, period: int, *, eps: float, steps: int = 30
 ) -> tuple[np.ndarray, float, float, float]:
-    """Solve F^p(x) = x by Newton from a point close to it.
-
-    Parameters
-    ----------
-    map_, jacobian : callable
-        The map and its derivative.
-    x : ndarray, (N,)
-        A point near the solution.
-    period : int
-        The p.
-    eps : float
-        Relative precision of the map.
-    steps : int
-        Most Newton steps.
-
-    Returns
-    -------
-    (ndarray, float, float, float)
-        The point, its residual, the spectral radius of the turn's Jacobian, and the norm of :math:`(1-J)^{-1}`, which
-        turns a residual into a distance.
-    """
+    """Solve F^p(x) = x by Newton from a point close to it."""
     best, best_residual = x, math.inf
     for _ in range(steps):
         y, product = orbit(map_, jacobian, x[None], period)
@@ -100,40 +65,12 @@ def polish(
 
 
 def is_marginal(radius: float, amplification: float) -> bool:
-    """Tell whether a point can neither be called stable nor located.
-
-    Parameters
-    ----------
-    radius : float
-        Spectral radius of the turn's Jacobian.
-    amplification : float
-        Norm of :math:`(1-J)^{-1}`.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a point can neither be called stable nor located."""
     return abs(radius - 1.0) < _MARGINAL or amplification > 1.0 / _MARGINAL
 
 
 def minimal_period(map_: Map, x: np.ndarray, period: int, distance: float) -> int:
-    """Find the smallest divisor of a period after which a point is back.
-
-    Parameters
-    ----------
-    map_ : callable
-        The map.
-    x : ndarray, (N,)
-        A polished point.
-    period : int
-        A multiple of its period.
-    distance : float
-        How close counts as back.
-
-    Returns
-    -------
-    int
-    """
+    """Find the smallest divisor of a period after which a point is back."""
     y = x[None]
     for time in range(1, period):
         y = map_(y)
@@ -148,20 +85,6 @@ def gather(map_: Map, jacobian: Jacobian, ends: Iterated, *, eps: float) -> tupl
     A point joins an attractor when it lies within 100 of its own error estimates (last step times the norm of
     :math:`(1-J)^{-1}`) of one of its points. An attractor whose linearisation cannot locate it is not counted; its
     starts become unconverged.
-
-    Parameters
-    ----------
-    map_, jacobian : callable
-        The map and its derivative.
-    ends : Iterated
-        What `iterate` or `root_search` gave.
-    eps : float
-        Relative precision of the map.
-
-    Returns
-    -------
-    (Attractors, ndarray, ndarray)
-        The attractors, and per start its status and the index of its attractor (-1: none).
     """
     found = Attractors()
     status = ends.status.copy()

@@ -34,19 +34,7 @@ class Iterated:
 
 
 def checked_map(map_: Map, dim: int) -> Map:
-    """Wrap a map so that a wrong shape or a NaN is named at once.
-
-    Parameters
-    ----------
-    map_ : callable
-        Batches to batches.
-    dim : int
-        Dimension of the space.
-
-    Returns
-    -------
-    callable
-    """
+    """Wrap a map so that a wrong shape or a NaN is named at once."""
 
     def call(x: np.ndarray) -> np.ndarray:
         y = np.asarray(map_(x))
@@ -64,20 +52,7 @@ def checked_map(map_: Map, dim: int) -> Map:
 
 
 def difference_jacobian(map_: Map, eps: float) -> Jacobian:
-    """Differentiate a map by central differences, all directions of a point in one batch.
-
-    Parameters
-    ----------
-    map_ : callable
-        Batches to batches.
-    eps : float
-        Relative precision of its values.
-
-    Returns
-    -------
-    callable
-        (b, N) to (b, N, N).
-    """
+    """Differentiate a map by central differences, all directions of a point in one batch."""
 
     def jacobian(x: np.ndarray) -> np.ndarray:
         n = x.shape[1]
@@ -97,23 +72,6 @@ def iterate(map_: Map, starts: np.ndarray, *, tolerance: float, max_iterations: 
 
     Brent's scheme: each start keeps one anchor, renewed at powers of two, and is done when it comes back to it; the
     time since the anchor is the period. Starts that are done leave the batch.
-
-    Parameters
-    ----------
-    map_ : callable
-        Batches to batches.
-    starts : ndarray, (S, N)
-        Starting points.
-    tolerance : float
-        Largest change in any coordinate that counts as a return, relative to max(1, |x|).
-    max_iterations : int
-        When to give up.
-    max_period : int
-        Longest cycle looked for; must be below the last anchor's age to be seen.
-
-    Returns
-    -------
-    Iterated
     """
     count = len(starts)
     out = Iterated(
@@ -165,20 +123,7 @@ def iterate(map_: Map, starts: np.ndarray, *, tolerance: float, max_iterations: 
 
 
 def is_chaotic(map_: Map, x: np.ndarray) -> bool:
-    """Tell whether every one of some points runs away from a neighbour, exponentially.
-
-    Parameters
-    ----------
-    map_ : callable
-        The map.
-    x : ndarray, (b, N)
-        Points on their way.
-
-    Returns
-    -------
-    bool
-        Whether the growth rate of a separation of 1e-6, brought back to that length at each step, is positive for all.
-    """
+    """Tell whether every one of some points runs away from a neighbour, exponentially."""
     small = 1e-6 * np.maximum(1.0, np.abs(x).max(axis=1))
     direction = np.random.default_rng(0).standard_normal(x.shape)
     apart = direction * (small / np.linalg.norm(direction, axis=1))[:, None]
@@ -197,24 +142,7 @@ def is_chaotic(map_: Map, x: np.ndarray) -> bool:
 def root_search(
     map_: Map, jacobian: Jacobian, starts: np.ndarray, *, tolerance: float, max_iterations: int = 200
 ) -> Iterated:
-    """Search roots of F(x) - x by Levenberg-Marquardt from every start: stable and unstable fixed points alike.
-
-    Parameters
-    ----------
-    map_, jacobian : callable
-        The map and its derivative.
-    starts : ndarray, (S, N)
-        Starting points.
-    tolerance : float
-        Largest residual in any coordinate, relative to max(1, |x|).
-    max_iterations : int
-        Most steps.
-
-    Returns
-    -------
-    Iterated
-        ``step`` is the residual.
-    """
+    """Search roots of F(x) - x by Levenberg-Marquardt from every start: stable and unstable fixed points alike."""
     count, n = starts.shape
     out = Iterated(
         starts.astype(np.float64),

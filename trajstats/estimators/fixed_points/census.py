@@ -32,7 +32,7 @@ _FINEST = 32.0
 
 
 def fixed_point_census(
-    map: Callable[[np.ndarray], np.ndarray] | Network,  # noqa: A002
+    map: Callable[[np.ndarray], np.ndarray] | Network,
     dim: int,
     *,
     starts: int | np.ndarray = 1_000,
@@ -123,7 +123,7 @@ def fixed_point_census(
     >>> census = fixed_point_census(lambda x: np.tanh(2 * x), 2, starts=200, rng=0)
     >>> int(census.n_fixed_points), bool(census.stable.all())
     (4, True)
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     function, derivative = _map_of(map, dim, weights, jacobian)
     if method not in METHODS:
         raise ArgumentError(unknown("method", method, METHODS))
@@ -317,7 +317,7 @@ def _saturation(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def attractor_slice(
-    map: Callable[[np.ndarray], np.ndarray] | Network,  # noqa: A002
+    map: Callable[[np.ndarray], np.ndarray] | Network,
     census: xr.Dataset,
     /,
     *,

@@ -19,19 +19,7 @@ _RANGE = 640.0
 
 
 def jacobian_product(factors: Sequence[Factor], rows: slice) -> np.ndarray:
-    """Multiply factors in float64, for several inputs at once.
-
-    Parameters
-    ----------
-    factors : sequence of (D, W)
-        First layer first.
-    rows : slice
-        Which inputs.
-
-    Returns
-    -------
-    ndarray, (b, outputs, inputs)
-    """
+    """Multiply factors in float64, for several inputs at once."""
     slopes, matrix = factors[0]
     product = np.asarray(slopes[rows], dtype=np.float64)[:, :, None] * np.asarray(matrix, dtype=np.float64)
     for slopes, matrix in factors[1:]:
@@ -40,20 +28,7 @@ def jacobian_product(factors: Sequence[Factor], rows: slice) -> np.ndarray:
 
 
 def plain_log_singular_values(matrices: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Take singular values of formed matrices, marking those that rounding has buried.
-
-    Parameters
-    ----------
-    matrices : ndarray, (b, outputs, inputs)
-        float64.
-    eps : float
-        Relative precision of the matrices' entries.
-
-    Returns
-    -------
-    (ndarray, ndarray of bool), each (b, k)
-        Natural logarithms, descending, and whether each is resolved; those that are not hold the resolution itself.
-    """
+    """Take singular values of formed matrices, marking those that rounding has buried."""
     values = np.linalg.svd(matrices, compute_uv=False)
     floor = eps * max(matrices.shape[-2:]) * values[:, :1]
     resolved = values > floor
@@ -69,19 +44,6 @@ def graded_log_singular_values(factors: Sequence[Factor], row: int) -> tuple[np.
     With orthogonal :math:`Q_{l-1}` in hand, :math:`D_lW_lQ_{l-1}=Q_lR_l`, and the triangular factors are accumulated as
     :math:`\mathrm{diag}(e^{g})\,T` with rows of T of length one. What is left is a graded matrix, whose singular values
     the one-sided Jacobi method (LAPACK's ``gejsv``) finds to high relative accuracy.
-
-    Parameters
-    ----------
-    factors : sequence of (D, W)
-        First layer first.
-    row : int
-        Which input.
-
-    Returns
-    -------
-    (ndarray, ndarray of bool), each (k,)
-        Natural logarithms, descending, and whether each is resolved; directions lost to rounding in some layer (dead
-        units, a bottleneck) come last with an upper bound of their logarithm.
     """
     layers = [np.asarray(d[row], np.float64)[:, None] * np.asarray(w, np.float64) for d, w in factors]
     norms = [float(np.linalg.norm(a)) for a in layers]
@@ -141,19 +103,7 @@ def _sorted(rows: np.ndarray, grade: np.ndarray, lost: list[float], count: int) 
 
 
 def factor_operator(factors: Sequence[Factor], row: int) -> LinearOperator:
-    """Apply a Jacobian and its transpose factor by factor, without forming it.
-
-    Parameters
-    ----------
-    factors : sequence of (D, W)
-        First layer first.
-    row : int
-        Which input.
-
-    Returns
-    -------
-    LinearOperator, (outputs, inputs)
-    """
+    """Apply a Jacobian and its transpose factor by factor, without forming it."""
     layers = [(np.asarray(d[row], np.float64)[:, None], np.asarray(w, np.float64)) for d, w in factors]
 
     def forward(x: np.ndarray) -> np.ndarray:

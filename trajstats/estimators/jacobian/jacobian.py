@@ -127,7 +127,7 @@ def jacobian_esd(
     >>> esd = jacobian_esd(Linear(), run, np.zeros((1, 2)), rng=0)
     >>> np.exp(esd.log_singular_values).values.round(12).ravel().tolist()
     [4.0, 3.0]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     network, trajectory = match_network(network, trajectory)
     inputs = _check(network, inputs, method, level, bins)
     rows = _rows(trajectory, steps)

@@ -28,22 +28,7 @@ def _four(known: np.ndarray, i: int, start: int, stop: int) -> tuple[np.ndarray,
 
 @numba.njit(**FAST)
 def products_and_norms(bases: np.ndarray, j: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Multiply the latest vector of each run with its image, and take the images' norms.
-
-    Parameters
-    ----------
-    bases : ndarray, (k, m, n)
-        Vectors of k runs.
-    j : int
-        The latest.
-    images : ndarray, (k, n)
-        Their images.
-
-    Returns
-    -------
-    products, norms : ndarray, (k,)
-        Summed in float64.
-    """
+    """Multiply the latest vector of each run with its image, and take the images' norms."""
     k, n = images.shape
     products, norms = np.zeros(k), np.zeros(k)
     for r in range(k):
@@ -61,21 +46,7 @@ def products_and_norms(bases: np.ndarray, j: int, images: np.ndarray) -> tuple[n
 def three_terms(
     bases: np.ndarray, j: int, images: np.ndarray, along: np.ndarray, before: np.ndarray, out: np.ndarray
 ) -> None:
-    """Take out of each image what it has along the two latest vectors of its run.
-
-    Parameters
-    ----------
-    bases : ndarray, (k, m, n)
-        Vectors of k runs.
-    j : int
-        The latest; the first has none before it.
-    images : ndarray, (k, n)
-        Their images.
-    along, before : ndarray, (k,)
-        Coefficients of the latest vector and of the one before, in the precision of the vectors.
-    out : ndarray, (k, n)
-        Filled.
-    """
+    """Take out of each image what it has along the two latest vectors of its run."""
     k, n = images.shape
     for r in range(k):
         q, p, image, w = bases[r, j], bases[r, max(j - 1, 0)], images[r], out[r]
@@ -99,26 +70,6 @@ def correct_and_measure(
     With the rows :math:`q_i` of `known`, ``latest`` becomes :math:`q=\tilde q-\sum_is_iq_i`, ``image`` becomes
     :math:`w=\tilde w-\sum_ic_iq_i-a\,q`, and ``found`` the products of all :math:`q_i` and of :math:`q` with w.
 
-    Parameters
-    ----------
-    known : ndarray, (j, n)
-        Rows, orthonormal to rounding, and so is q to them.
-    latest, image : ndarray, (n,)
-        Changed in place.
-    slip, share : ndarray, (j,)
-        The coefficients s and c, in the precision of the rows.
-    along : float
-        The coefficient a.
-    found : ndarray, (j + 1,)
-        Filled, float64.
-
-    Returns
-    -------
-    before, after : float
-        The squares of the norms of :math:`\tilde w` and of w.
-
-    Notes
-    -----
     Three plain matrix-vector products read all vectors from memory three times. Here each part of a vector passes once:
     its product is taken with :math:`\tilde w` while it is subtracted, and :math:`q_iw=q_i\tilde w-c_i`, as the rows
     are orthonormal. So `found` is as good as the norm of :math:`\tilde w` allows, not that of w. Sums are taken within
@@ -184,20 +135,7 @@ def correct_and_measure(
 
 @numba.njit(**FAST)
 def take_out(known: np.ndarray, images: np.ndarray) -> None:
-    r"""Project several vectors on the complement of the same rows: each :math:`w` becomes :math:`w-\sum_i(q_iw)q_i`.
-
-    Parameters
-    ----------
-    known : ndarray, (a, n)
-        Rows, orthonormal to rounding; at least one. Read-only ones are another type, compiled by itself.
-    images : ndarray, (k, n)
-        The vectors; changed in place.
-
-    Notes
-    -----
-    The matrix products of BLAS copy both arrays first, which for so few rows costs three times the arithmetic. Sums are
-    taken within blocks in the precision of the rows and over blocks in float64.
-    """
+    r"""Project several vectors on the complement of the same rows: each :math:`w` becomes :math:`w-\sum_i(q_iw)q_i`."""
     (a, n), k = known.shape, len(images)
     zero = images.dtype.type(0)
     # Four rows and two vectors at a time: a row is loaded for two. The last row, and the last vector, stand for those

@@ -54,31 +54,8 @@ def lanczos(apply: Apply, start: np.ndarray, order: int, *, within: np.ndarray |
     What a new vector has along all earlier ones is measured at once and taken out while its image is measured in turn,
     so that each step reads the earlier vectors once; a second pass only where little is left of a vector.
 
-    Parameters
-    ----------
-    apply : callable
-        The symmetric operator on rows.
-    start : ndarray, (k, n)
-        Unit start vectors; a zero row gives an empty run.
-    order : int
-        Most steps.
-    within : ndarray, (a, n), optional
-        Orthonormal vectors whose complement the runs stay in.
-
-    Returns
-    -------
-    Recurrence
-        With its orthonormal ``basis`` (k, order, n), rows beyond ``length`` unset.
-
-    Raises
-    ------
-    NonFiniteError
-        If a product is not finite.
-
-    References
-    ----------
-    Daniel, Gragg, Kaufman, Stewart, Math. Comp. 30 (1976) 772 (second passes); Swirydowicz, Langou, Ananthan, Yang,
-    Thomas, arXiv:1809.05805 (delayed corrections).
+    Source: Daniel, Gragg, Kaufman, Stewart, Math. Comp. 30 (1976) 772 (second passes); Swirydowicz, Langou, Ananthan,
+    Yang, Thomas, arXiv:1809.05805 (delayed corrections).
     """
     k, n = start.shape
     if within is not None and len(within):
@@ -179,24 +156,7 @@ def _complement(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def ritz(alpha: np.ndarray, beta: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Diagonalise one run's tridiagonal matrix.
-
-    Parameters
-    ----------
-    alpha, beta : ndarray, (m,)
-        Coefficients of one run.
-    length : int
-        Steps it took.
-
-    Returns
-    -------
-    values : ndarray, (length,)
-        Ritz values, ascending.
-    vectors : ndarray, (length, length)
-        Their coordinates in the Lanczos basis, one per column.
-    residuals : ndarray, (length,)
-        Norm of ``A y - theta y`` for each.
-    """
+    """Diagonalise one run's tridiagonal matrix."""
     if length == 0:
         return np.empty(0), np.empty((0, 0)), np.empty(0)
     values, vectors = scipy.linalg.eigh_tridiagonal(alpha[:length], beta[: length - 1])
@@ -204,22 +164,7 @@ def ritz(alpha: np.ndarray, beta: np.ndarray, length: int) -> tuple[np.ndarray, 
 
 
 def unit_probes(keys: list[np.random.SeedSequence], n: int, dtype: np.dtype) -> np.ndarray:
-    """Draw one probe per key, uniform on the unit sphere.
-
-    Parameters
-    ----------
-    keys : list of SeedSequence
-        One per probe; a probe depends on nothing else.
-    n : int
-        Dimension.
-    dtype : numpy.dtype
-        Precision of the result; drawing is in float64.
-
-    Returns
-    -------
-    ndarray, (len(keys), n)
-        Unit rows.
-    """
+    """Draw one probe per key, uniform on the unit sphere."""
     probes = np.empty((len(keys), n), dtype)
     for row, key in zip(probes, keys, strict=True):
         draw = np.random.default_rng(key).standard_normal(n)
@@ -228,20 +173,7 @@ def unit_probes(keys: list[np.random.SeedSequence], n: int, dtype: np.dtype) -> 
 
 
 def project_out(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Project rows on the complement of `within` and normalise them; twice, for rounding.
-
-    Parameters
-    ----------
-    rows : ndarray, (k, n)
-        Vectors; zero rows stay zero.
-    within : ndarray, (a, n)
-        Orthonormal vectors.
-
-    Returns
-    -------
-    ndarray, (k, n)
-        Unit rows (or zero), uniform on the complement's sphere if `rows` were uniform on the whole one.
-    """
+    """Project rows on the complement of `within` and normalise them; twice, for rounding."""
     for _ in range(2):
         rows = _complement(rows, within)
         norms = _norms(rows)[:, None]
@@ -250,24 +182,7 @@ def project_out(rows: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: float = CONVERGED) -> Atoms:
-    """Run one longer Lanczos and keep the converged Ritz pairs.
-
-    Parameters
-    ----------
-    apply : callable
-        The symmetric operator on rows.
-    start : ndarray, (n,)
-        Unit start vector.
-    steps : int
-        Length of the run.
-    tolerance : float
-        Largest residual kept, relative to the Ritz value itself; its error is of the order of the square.
-
-    Returns
-    -------
-    Atoms
-        Orthonormal to rounding.
-    """
+    """Run one longer Lanczos and keep the converged Ritz pairs."""
     run = lanczos(apply, start[None], steps)
     length = int(run.length[0])
     values, vectors, residuals = ritz(run.alpha[0], run.beta[0], length)
@@ -279,20 +194,7 @@ def converged_atoms(apply: Apply, start: np.ndarray, steps: int, tolerance: floa
 
 
 def gauss_rule(run: Recurrence, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the Gauss quadrature of run `i`: its spectral measure seen from the start vector.
-
-    Parameters
-    ----------
-    run : Recurrence
-        Lanczos runs.
-    i : int
-        Which.
-
-    Returns
-    -------
-    nodes, weights, residuals : ndarray, (length,)
-        Weights sum to one; exact for polynomials up to degree ``2 length - 1``.
-    """
+    """Give the Gauss quadrature of run `i`: its spectral measure seen from the start vector."""
     values, vectors, residuals = ritz(run.alpha[i], run.beta[i], int(run.length[i]))
     weights = vectors[0] ** 2 if len(values) else np.empty(0)
     return values, weights / weights.sum() if len(values) else weights, residuals
@@ -305,18 +207,6 @@ def radau_bounds(
 
     In the basis of Ritz vectors one more Lanczos step borders the diagonal of nodes with the residuals, whose signs
     alternate; the corner is chosen so that the threshold is an eigenvalue.
-
-    Parameters
-    ----------
-    nodes, weights, residuals : ndarray, (m,)
-        A Gauss rule, nodes ascending, weights summing to one, and the residuals of its Ritz pairs.
-    threshold : float
-        Where; infinite thresholds have exact answers.
-
-    Returns
-    -------
-    low, high : float
-        Sharpest bounds that the moments allow (Chebyshev, Markov, Stieltjes).
     """
     if not np.isfinite(threshold):
         return (0.0, 0.0) if threshold < 0 else (1.0, 1.0)
@@ -335,29 +225,7 @@ def radau_bounds(
 
 
 def dense_matrix(apply: Apply, n: int, dtype: np.dtype, batch: int) -> np.ndarray:
-    """Form the operator by batches of unit vectors.
-
-    Parameters
-    ----------
-    apply : callable
-        The symmetric operator on rows.
-    n : int
-        Its size.
-    dtype : numpy.dtype
-        Precision of the unit vectors.
-    batch : int
-        Columns per call.
-
-    Returns
-    -------
-    ndarray, (n, n)
-        float64, symmetrised.
-
-    Raises
-    ------
-    NonFiniteError
-        If an entry is not finite.
-    """
+    """Form the operator by batches of unit vectors."""
     matrix = np.empty((n, n))
     for first in range(0, n, batch):
         units = np.zeros((batch, n), dtype)

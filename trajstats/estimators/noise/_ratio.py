@@ -36,28 +36,6 @@ def ratio_moments(counts: np.ndarray, size: int, *, replacement: bool = False) -
 
     With :math:`1/S=\int_0^\infty e^{-sS}ds` the mean over minibatches drawn without replacement is a coefficient of
     :math:`\prod_a(1+xe^{-sr_a})`, found by a sum over a circle; with replacement, of :math:`e^{x\sum_ae^{-sr_a}}`.
-
-    Parameters
-    ----------
-    counts : ndarray, (n,)
-        What each example counts, :math:`r_a>0`.
-    size : int
-        Examples of a minibatch, at most n.
-    replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
-
-    Returns
-    -------
-    RatioMoments
-        Coefficients per example.
-
-    Examples
-    --------
-    Two examples that count 1 and 3, one at a time: x is u_a / r_a.
-
-    >>> moments = ratio_moments(np.array([1.0, 3.0]), 1)
-    >>> moments.mean.round(6).tolist(), moments.square.round(6).tolist()
-    ([0.5, 0.166667], [0.5, 0.055556])
     """
     counts = np.asarray(counts, dtype=np.float64)
     values, which = np.unique(counts, return_inverse=True)

@@ -59,7 +59,7 @@ def noise_clock(noise: xr.Dataset, /, *, clock: str | None = None) -> xr.DataArr
     >>> noise = xr.Dataset({"D2": (("replica", "step"), [[2.0, 2.0, 4.0]])}, coords={"step": [0, 10, 20]})
     >>> noise_clock(noise).values.tolist()
     [[0.0, 20.0, 50.0]]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     if clock is None and default_clock(noise) != STEP:
         msg = (
             "the noise could be integrated over optimiser steps or over proper time (sum of learning rates), which is "
@@ -137,7 +137,7 @@ def noise_normalised_msd(
     ...     {"of": "minibatch"})
     >>> noise_normalised_msd(delta, noise, learning_rate=0.1).values.round(6).tolist()
     [[1.0, 4.0]]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     if by not in NORMALISATIONS:
         raise ArgumentError(unknown("normalisation", by, NORMALISATIONS))
     _belong(delta, noise)

@@ -115,7 +115,7 @@ def gradient_noise(
     >>> noise = gradient_noise(Mean(), trajectory_dataset(np.zeros((1, 1)), step=[0]), of="sample", per="all")
     >>> noise.D1.values.round(3).tolist(), noise.D2.values.round(3).tolist()
     ([[4.0]], [[4.667]])
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     network, trajectory = match_network(network, trajectory)
     for name, value, allowed in (("of", of, KINDS), ("per", per, GROUPS)):
         if value not in allowed:

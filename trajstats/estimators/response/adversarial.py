@@ -92,7 +92,7 @@ def fragility(
     >>> found = fragility(Linear(), run, np.array([[1.0, 0.0]]))
     >>> round(found.fgsm.item(), 3), round(found.pgd.item(), 3)
     (0.25, 0.25)
-    """  # noqa: DOC502 (some raised by the checks it calls)
+    """
     check_choice("norm", norm, NORMS)
     if not max_epsilon > 0 or pgd_steps < 1 or sizes < 2:
         msg = f"max_epsilon={max_epsilon}, pgd_steps={pgd_steps}, sizes={sizes}: they must be > 0, >= 1 and >= 2"

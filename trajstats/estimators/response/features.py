@@ -96,7 +96,7 @@ def feature_space(
     >>> size = feature_space(Identity(), run, x, layers=["x"], kernel=False)
     >>> bool(abs(size.participation_ratio.item() - 3) < 0.1)
     True
-    """  # noqa: DOC502 (some raised by the checks it calls)
+    """
     network, trajectory = select_checkpoints(network, trajectory, steps)
     inputs = check_inputs(network, inputs, "inputs")
     names = [*layers, *([TANGENT] if kernel else [])]
@@ -138,20 +138,7 @@ def feature_space(
 
 
 def dimensions(gram: np.ndarray, *, centred: bool) -> np.ndarray:
-    """Measure the dimension of features from their Gram matrix.
-
-    Parameters
-    ----------
-    gram : ndarray, (n, n)
-        Inner products of the features of n inputs.
-    centred : bool
-        Subtract the mean feature (covariance) or not (second moment).
-
-    Returns
-    -------
-    ndarray, (3 measures, 3)
-        Corrected value, uncorrected value and jackknife standard error of each measure; NaN without variation.
-    """
+    """Measure the dimension of features from their Gram matrix."""
     whole = _measures(gram, centred)
     uncorrected = _plain(gram, centred)
     if not np.isfinite(whole).all():

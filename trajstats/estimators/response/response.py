@@ -109,7 +109,7 @@ def training_response(
     >>> x = np.array([[1.0, 2.0]])
     >>> training_response(Linear(), run, x, x).response.values.ravel().tolist()
     [5.0, 5.0]
-    """  # noqa: DOC502 (some raised by the checks it calls)
+    """
     check_choice("method", method, METHODS)
     check_choice("outputs", outputs, OUTPUTS)
     check_choice("per", per, ("all", "layer"))
@@ -190,23 +190,7 @@ def tangent_kernel(
     groups: list[slice] | None = None,
     block: int | None = None,
 ) -> np.ndarray:
-    """Compute the kernel at one checkpoint.
-
-    Parameters
-    ----------
-    network, weights
-        The network and its flat weights.
-    inputs, probes : ndarray
-        Examples trained on, and examples watched.
-    groups : list of slice, optional
-        Groups of weights; one of all if not given.
-    block : int, optional
-        Gradients held at once.
-
-    Returns
-    -------
-    ndarray, (input, probe, output, group)
-    """
+    """Compute the kernel at one checkpoint."""
     groups = [slice(0, network.n_parameters)] if groups is None else groups
     block = _gradients_at_once(network, len(groups), BLOCK_BYTES) if block is None else block
     out = np.empty((len(inputs), len(probes), network.n_outputs, len(groups)))

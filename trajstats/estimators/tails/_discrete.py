@@ -29,40 +29,16 @@ _TERMS = 24
 
 @dataclass(frozen=True)
 class Grid:
-    """Where values may lie.
+    """Where values may lie."""
 
-    Attributes
-    ----------
-    kind : str
-        ``"continuous"``, ``"uniform"`` (multiples of `step`) or ``"rounded"`` (floats of `bits` significant bits).
-    step : float
-        Spacing of a uniform grid.
-    bits : int
-        Significant bits of rounded floats.
-    """
-
+    # ``"continuous"``, ``"uniform"`` (multiples of `step`) or ``"rounded"`` (floats of `bits` significant bits)
     kind: str
-    step: float = math.nan
-    bits: int = 0
+    step: float = math.nan  # Spacing of a uniform grid
+    bits: int = 0  # Significant bits of rounded floats
 
 
 def find_grid(ordered: np.ndarray) -> Grid:
-    """Find the grid on which positive values lie, from their ties and their binary digits.
-
-    Parameters
-    ----------
-    ordered : ndarray, (n,)
-        Positive values, ascending.
-
-    Returns
-    -------
-    Grid
-
-    Raises
-    ------
-    FitError
-        If many values repeat and no grid explains it: they are copies, not independent values.
-    """
+    """Find the grid on which positive values lie, from their ties and their binary digits."""
     distinct = np.unique(ordered)
     ties = 1 - distinct.size / ordered.size
     step = _uniform_step(distinct) if ties > 0.01 else None
@@ -110,20 +86,7 @@ def _significant_bits(values: np.ndarray) -> int:
 
 
 def spread_rounded(ordered: np.ndarray, bits: int) -> np.ndarray:
-    """Spread values that were rounded to a float format evenly over the interval that was rounded to each.
-
-    Parameters
-    ----------
-    ordered : ndarray, (n,)
-        Positive rounded values, ascending.
-    bits : int
-        Significant bits of the format.
-
-    Returns
-    -------
-    ndarray, (n,)
-        Ascending, without ties; each within half a unit of its last place.
-    """
+    """Spread values that were rounded to a float format evenly over the interval that was rounded to each."""
     levels, first, counts = np.unique(ordered, return_index=True, return_counts=True)
     mantissa, exponent = np.frexp(levels)
     above = np.ldexp(0.5, exponent - bits)
@@ -134,20 +97,7 @@ def spread_rounded(ordered: np.ndarray, bits: int) -> np.ndarray:
 
 
 def log_zeta(alpha: float, q: np.ndarray) -> np.ndarray:
-    r"""Evaluate :math:`\ln\sum_{j\ge0}(q+j)^{-\alpha}` without underflow.
-
-    Parameters
-    ----------
-    alpha : float
-        Exponent above 1.
-    q : ndarray
-        First terms, at least 1.
-
-    Returns
-    -------
-    ndarray
-        By direct terms and the Euler-Maclaurin formula (DLMF 25.11.5), to 1e-10.
-    """
+    r"""Evaluate :math:`\ln\sum_{j\ge0}(q+j)^{-\alpha}` without underflow."""
     q = np.asarray(q, dtype=np.float64)
     head = sum((1 + j / q) ** -alpha for j in range(_TERMS))
     last = q + _TERMS
@@ -166,25 +116,7 @@ def fit_zeta(
 ) -> PowerLaw | None:
     r"""Fit :math:`P(k)=k^{-\alpha}/\zeta(\alpha,k_{min})` by maximum likelihood above the cut-off of least distance.
 
-    Parameters
-    ----------
-    levels, counts : ndarray, (m,)
-        Distinct positive integers, ascending, and how often each occurs.
-    min_tail : int
-        Fewest values at or above the cut-off.
-    k_min : float, optional
-        A cut-off to use as it is.
-    alpha_range : (float, float)
-        Candidates whose exponent lies outside are passed over.
-
-    Returns
-    -------
-    PowerLaw or None
-        None where no candidate is left.
-
-    References
-    ----------
-    Clauset, Shalizi, Newman 2009 (arXiv:0706.1062), appendix B.
+    Source: Clauset, Shalizi, Newman 2009 (arXiv:0706.1062), appendix B.
     """
     size = np.cumsum(counts[::-1])[::-1]
     log_sum = np.cumsum((counts * np.log(levels))[::-1])[::-1]
@@ -254,22 +186,7 @@ def zeta_p_value(
     alpha_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> float:
-    """Ask how often a true zeta law with the data's own body is as far from its fit as the data are.
-
-    Parameters
-    ----------
-    k : ndarray, (n,)
-        Positive integers, ascending.
-    fit : PowerLaw
-        Their fit.
-    draws, min_tail, scan, alpha_range, rng
-        As in `tail_kernels.bootstrap_p_value`.
-
-    Returns
-    -------
-    float
-        (1 + hits) / (1 + draws).
-    """
+    """Ask how often a true zeta law with the data's own body is as far from its fit as the data are."""
     n, body = k.size, k[: k.size - fit.n_tail]
     hits = 0
     for _ in range(draws):
@@ -306,18 +223,7 @@ def truncated_zeta(p: np.ndarray, k: np.ndarray, k_min: float) -> np.ndarray:
 
 
 def on_integers(density: Law) -> Law:
-    """Turn a log density above a cut-off into the log probability of integers, each standing for half a unit around it.
-
-    Parameters
-    ----------
-    density : callable (parameters, x, low) -> log density
-        A continuous law given that x is at least `low`.
-
-    Returns
-    -------
-    callable (parameters, k, k_min) -> log probability
-        The integral over [k - 1/2, k + 1/2] of the law above k_min - 1/2, by Gauss-Legendre with eight points.
-    """
+    """Turn a log density above a cut-off into the log probability of integers, half a unit around each."""
     nodes, weights = np.polynomial.legendre.leggauss(8)
 
     def log_probability(p: np.ndarray, k: np.ndarray, k_min: float) -> np.ndarray:

@@ -29,20 +29,7 @@ class PowerLaw:
 
 
 def hill_index(values: np.ndarray, k: int) -> tuple[float, float]:
-    r"""Estimate the tail index :math:`\mu`, :math:`P(X>x)\sim x^{-\mu}`, from the k largest values.
-
-    Parameters
-    ----------
-    values : ndarray, (n,)
-        Positive values.
-    k : int
-        Order statistics used, below n.
-
-    Returns
-    -------
-    (float, float)
-        The index and its standard error :math:`\mu/\sqrt k`.
-    """
+    r"""Estimate the tail index :math:`\mu`, :math:`P(X>x)\sim x^{-\mu}`, from the k largest values."""
     top = np.log(np.partition(values, values.size - k - 1)[values.size - k - 1 :])
     mean = float(np.sum(top - top.min()) / k)
     index = 1.0 / mean if mean > 0 else math.inf
@@ -105,25 +92,7 @@ def fit_power_law(
 ) -> PowerLaw | None:
     r"""Fit :math:`\alpha` by maximum likelihood above the cut-off of least Kolmogorov-Smirnov distance.
 
-    Parameters
-    ----------
-    ordered : ndarray, (n,)
-        Positive values, ascending.
-    min_tail : int
-        Fewest values above the cut-off.
-    x_min : float, optional
-        A cut-off to use as it is.
-    alpha_range : (float, float)
-        Candidates whose exponent lies outside are passed over.
-
-    Returns
-    -------
-    PowerLaw or None
-        None where no candidate is left.
-
-    References
-    ----------
-    Clauset, Shalizi, Newman 2009 (arXiv:0706.1062).
+    Source: Clauset, Shalizi, Newman 2009 (arXiv:0706.1062).
     """
     log_x = np.log(ordered)
     left = np.searchsorted(ordered, ordered, side="left").astype(np.float64)
@@ -156,28 +125,7 @@ def bootstrap_p_value(
     alpha_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> float:
-    """Ask how often a true power law with the data's own body is as far from its fit as the data are.
-
-    Parameters
-    ----------
-    ordered : ndarray, (n,)
-        Positive values, ascending.
-    fit : PowerLaw
-        Their fit.
-    draws : int
-        Synthetic data sets.
-    min_tail, alpha_range
-        As in the fit.
-    scan : bool
-        Whether the cut-off was scanned; each synthetic set is then scanned too.
-    rng : numpy.random.Generator
-        Source of the draws.
-
-    Returns
-    -------
-    float
-        Share of synthetic distances at least as large, with the data counted in: (1 + hits) / (1 + draws).
-    """
+    """Ask how often a true power law with the data's own body is as far from its fit as the data are."""
     n = ordered.size
     body = ordered[: n - fit.n_tail]
     hits = 0
@@ -254,20 +202,7 @@ def _stable_tables() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarra
 
 
 def stable_density(x: np.ndarray, alpha: float) -> np.ndarray:
-    r"""Evaluate the symmetric stable density with characteristic function :math:`e^{-|t|^\alpha}` at x > 0.
-
-    Parameters
-    ----------
-    x : ndarray
-        Positive points.
-    alpha : float
-        Stability index in [0.5, 2).
-
-    Returns
-    -------
-    ndarray
-        By Nolan's integral of :math:`Ve^{-V}` over an angle, 1997, doi:10.1080/15326349708807450.
-    """
+    r"""Evaluate the symmetric stable density with characteristic function :math:`e^{-|t|^\alpha}` at x > 0."""
     if abs(alpha - 1.0) < 1e-3:
         return 1.0 / (np.pi * (1.0 + x**2))
     # double-exponential nodes: the integrand is a narrow peak anywhere in the interval, often at an end
@@ -341,22 +276,7 @@ LAWS: dict[str, TailLaw] = {
 
 
 def fit_law(law: TailLaw, tail: np.ndarray, x_min: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a law to the values above a cut-off, given that they are above it.
-
-    Parameters
-    ----------
-    law : TailLaw
-        Which.
-    tail : ndarray, (n,)
-        Values, ascending.
-    x_min : float
-        The cut-off.
-
-    Returns
-    -------
-    (ndarray, ndarray)
-        Parameters, and the log density of each value.
-    """
+    """Fit a law to the values above a cut-off, given that they are above it."""
 
     def cost(p: np.ndarray) -> float:
         if np.abs(p).max() > 200:
@@ -374,17 +294,5 @@ def fit_law(law: TailLaw, tail: np.ndarray, x_min: float) -> tuple[np.ndarray, n
 
 
 def power_law_log_density(fit: PowerLaw, tail: np.ndarray) -> np.ndarray:
-    """Evaluate the log density of a fitted power law.
-
-    Parameters
-    ----------
-    fit : PowerLaw
-        The fit.
-    tail : ndarray, (n,)
-        Values above its cut-off.
-
-    Returns
-    -------
-    ndarray, (n,)
-    """
+    """Evaluate the log density of a fitted power law."""
     return _power(np.array([math.log(fit.alpha - 1.0)]), tail, fit.x_min)

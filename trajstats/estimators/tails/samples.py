@@ -81,7 +81,7 @@ def hill_plot(values: Any, /, *, points: int = 200) -> xr.Dataset:
     >>> plot = hill_plot(np.random.default_rng(0).random(100_000) ** (-1 / 2.0))
     >>> float(plot["index"].sel(k=1000, method="nearest").round(1))
     2.0
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     ordered = _clean(values, FEWEST)
     grid = find_grid(ordered)
     if grid.kind == "rounded":
@@ -193,7 +193,7 @@ def tail_fit(
     >>> fit = tail_fit(sample, rng=0, compare=False)
     >>> abs(float(fit.alpha) - 2.5) < 3 * float(fit.alpha_stderr)
     True
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     if min_tail < FEWEST:
         msg = f"min_tail={min_tail}: at least {FEWEST} values are needed above the cut-off"
         raise ArgumentError(msg)

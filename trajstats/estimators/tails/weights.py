@@ -78,7 +78,7 @@ def weight_tails(
     >>> fit = weight_tails(run, rng=0, compare=False)
     >>> 1.7 < float(fit.alpha.squeeze()) < 2.3
     True
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     trajectory = check_trajectory(trajectory)
     chosen = _weight_layers(trajectory, layers, 500)
     if not 0 < hill_share < 1:
@@ -158,7 +158,7 @@ def spectral_tails(
     >>> run = trajectory_dataset(w.reshape(1, -1), step=[0], layers={"0.weight": (100, 200)})
     >>> int(spectral_tails(run, rng=0).n_spikes.squeeze())
     0
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     trajectory = check_trajectory(trajectory)
     shapes = layer_shapes(trajectory)
     sides = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items() if len(shape) >= 2}

@@ -32,35 +32,19 @@ FAN_IN = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """How a reduction over parameters will run: print it before a long one.
+    """How a reduction over parameters will run: print it before a long one."""
 
-    Attributes
-    ----------
-    n_replicas, n_rows, n_parameters : int
-        What is read.
-    width : int
-        Parameters of one block.
-    block_bytes, partial_bytes, result_bytes : int
-        Weights of one block, sums of one block, and the whole result.
-    n_pairs, n_groups : int
-        What is summed.
-    workers : int
-        Blocks in memory at a time.
-    per_task : int
-        Blocks that one task reads and sums, one after the other.
-    """
-
-    n_replicas: int
-    n_rows: int
-    n_parameters: int
-    width: int
-    block_bytes: int
-    partial_bytes: int
-    result_bytes: int
-    n_pairs: int
-    n_groups: int
-    workers: int
-    per_task: int = 1
+    n_replicas: int  # What is read
+    n_rows: int  # What is read
+    n_parameters: int  # What is read
+    width: int  # Parameters of one block
+    block_bytes: int  # Weights of one block, sums of one block, and the whole result
+    partial_bytes: int  # Weights of one block, sums of one block, and the whole result
+    result_bytes: int  # Weights of one block, sums of one block, and the whole result
+    n_pairs: int  # What is summed
+    n_groups: int  # What is summed
+    workers: int  # Blocks in memory at a time
+    per_task: int = 1  # Blocks that one task reads and sums, one after the other
 
     @property
     def n_blocks(self) -> int:
@@ -105,32 +89,7 @@ def plan_blocks(
     block_bytes: int | None = None,
     memory_limit: int | None = None,
 ) -> Plan:
-    """Choose the block width, and refuse what cannot fit.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    request : Request
-        What is summed.
-    n_groups : int
-        Groups times random blocks.
-    block_bytes : int, optional
-        Bytes of weights in one block; if not given about 64 MiB, or less where `memory_limit` asks for it.
-    memory_limit : int, optional
-        Bytes that one process may use; if not given half of a worker's limit on a cluster (of a small worker what is
-        left of three quarters of it beside 250 MiB for the process), 80 % of the memory of this machine elsewhere.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ArgumentError
-        If a block of the smallest width exceeds `block_bytes`, there would be more than 10^4 tasks, or the memory does
-        not suffice; the message says what to change.
-    """
+    """Choose the block width, and refuse what cannot fit."""
     weights = trajectory[WEIGHTS]
     n, n_replicas = weights.sizes[PARAMETER], weights.sizes[REPLICA]
     column = request.n_rows * max(4, weights.dtype.itemsize)
@@ -209,28 +168,7 @@ def block_sums(
     *,
     function: Callable[..., Sums] = contribute,
 ) -> list[Any]:
-    """Sum over blocks of parameters in a fixed order, lazily.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    rows : ndarray of int, (row,)
-        Checkpoints that are read, increasing.
-    request : Request
-        What is summed.
-    plan : Plan
-        From `plan_blocks`.
-    limits : list, one per replica, optional
-        Delayed squared overlap distances, or whatever else `function` needs.
-    function : callable
-        ``function(request, block, start, limit)`` gives the sums of one block; its results are added by `merge`.
-
-    Returns
-    -------
-    list of Delayed, one per replica
-        Each a dict group -> term -> sums.
-    """
+    """Sum over blocks of parameters in a fixed order, lazily."""
     # One key for the request: it holds the tiles of all pairs and must not travel with every task.
     shared = dask.delayed(request, pure=False, traverse=False)
     token = _token(trajectory, rows, request, plan, function)
@@ -256,51 +194,17 @@ def block_sums(
 
 
 def later(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function when the result is computed.
-
-    Parameters
-    ----------
-    function : callable
-        Pure function of small data.
-    *args
-        Its arguments, Delayed or not.
-
-    Returns
-    -------
-    Delayed
-    """
+    """Call a function when the result is computed."""
     return dask.delayed(function, pure=True, traverse=False)(*args)
 
 
 def as_array(value: Any, shape: tuple[int, ...]) -> da.Array:
-    """See a Delayed array as a dask array.
-
-    Parameters
-    ----------
-    value : Delayed
-        What will be a float64 array.
-    shape : tuple of int
-        Its shape.
-
-    Returns
-    -------
-    dask array
-    """
+    """See a Delayed array as a dask array."""
     return da.from_delayed(value, shape, dtype=np.float64)
 
 
 def stack(arrays: list[da.Array]) -> da.Array:
-    """Put the results of replicas side by side.
-
-    Parameters
-    ----------
-    arrays : list of dask array, (...)
-        One per replica.
-
-    Returns
-    -------
-    dask array, (replica, ...)
-    """
+    """Put the results of replicas side by side."""
     return da.stack(arrays)
 
 

@@ -19,39 +19,19 @@ Per = str | Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of whole layers: the result of reading ``per=``.
+    """Groups of whole layers: the result of reading ``per=``."""
 
-    Attributes
-    ----------
-    dim : str or None
-        Dimension of the result along the groups; None for the whole network.
-    names : tuple of str
-        One name per group.
-    of_layer : ndarray of int, (layer,)
-        The group of each layer, -1 where a layer is in none.
-    sizes : ndarray of int64, (group,)
-        Parameters in each group, the M of every mean.
-    argument : object
-        What `per` was, for the attributes of the result.
-    """
-
-    dim: str | None
-    names: tuple[str, ...]
-    of_layer: np.ndarray
-    sizes: np.ndarray
-    argument: object
+    dim: str | None  # Dimension of the result along the groups; None for the whole network
+    names: tuple[str, ...]  # One name per group
+    of_layer: np.ndarray  # The group of each layer, -1 where a layer is in none
+    sizes: np.ndarray  # Parameters in each group, the M of every mean
+    argument: object  # What `per` was, for the attributes of the result
 
     def __len__(self) -> int:
         return len(self.names)
 
     def coords(self) -> dict[str, tuple]:
-        """Give the coordinates of a result along the groups.
-
-        Returns
-        -------
-        dict
-            The names of the groups, and ``n_parameters``, the number of parameters averaged over.
-        """
+        """Give the coordinates of a result along the groups."""
         if self.dim is None:
             return {"n_parameters": ((), int(self.sizes[0]))}
         return {
@@ -60,19 +40,7 @@ class Groups:
         }
 
     def block_sizes(self, layer_stop: np.ndarray, n_blocks: int, seed: int) -> np.ndarray:
-        """Count the parameters of each random block of each group.
-
-        Parameters
-        ----------
-        layer_stop : ndarray of int, (layer,)
-            End of each layer.
-        n_blocks, seed : int
-            As for `block_of`.
-
-        Returns
-        -------
-        ndarray of int64, (group * block,)
-        """
+        """Count the parameters of each random block of each group."""
         sizes = np.zeros(len(self) * n_blocks, dtype=np.int64)
         for layer, (a, b) in enumerate(zip([0, *layer_stop[:-1]], layer_stop, strict=True)):
             if self.of_layer[layer] >= 0:
@@ -82,25 +50,7 @@ class Groups:
 
 
 def read_groups(trajectory: xr.Dataset, per: Per) -> Groups:
-    """Read ``per=`` against the layers of a trajectory.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    per : {"layer", "kind", "all"} or mapping
-        One result per layer, per kind of layer, for the whole network, or per group of a mapping
-        name -> layer name(s) or shell patterns.
-
-    Returns
-    -------
-    Groups
-
-    Raises
-    ------
-    ArgumentError
-        If `per` is not known, a group is empty, or two groups share a layer.
-    """
+    """Read ``per=`` against the layers of a trajectory."""
     layers = [str(name) for name in trajectory[LAYER].values]
     sizes = np.diff(trajectory["layer_stop"].values, prepend=0)
     argument: object = per

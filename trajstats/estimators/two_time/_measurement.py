@@ -37,53 +37,21 @@ FLOOR = "rounding_floor"
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement that is checked and planned, and has read nothing yet.
+    """A measurement that is checked and planned, and has read nothing yet."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Observables, without the velocity correlation.
-    groups, request, plan : Groups, Request, Plan
-        Over what, which sums, in which blocks.
-    rows : ndarray of int, (row,)
-        Checkpoints that are read.
-    sizes : ndarray, (key,)
-        Parameters of each group, or of each random block of each group.
-    on_nan : str
-        ``"raise"`` or ``"skip"``.
-    epsilon, overlap_k : float
-        Overlap distance.
-    arguments : dict
-        For the attributes of the result.
-    """
-
-    names: tuple[str, ...]
-    groups: Groups
-    request: Request
-    plan: Plan
-    rows: np.ndarray
-    sizes: np.ndarray
-    on_nan: str
-    epsilon: float | None
-    overlap_k: float
-    arguments: dict[str, Any]
+    names: tuple[str, ...]  # Observables, without the velocity correlation
+    groups: Groups  # Over what, which sums, in which blocks
+    request: Request  # Over what, which sums, in which blocks
+    plan: Plan  # Over what, which sums, in which blocks
+    rows: np.ndarray  # Checkpoints that are read
+    sizes: np.ndarray  # Parameters of each group, or of each random block of each group
+    on_nan: str  # ``"raise"`` or ``"skip"``
+    epsilon: float | None  # Overlap distance
+    overlap_k: float  # Overlap distance
+    arguments: dict[str, Any]  # For the attributes of the result
 
     def listed(self, trajectory: xr.Dataset, coords: Mapping[str, Any], clock: Mapping[str, str]) -> xr.Dataset:
-        """Label the observables along `pair`.
-
-        Parameters
-        ----------
-        trajectory : xarray.Dataset
-            What was prepared.
-        coords : mapping
-            Coordinates along `pair`.
-        clock : mapping
-            Attributes that name the clock they are on.
-
-        Returns
-        -------
-        xarray.Dataset
-        """
+        """Label the observables along `pair`."""
         sums, limits = self._sums(trajectory)
         shape = (self._width, self.request.first.size, self.sizes.size)
         values = [as_array(v, shape) for v in self._values(trajectory, sums, limits)]
@@ -96,17 +64,7 @@ class Job:
         return self._annotated(out, trajectory, "two_time", **clock)
 
     def matrices(self, trajectory: xr.Dataset) -> xr.Dataset:
-        """Label the observables along `step` and `step_prime`, symmetric; pairs not in the request are NaN.
-
-        Parameters
-        ----------
-        trajectory : xarray.Dataset
-            What was prepared.
-
-        Returns
-        -------
-        xarray.Dataset
-        """
+        """Label the observables along `step` and `step_prime`, symmetric; pairs not in the request are NaN."""
         sums, limits = self._sums(trajectory)
         n, n_keys = trajectory.sizes[STEP], self.sizes.size
         same = np.concatenate(
@@ -271,28 +229,7 @@ def prepare(
     memory_limit: int | None = None,
     velocity_from: int = 0,
 ) -> Job:
-    """Check the arguments of a measurement and plan it.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A checked trajectory.
-    first, second : ndarray of int, (pair,)
-        Rows of each pair.
-    observables, per, blocks, wavenumber, epsilon, overlap_k, method, on_nan, rng, block_bytes, memory_limit
-        As for `trajstats.two_time`.
-    velocity_from : int
-        First successive displacement whose products are wanted.
-
-    Returns
-    -------
-    Job
-
-    Raises
-    ------
-    ArgumentError
-        If an argument is not known, out of range, or cannot fit.
-    """
+    """Check the arguments of a measurement and plan it."""
     asked = read_observables(observables, wavenumber)
     for kind, given, allowed in (("method", method, METHODS), ("on_nan", on_nan, ON_NAN)):
         if given not in allowed:

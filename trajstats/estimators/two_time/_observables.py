@@ -16,31 +16,15 @@ from trajstats.estimators.two_time._sums import Request, Sums
 
 @dataclass(frozen=True)
 class Observable:
-    """What an observable is and which sums it needs.
+    """What an observable is and which sums it needs."""
 
-    Attributes
-    ----------
-    terms : frozenset of str
-        Sums of `Request.terms`.
-    long_name, units : str
-        For axes.
-    same : float
-        Its value between a time and itself (NaN where it is 0/0).
-    value : callable
-        ``value(means)`` with a mapping of per-pair means.
-    bound : float
-        Error from float32 arithmetic, proved.
-    error_kind : str
-        To what the bound is relative.
-    """
-
-    terms: frozenset[str]
-    long_name: str
-    units: str
-    same: float
-    value: Callable[[dict[str, np.ndarray]], np.ndarray]
-    bound: float = BOUNDS["square"]
-    error_kind: str = "relative"
+    terms: frozenset[str]  # Sums of `Request.terms`
+    long_name: str  # For axes
+    units: str  # For axes
+    same: float  # Its value between a time and itself (NaN where it is 0/0)
+    value: Callable[[dict[str, np.ndarray]], np.ndarray]  # ``value(means)`` with a mapping of per-pair means
+    bound: float = BOUNDS["square"]  # Error from float32 arithmetic, proved
+    error_kind: str = "relative"  # To what the bound is relative
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -134,25 +118,7 @@ NAMES = (*OBSERVABLES, SCATTERING, VELOCITY)
 
 
 def read_observables(observables: str | Sequence[str], wavenumber: Any) -> tuple[str, ...]:
-    """Read ``observables=``: names that are known, with what belongs to them.
-
-    Parameters
-    ----------
-    observables : str or sequence of str
-        Out of `NAMES`.
-    wavenumber : float or sequence of float, optional
-        Needed by the scattering function.
-
-    Returns
-    -------
-    tuple of str
-        The MSD first.
-
-    Raises
-    ------
-    ArgumentError
-        If a name is not known, or wave numbers are missing.
-    """
+    """Read ``observables=``: names that are known, with what belongs to them."""
     asked = [observables] if isinstance(observables, str) else list(observables)
     for name in asked:
         if name not in NAMES:
@@ -174,32 +140,7 @@ def finish(
     limits: dict[int, np.ndarray] | None,
     blame: Callable[[int, np.ndarray], str] | None,
 ) -> np.ndarray:
-    """Turn the sums of one replica into observables.
-
-    Parameters
-    ----------
-    sums : dict
-        From the reduction.
-    request : Request
-        What was summed.
-    names : tuple of str
-        Observables, keys of `OBSERVABLES`; ``self_intermediate_scattering`` gives one entry per wave number.
-    sizes : ndarray, (key,)
-        Parameters of each group (and random block).
-    limits : dict group -> ndarray, (row,), optional
-        Squared overlap distances.
-    blame : callable, optional
-        Words an error from a layer and its bad rows; pairs with bad rows are NaN if not given.
-
-    Returns
-    -------
-    ndarray, (observable, pair, key)
-
-    Raises
-    ------
-    NonFiniteError
-        If weights hold NaN or infinity and `blame` is given.
-    """
+    """Turn the sums of one replica into observables."""
     width = sum(len(request.wavenumber) if name == SCATTERING else 1 for name in names)
     out = np.full((width, request.first.size, sizes.size), np.nan)
     for key, terms in sums.items():
@@ -235,22 +176,7 @@ def _means(terms: dict[str, np.ndarray], request: Request, size: float, limit: n
 
 
 def finish_velocity(sums: Sums, request: Request, n_keys: int) -> np.ndarray:
-    """Turn products of successive displacements into cosines.
-
-    Parameters
-    ----------
-    sums : dict
-        From the reduction.
-    request : Request
-        What was summed; all successive displacements.
-    n_keys : int
-        Groups times random blocks.
-
-    Returns
-    -------
-    ndarray, (row, row, key)
-        NaN in the last row and column, which no displacement starts from, and where a displacement is zero.
-    """
+    """Turn products of successive displacements into cosines."""
     n = request.n_rows
     out = np.full((n, n, n_keys), np.nan)
     plan = request.velocity_plan
@@ -263,23 +189,7 @@ def finish_velocity(sums: Sums, request: Request, n_keys: int) -> np.ndarray:
 
 
 def distances(sums: Sums, sizes: np.ndarray, k: float, n_rows: int) -> dict[int, np.ndarray]:
-    """Give the squared overlap distance std(w)/k of each row and group.
-
-    Parameters
-    ----------
-    sums : dict
-        Sums of the weights themselves.
-    sizes : ndarray, (group,)
-        Parameters of each group.
-    k : float
-        Fraction of the standard deviation.
-    n_rows : int
-        Checkpoints; groups without parameters have NaN for each.
-
-    Returns
-    -------
-    dict group -> ndarray, (row,)
-    """
+    """Give the squared overlap distance std(w)/k of each row and group."""
     out = {group: np.full(n_rows, np.nan) for group in range(sizes.size)}
     for group, terms in sums.items():
         mean, norm = terms["rows"] / float(sizes[group])

@@ -36,41 +36,17 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Pairs of rows, and how they are covered by register tiles.
+    """Pairs of rows, and how they are covered by register tiles."""
 
-    Attributes
-    ----------
-    first, second : ndarray of int64, (pair,)
-        Rows of each pair.
-    row_index : ndarray of int64, (tile, R)
-        First rows of each tile.
-    col_index : ndarray of int64, (tile, C)
-        Second rows of each tile.
-    target : ndarray of int64, (tile, R, C)
-        The pair that each cell of a tile is, -1 for cells that are not asked for.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    row_index: np.ndarray
-    col_index: np.ndarray
-    target: np.ndarray
+    first: np.ndarray  # Rows of each pair
+    second: np.ndarray  # Rows of each pair
+    row_index: np.ndarray  # First rows of each tile
+    col_index: np.ndarray  # Second rows of each tile
+    target: np.ndarray  # The pair that each cell of a tile is, -1 for cells that are not asked for
 
 
 def plan_pairs(first: np.ndarray, second: np.ndarray, mode: str) -> PairPlan:
-    """Cover pairs of rows with register tiles: squares where pairs are dense, else runs of equal first row.
-
-    Parameters
-    ----------
-    first, second : ndarray of int, (pair,)
-        Rows of each pair; distinct pairs.
-    mode : str
-        A key of `TERMS`.
-
-    Returns
-    -------
-    PairPlan
-    """
+    """Cover pairs of rows with register tiles: squares where pairs are dense, else runs of equal first row."""
     first, second = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     last = int(max(first.max(), second.max()))
     rows, cols = DENSE[mode]
@@ -112,29 +88,7 @@ def pair_sums(
     sums: np.ndarray,
     limits: np.ndarray | None = None,
 ) -> np.ndarray:
-    r"""Add to `sums` what columns start:stop of a block contribute to each pair.
-
-    Parameters
-    ----------
-    block : ndarray of float32 or float64, (row, parameter)
-        Rows are checkpoints; differences are taken in this type.
-    start, stop : int
-        Columns.
-    plan : PairPlan
-        Pairs of rows.
-    mode : str
-        ``"square"``: :math:`\sum\delta^2`; ``"moments"``: also :math:`\sum\delta^4`; ``"overlap"``: also the number of
-        :math:`\delta^2\le` `limits` of the first row; ``"product"``: :math:`\sum ab` instead.
-    sums : ndarray of float64, (term, pair)
-        Added to in place.
-    limits : ndarray of float64, (row,), optional
-        Squared overlap distance by first row, not negative.
-
-    Returns
-    -------
-    ndarray of int64, (row,)
-        Above 0 where a row holds NaN or infinity in these columns.
-    """
+    """Add to `sums` what columns start:stop of a block contribute to each pair."""
     bad = np.zeros(block.shape[0], dtype=np.int64)
     single = block.dtype == np.float32
     bits = block.view(np.uint32 if single else np.uint64)
@@ -168,18 +122,7 @@ def reference_sums(
     sums: np.ndarray,
     limits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Do what `pair_sums` does by plain float64 NumPy, one first row at a time.
-
-    Parameters
-    ----------
-    block, start, stop, plan, mode, sums, limits
-        As for `pair_sums`.
-
-    Returns
-    -------
-    ndarray of int64, (row,)
-        As for `pair_sums`.
-    """
+    """Do what `pair_sums` does by plain float64 NumPy, one first row at a time."""
     x = block[:, start:stop].astype(np.float64)
     for row in np.unique(plan.first):
         mine = np.flatnonzero(plan.first == row)
@@ -196,15 +139,7 @@ def reference_sums(
 
 
 def sign_flips(block: np.ndarray, start: int, stop: int, plan: PairPlan, sums: np.ndarray) -> None:
-    """Add to `sums` the number of columns start:stop that are negative in exactly one row of each pair.
-
-    Parameters
-    ----------
-    block, start, stop, plan
-        As for `pair_sums`.
-    sums : ndarray of float64, (pair,)
-        Added to in place.
-    """
+    """Add to `sums` the number of columns start:stop that are negative in exactly one row of each pair."""
     packed = np.packbits(block[:, start:stop] < 0, axis=1)
     words = np.zeros((block.shape[0], (packed.shape[1] + 7) // 8 * 8), dtype=np.uint8)
     words[:, : packed.shape[1]] = packed
@@ -222,21 +157,7 @@ def _count_flips(words, first, second, sums):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def cos_sin(block, start, stop, origin, wavenumber, out):  # type: ignore[no-untyped-def]
-    """Write cos and sin of `wavenumber` times the displacement from row `origin`, side by side.
-
-    Parameters
-    ----------
-    block : ndarray, (row, parameter)
-        Rows are checkpoints.
-    start, stop : int
-        Columns.
-    origin : int
-        Row whose phase is 0, so that phases are small and exact.
-    wavenumber : float
-        Inverse weight units.
-    out : ndarray of float32, (row, 2 * (stop - start))
-        Written in place.
-    """
+    """Write cos and sin of `wavenumber` times the displacement from row `origin`, side by side."""
     n = stop - start
     for t in range(block.shape[0]):
         for k in range(n):

@@ -26,19 +26,7 @@ _I32, _I64, _F64 = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 @intrinsic
 def magnitude(typingctx, word):  # type: ignore[no-untyped-def]
-    """Make the mask of all bits but the sign.
-
-    Parameters
-    ----------
-    typingctx
-        Numba's.
-    word : unsigned integer
-        Any value of the type that is wanted.
-
-    Returns
-    -------
-    unsigned integer
-    """
+    """Make the mask of all bits but the sign."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return args[0].type((1 << (args[0].type.width - 1)) - 1)
@@ -48,19 +36,7 @@ def magnitude(typingctx, word):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def ones(typingctx, word):  # type: ignore[no-untyped-def]
-    """Count the bits that are set.
-
-    Parameters
-    ----------
-    typingctx
-        Numba's.
-    word : uint64
-        Bits.
-
-    Returns
-    -------
-    uint64
-    """
+    """Count the bits that are set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctpop(args[0])
@@ -72,29 +48,7 @@ def ones(typingctx, word):  # type: ignore[no-untyped-def]
 def tile_sums(  # type: ignore[no-untyped-def]
     typingctx, mode, rows, cols, sample, base, stride, row_index, col_index, limits, n_vectors, out
 ):
-    """Sum one tile of pairs over one strip.
-
-    Parameters
-    ----------
-    typingctx
-        Numba's.
-    mode, rows, cols : tuple of int
-        Their lengths are the place in `MODES` plus one, and the shape of the tile.
-    sample : float32 or float64
-        Any value of the strip.
-    base, stride : int
-        Address of the strip, aligned to 64 bytes, and bytes from row to row.
-    row_index, col_index, limits : int
-        Addresses of the rows of the tile (int64), and of the overlap limits of its first rows.
-    n_vectors : int
-        Length of the strip in vectors of `LANES`.
-    out : int
-        Address of float64 (rows, cols, term), written.
-
-    Returns
-    -------
-    None
-    """
+    """Sum one tile of pairs over one strip."""
     shape = MODES[mode.count - 1], rows.count, cols.count, sample == types.float32
     word, count = types.uintp, types.intp
     signature = types.void(mode, rows, cols, sample, word, count, word, word, word, count, word)

@@ -15,42 +15,14 @@ STDERR = "msd_stderr"
 
 
 def is_sketched(trajectory: object) -> bool:
-    """Tell whether a trajectory holds sketches in place of weights.
-
-    Parameters
-    ----------
-    trajectory : object
-        Anything.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a trajectory holds sketches in place of weights."""
     return isinstance(trajectory, xr.Dataset) and "sketch" in trajectory and "weights" not in trajectory
 
 
 def sketched_two_time(
     trajectory: xr.Dataset, pairs: xr.Dataset, *, observables: object, per: Per, clock: str | None, blocks: int | None
 ) -> xr.Dataset:
-    """Estimate the MSD of listed pairs from sketches.
-
-    Parameters
-    ----------
-    trajectory : xarray.Dataset
-        A sketched trajectory.
-    pairs, observables, per, clock, blocks
-        As for `trajstats.two_time`; ``"msd"`` by layer or over all weights.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``msd`` and its standard error ``msd_stderr``.
-
-    Raises
-    ------
-    UnsupportedError
-        For what sketches do not keep.
-    """
+    """Estimate the MSD of listed pairs from sketches."""
     wanted = [observables] if isinstance(observables, str) else list(observables)  # type: ignore[call-overload]
     if wanted != ["msd"] or per not in ("layer", "all") or blocks is not None:
         msg = (

@@ -26,42 +26,21 @@ Sums = dict[int, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Request:
-    """Which sums over parameters are wanted.
+    """Which sums over parameters are wanted."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Checkpoints read.
-    first, second : ndarray of int64, (pair,)
-        Pairs of rows.
-    terms : frozenset of str
-        Out of ``square``, ``fourth``, ``inside``, ``flips``, ``rows`` (sums and sums of squares of the weights
-        themselves), ``velocity`` (products of successive displacements); none but ``rows`` needs no pair.
-    wavenumber : tuple of float
-        One sum of cosines each.
-    layer_stop, group_of_layer : ndarray of int64, (layer,)
-        Layers, and the group each adds to (-1: none).
-    n_blocks : int
-        Random blocks of parameters that are kept apart (1: not).
-    seed : int
-        Of the assignment to random blocks.
-    reference : bool
-        Plain float64 NumPy instead of the kernel.
-    velocity_from : int
-        First successive displacement whose products are wanted (all if 0).
-    """
-
-    n_rows: int
-    first: np.ndarray
-    second: np.ndarray
+    n_rows: int  # Checkpoints read
+    first: np.ndarray  # Pairs of rows
+    second: np.ndarray  # Pairs of rows
+    # Out of ``square``, ``fourth``, ``inside``, ``flips``, ``rows`` (sums and sums of squares of the weights
+    # themselves), ``velocity`` (products of successive displacements); none but ``rows`` needs no pair
     terms: frozenset[str]
-    layer_stop: np.ndarray
-    group_of_layer: np.ndarray
-    wavenumber: tuple[float, ...] = ()
-    n_blocks: int = 1
-    seed: int = 0
-    reference: bool = False
-    velocity_from: int = 0
+    layer_stop: np.ndarray  # Layers, and the group each adds to (-1: none)
+    group_of_layer: np.ndarray  # Layers, and the group each adds to (-1: none)
+    wavenumber: tuple[float, ...] = ()  # One sum of cosines each
+    n_blocks: int = 1  # Random blocks of parameters that are kept apart (1: not)
+    seed: int = 0  # Of the assignment to random blocks
+    reference: bool = False  # Plain float64 NumPy instead of the kernel
+    velocity_from: int = 0  # First successive displacement whose products are wanted (all if 0)
 
     @property
     def mode(self) -> str:
@@ -89,24 +68,7 @@ class Request:
 
 
 def contribute(request: Request, block: np.ndarray, start: int, limits: dict[int, np.ndarray] | None = None) -> Sums:
-    """Sum over the parameters of one block.
-
-    Parameters
-    ----------
-    request : Request
-        What is wanted.
-    block : ndarray, (row, parameter)
-        Weights of a block.
-    start : int
-        Index of its first parameter, a multiple of `UNIT`.
-    limits : dict group -> ndarray, (row,), optional
-        Squared overlap distance.
-
-    Returns
-    -------
-    dict group -> dict term -> ndarray
-        Groups which the block does not touch are absent.
-    """
+    """Sum over the parameters of one block."""
     block = np.asarray(block)
     if block.dtype == np.float16:
         block = block.astype(np.float32)
@@ -125,17 +87,7 @@ def contribute(request: Request, block: np.ndarray, start: int, limits: dict[int
 
 
 def merge(left: Sums, right: Sums) -> Sums:
-    """Add two sets of sums; an absent entry is zero.
-
-    Parameters
-    ----------
-    left, right : dict
-        What `contribute` returned; neither is changed.
-
-    Returns
-    -------
-    dict
-    """
+    """Add two sets of sums; an absent entry is zero."""
     out = {group: dict(terms) for group, terms in left.items()}
     for group, terms in right.items():
         mine = out.setdefault(group, {})
@@ -145,21 +97,7 @@ def merge(left: Sums, right: Sums) -> Sums:
 
 
 def block_of(parameters: np.ndarray, n_blocks: int, seed: int) -> np.ndarray:
-    """Assign parameters to random blocks by a fixed 64-bit mix of seed and index (splitmix64).
-
-    Parameters
-    ----------
-    parameters : ndarray of int
-        Indices along `parameter`.
-    n_blocks : int
-        Blocks.
-    seed : int
-        Another seed, another assignment.
-
-    Returns
-    -------
-    ndarray of int64
-    """
+    """Assign parameters to random blocks by a fixed 64-bit mix of seed and index (splitmix64)."""
     with np.errstate(over="ignore"):
         z = (
             parameters.astype(np.uint64)

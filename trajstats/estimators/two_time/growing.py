@@ -1,7 +1,5 @@
 """All-pairs results that grow with their run: add checkpoints at the cost of the new pairs, keep them on disk."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import json

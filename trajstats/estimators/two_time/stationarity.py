@@ -51,7 +51,7 @@ def time_averaged_msd(delta: xr.DataArray, /, *, clock: str | None = None) -> xr
     >>> run = trajectory_dataset(np.outer([0, 1, 3], np.ones(4)), step=[0, 1, 2])
     >>> time_averaged_msd(all_pairs(run).msd).values.tolist()
     [[2.5, 9.0]]
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     clock, times = _clock(delta, clock)
     first, second = np.triu_indices(times.size, 1)
     lags, which = _distinct(times[second] - times[first])

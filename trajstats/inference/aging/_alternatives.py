@@ -20,24 +20,13 @@ Bounds = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class ParametricFit:
-    """A parametric master curve fitted by whitened least squares.
+    """A parametric master curve fitted by whitened least squares."""
 
-    Attributes
-    ----------
-    curve : MasterCurve
-        Which.
-    values : dict
-        Coefficients, ``mu`` and ``level`` (ln amplitude) included, ``offset`` too with a stationary part.
-    covariance : ndarray
-        Of the coefficients in order.
-    misfit : float
-        Whitened sum of squares.
-    """
-
-    curve: MasterCurve
+    curve: MasterCurve  # Which
+    # Coefficients, ``mu`` and ``level`` (ln amplitude) included, ``offset`` too with a stationary part
     values: dict[str, float]
-    covariance: np.ndarray
-    misfit: float
+    covariance: np.ndarray  # Of the coefficients in order
+    misfit: float  # Whitened sum of squares
 
     @property
     def stderr(self) -> float:
@@ -48,23 +37,7 @@ class ParametricFit:
 def parametric_log_msd(
     curve: MasterCurve, values: Mapping[str, float], waiting: np.ndarray, lag: np.ndarray, form: str
 ) -> np.ndarray:
-    """Evaluate ln MSD of a parametric master curve, its stationary part added where there is one.
-
-    Parameters
-    ----------
-    curve : MasterCurve
-        Which.
-    values : mapping
-        Coefficients with ``mu``, ``level`` and perhaps ``offset`` (ln of a lag-only part, :math:`e^{offset}`).
-    waiting, lag : ndarray, (n,)
-        In units of the pivot.
-    form : str
-        Form of the scaling variable.
-
-    Returns
-    -------
-    ndarray, (n,)
-    """
+    """Evaluate ln MSD of a parametric master curve, its stationary part added where there is one."""
     x = scaled_time(waiting, lag, values["mu"], form=form)
     aging = values["level"] + curve.log_curve(x, dict(values))
     return np.logaddexp(aging, values["offset"]) if "offset" in values else aging
@@ -73,25 +46,7 @@ def parametric_log_msd(
 def fit_parametric(
     data: FreeCurve, curve: MasterCurve, mu: float, bounds: Bounds, *, stationary: bool = False
 ) -> ParametricFit:
-    """Fit a parametric master curve with the covariance of the data.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    curve : MasterCurve
-        Which.
-    mu : float
-        Start value.
-    bounds : mapping
-        Prior of ``mu``.
-    stationary : bool
-        Add a part that does not age: a constant reached before the first lag.
-
-    Returns
-    -------
-    ParametricFit
-    """
+    """Fit a parametric master curve with the covariance of the data."""
     import lmfit
 
     x = data.variable(np.array([mu]))[0]
@@ -122,23 +77,7 @@ def fit_parametric(
 
 
 def parametric_limits(data: FreeCurve, curve: MasterCurve, best: ParametricFit, bounds: Bounds) -> Bounds:
-    """Bounds of the uniform priors of a parametric curve.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data.
-    curve : MasterCurve
-        Which; its own coefficients have its own bounds.
-    best : ParametricFit
-        Its maximum, about which the level may lie 30 and the range of ln MSD to either side.
-    bounds : mapping
-        Prior of ``mu``.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-    """
+    """Bounds of the uniform priors of a parametric curve."""
     wide = 30.0 + float(np.ptp(data.log_msd))
     lowest = float(data.log_msd.min())
     return {
@@ -152,25 +91,7 @@ def parametric_limits(data: FreeCurve, curve: MasterCurve, best: ParametricFit, 
 def estimator_table(
     data: FreeCurve, grids: Mapping[str, GridPosterior], bounds: Bounds, curves: Mapping[str, MasterCurve]
 ) -> xr.Dataset:
-    """Estimates of mu by every master curve.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance; the clock form.
-    grids : mapping name -> GridPosterior
-        Free-curve posteriors to list first.
-    bounds : mapping
-        Priors.
-    curves : mapping name -> MasterCurve
-        Parametric ones.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `estimator`: ``mu``, ``stderr`` (half the 68 % interval), ``lower``, ``upper`` (95 %),
-        ``misfit_ratio`` (noise variance needed, over that of the clock-form free curve: above 1.3 the curve is wrong).
-    """
+    """Estimates of mu by every master curve."""
     names, rows = [], []
     reference = _variance(data, grids["free_clock"], "clock")
     for name, grid in grids.items():
@@ -204,23 +125,6 @@ def model_table(data: FreeCurve, grid: GridPosterior, bounds: Bounds, clocks: Ma
 
     ``free``: mu free; ``full_aging``: mu = 1; ``no_aging``: mu = 0, which is time-translation invariance (a function
     of the lag alone); one model for each other clock, in which the MSD is a function of the difference of that clock.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    grid : GridPosterior
-        Its posterior.
-    bounds : mapping
-        Priors.
-    clocks : mapping name -> ndarray, (n,)
-        Differences of other clocks over each pair, positive.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `model`: ``log_bayes_factor`` against ``free`` (positive: better than free), ``score``: sum over waiting
-        times of the log predictive density of each given the others, and ``score_difference`` from ``free``.
     """
     models: dict[str, tuple[FreeCurve, np.ndarray]] = {
         "free": (data, np.linspace(float(grid.mu[0]), float(grid.mu[-1]), 41)),
@@ -274,31 +178,12 @@ def _constant(curve: FreeCurve) -> float:
 
 
 def default_curves() -> dict[str, MasterCurve]:
-    """Give the parametric master curves that every fit lists.
-
-    Returns
-    -------
-    dict name -> MasterCurve
-    """
+    """Give the parametric master curves that every fit lists."""
     return dict(MASTER_CURVES)
 
 
 def free_grids(data: FreeCurve, grid: GridPosterior, bounds: Bounds) -> dict[str, GridPosterior]:
-    """Free-curve posteriors in every form of the scaling variable.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    grid : GridPosterior
-        That of the form of `data`.
-    bounds : mapping
-        Priors.
-
-    Returns
-    -------
-    dict name -> GridPosterior
-    """
+    """Free-curve posteriors in every form of the scaling variable."""
     result = {}
     for form in FORMS:
         result[f"free_{form}"] = grid if form == data.form else grid_posterior(replace(data, form=form), bounds)

@@ -1,7 +1,5 @@
 """The clock of a fit: both readings of mu where it is not the optimiser step, and times that name their clock."""
 
-# ruff: noqa: DOC201, DOC501  # helpers: one line says what each returns and refuses
-
 from __future__ import annotations
 
 from collections.abc import Mapping

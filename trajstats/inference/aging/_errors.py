@@ -32,40 +32,7 @@ def with_errors(
     flags: list[str],
     name: str,
 ) -> Sampled:
-    """Give mu the error the likelihood asks for, and say what it rests on.
-
-    Parameters
-    ----------
-    sampled : Sampled
-        Draws under the Wick (or unit) covariance.
-    delta : xarray.DataArray
-        What the fit was given.
-    points : Points
-        What it chose.
-    pilot : Pilot
-        Its pilot fit.
-    bounds : mapping
-        Priors.
-    likelihood : str
-        ``"wick"``, ``"iid"``, ``"seeds"`` or ``"blocks"``.
-    rng : numpy.random.Generator
-        Randomness.
-    tables : dict
-        ``locality`` and ``seeds`` are added.
-    flags : list of str
-        What the error rests on is added.
-    name : str
-        Estimator.
-
-    Returns
-    -------
-    Sampled
-
-    Raises
-    ------
-    FitError
-        If blocks are asked for that are not local.
-    """
+    """Give mu the error the likelihood asks for, and say what it rests on."""
     n_replicas = points.msd.shape[0]
     shape = sampled.posterior["mu"].shape
     if likelihood == "iid":

@@ -16,27 +16,13 @@ _REACH = 6.0
 
 @dataclass(frozen=True)
 class GridPosterior:
-    """Posterior of mu and log smoothing on a grid, the curve and the noise integrated out.
+    """Posterior of mu and log smoothing on a grid, the curve and the noise integrated out."""
 
-    Attributes
-    ----------
-    mu : ndarray, (m,)
-        Nodes, evenly spaced.
-    log_smoothing : ndarray, (s,)
-        Nodes, evenly spaced.
-    log_density : ndarray, (m, s)
-        Log posterior density (normalised over the two priors).
-    log_evidence : float
-        Log marginal likelihood under the uniform priors, up to a constant of the data.
-    prior : (float, float)
-        Bounds of mu.
-    """
-
-    mu: np.ndarray
-    log_smoothing: np.ndarray
-    log_density: np.ndarray
-    log_evidence: float
-    prior: tuple[float, float]
+    mu: np.ndarray  # Nodes, evenly spaced
+    log_smoothing: np.ndarray  # Nodes, evenly spaced
+    log_density: np.ndarray  # Log posterior density (normalised over the two priors)
+    log_evidence: float  # Log marginal likelihood under the uniform priors, up to a constant of the data
+    prior: tuple[float, float]  # Bounds of mu
 
     @property
     def marginal(self) -> np.ndarray:
@@ -73,50 +59,18 @@ class GridPosterior:
         return float(max(high - low, self.mu[1] - self.mu[0]) / 2)
 
     def quantile(self, q: np.ndarray) -> np.ndarray:
-        """Quantiles of mu.
-
-        Parameters
-        ----------
-        q : array
-            Probabilities.
-
-        Returns
-        -------
-        ndarray
-        """
+        """Quantiles of mu."""
         step = self.mu[1] - self.mu[0]
         edges = np.concatenate([[self.mu[0] - step / 2], self.mu + step / 2])
         return np.interp(q, np.concatenate([[0.0], np.cumsum(self.marginal)]), edges)
 
     def log_density_at(self, mu: float) -> float:
-        """Log marginal posterior density of mu at one value (minus infinity outside the grid).
-
-        Parameters
-        ----------
-        mu : float
-            Where.
-
-        Returns
-        -------
-        float
-        """
+        """Log marginal posterior density of mu at one value (minus infinity outside the grid)."""
         density = np.log(self.marginal / (self.mu[1] - self.mu[0]) + 1e-300)
         return float(np.interp(mu, self.mu, density, left=-np.inf, right=-np.inf))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Independent draws of (mu, log smoothing), uniform within a cell.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        rng : numpy.random.Generator
-            Randomness.
-
-        Returns
-        -------
-        ndarray, (n, 2)
-        """
+        """Independent draws of (mu, log smoothing), uniform within a cell."""
         table = np.exp(self.log_density - self.log_density.max()).ravel()
         cell = rng.choice(table.size, size=n, p=table / table.sum())
         i, j = np.unravel_index(cell, self.log_density.shape)
@@ -126,19 +80,7 @@ class GridPosterior:
 
 
 def grid_posterior(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> GridPosterior:
-    """Evaluate the posterior on a coarse grid, then on a fine one around its mass.
-
-    Parameters
-    ----------
-    curve : FreeCurve
-        Data, covariance and form.
-    bounds : mapping
-        Uniform priors of ``mu`` and ``log_smoothing``.
-
-    Returns
-    -------
-    GridPosterior
-    """
+    """Evaluate the posterior on a coarse grid, then on a fine one around its mass."""
     low, high = bounds["mu"]
     smoothings = np.linspace(*bounds["log_smoothing"], _SMOOTHINGS)
     coarse = _evaluate(curve, _midpoints(low, high, _COARSE), smoothings, (low, high))

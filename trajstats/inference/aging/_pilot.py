@@ -22,37 +22,15 @@ Bounds = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Pilot:
-    """A covariance, the data it whitens and the exact posterior under it.
+    """A covariance, the data it whitens and the exact posterior under it."""
 
-    Attributes
-    ----------
-    curve : FreeCurve
-        Data and covariance.
-    grid : GridPosterior
-        Posterior of (mu, log smoothing).
-    differing : float
-        Share of the covariance in which every term of the variogram is a population of modes of its own, 0 to 1.
-    """
-
-    curve: FreeCurve
-    grid: GridPosterior
+    curve: FreeCurve  # Data and covariance
+    grid: GridPosterior  # Posterior of (mu, log smoothing)
+    # Share of the covariance in which every term of the variogram is a population of modes of its own, 0 to 1
     differing: float
 
     def with_form(self, form: str, bounds: Bounds) -> Pilot:
-        """Take the same data and covariance in another form of the scaling variable.
-
-        Parameters
-        ----------
-        form : str
-            ``"clock"`` or ``"simple"``.
-        bounds : mapping
-            Priors.
-
-        Returns
-        -------
-        Pilot
-            Itself where the form is its own.
-        """
+        """Take the same data and covariance in another form of the scaling variable."""
         if form == self.curve.form:
             return self
         curve = replace(self.curve, form=form)
@@ -60,25 +38,7 @@ class Pilot:
 
 
 def pilot_fit(log_msd: np.ndarray, points: Points, bounds: Bounds, *, likelihood: str, rounds: int = 2) -> Pilot:
-    """Iterate between the fit and the covariance that follows from it.
-
-    Parameters
-    ----------
-    log_msd : ndarray, (n,)
-        Data.
-    points : Points
-        Their times.
-    bounds : mapping
-        Priors.
-    likelihood : str
-        ``"wick"``, or ``"iid"`` for a unit covariance.
-    rounds : int
-        Times the covariance is made anew; two are enough, the third changes mu by far less than its error.
-
-    Returns
-    -------
-    Pilot
-    """
+    """Iterate between the fit and the covariance that follows from it."""
     waiting, lag = points.scaled
     curve = FreeCurve(log_msd, waiting, lag, np.eye(lag.size))
     grid, share = grid_posterior(curve, bounds), 0.0

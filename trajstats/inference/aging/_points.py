@@ -24,38 +24,18 @@ _MIN_CURVES = 2
 
 @dataclass(frozen=True)
 class Points:
-    """Checked points of a two-time MSD.
+    """Checked points of a two-time MSD."""
 
-    Attributes
-    ----------
-    waiting_time, lag : ndarray, (n,)
-        On the clock of the data; positive.
-    msd : ndarray, (replica, n)
-        Positive and finite, in `unit`.
-    replica : ndarray, (replica,)
-        Labels.
-    over : str
-        Which weights: ``"total"`` or the name of a layer.
-    clock : str
-        Clock of the times.
-    flags : list of str
-        What was left out.
-    unit : float
-        Squared displacement that counts as 1.
-    given : int
-        Pairs that the MSD had.
-    """
-
-    waiting_time: np.ndarray
-    lag: np.ndarray
-    msd: np.ndarray
-    replica: np.ndarray
-    over: str
-    clock: str
+    waiting_time: np.ndarray  # On the clock of the data; positive
+    lag: np.ndarray  # On the clock of the data; positive
+    msd: np.ndarray  # Positive and finite, in `unit`
+    replica: np.ndarray  # Labels
+    over: str  # Which weights: ``"total"`` or the name of a layer
+    clock: str  # Clock of the times
     source: str
-    flags: list[str] = field(default_factory=list)
-    unit: float = 1.0
-    given: int = 0
+    flags: list[str] = field(default_factory=list)  # What was left out
+    unit: float = 1.0  # Squared displacement that counts as 1
+    given: int = 0  # Pairs that the MSD had
 
     @property
     def pivot(self) -> float:
@@ -68,17 +48,7 @@ class Points:
         return self.waiting_time / self.pivot, self.lag / self.pivot
 
     def subset(self, keep: np.ndarray) -> Points:
-        """Keep some points.
-
-        Parameters
-        ----------
-        keep : array of bool or int
-            Which.
-
-        Returns
-        -------
-        Points
-        """
+        """Keep some points."""
         return Points(
             self.waiting_time[keep],
             self.lag[keep],
@@ -96,33 +66,7 @@ class Points:
 def two_time_points(
     delta: xr.DataArray, *, over: str = "total", max_points: int = MAX_POINTS, on_nan: str = "raise"
 ) -> Points:
-    """Check a two-time MSD, compute it and thin it.
-
-    Parameters
-    ----------
-    delta : xarray.DataArray
-        Dim `pair` with coords ``waiting_time`` and ``lag``; dims `replica` and `layer` where there are several.
-    over : str
-        ``"total"`` (layers weighted by ``n_parameters``) or the name of one layer.
-    max_points : int
-        Points kept, on a log grid of about 12 waiting times.
-    on_nan : str
-        ``"raise"``, or ``"skip"``: leave out replicas and pairs that are not finite (`finite_part`).
-
-    Returns
-    -------
-    Points
-
-    Raises
-    ------
-    ArgumentError
-        If labels are missing or `over` is not known.
-
-    Notes
-    -----
-    NaN or infinity raises NonFiniteError; a value that is not positive, weights that do not move, too few points or
-    waiting times, replicas that are copies, and an MSD that falls with the lag raise FitError.
-    """
+    """Check a two-time MSD, compute it and thin it."""
     check_on_nan(on_nan)
     if not isinstance(delta, xr.DataArray) or PAIR not in delta.dims:
         got = f"dims {delta.dims}" if isinstance(delta, xr.DataArray) else type(delta).__name__
@@ -266,18 +210,7 @@ def _check_values(values: np.ndarray, waiting: np.ndarray, lag: np.ndarray) -> N
 
 
 def check_size(points: Points) -> None:
-    """Refuse points that cannot determine a master curve and an exponent.
-
-    Parameters
-    ----------
-    points : Points
-        Waiting times, lags and MSD.
-
-    Raises
-    ------
-    FitError
-        If there are too few waiting times, points or lags, or nothing varies.
-    """
+    """Refuse points that cannot determine a master curve and an exponent."""
     n, waits = points.lag.size, np.unique(points.waiting_time)
     if waits.size < 2:
         msg = (
@@ -301,20 +234,7 @@ def check_size(points: Points) -> None:
 
 
 def thin(waiting: np.ndarray, lag: np.ndarray, max_points: int) -> np.ndarray:
-    """Choose points near a log grid of waiting times and lags.
-
-    Parameters
-    ----------
-    waiting, lag : ndarray, (n,)
-        Positive.
-    max_points : int
-        How many at most.
-
-    Returns
-    -------
-    ndarray of int
-        Indices, increasing; all of them when there are no more than `max_points`.
-    """
+    """Choose points near a log grid of waiting times and lags."""
     if waiting.size <= max_points:
         return np.arange(waiting.size)
     levels = np.unique(waiting)
@@ -336,20 +256,7 @@ def _spread(position: np.ndarray, n: int) -> np.ndarray:
 
 
 def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
-    """MSD of each layer at the chosen points, in shares whose mean is the total.
-
-    Parameters
-    ----------
-    delta : xarray.DataArray
-        What `two_time_points` was given.
-    points : Points
-        What it chose.
-
-    Returns
-    -------
-    ndarray, (layer, n), or None
-        None when there is one layer only, or one was chosen.
-    """
+    """MSD of each layer at the chosen points, in shares whose mean is the total."""
     if (
         LAYER not in delta.dims
         or delta.sizes[LAYER] < 2
@@ -370,26 +277,7 @@ def layer_blocks(delta: xr.DataArray, points: Points) -> np.ndarray | None:
 
 
 def clock_differences(delta: xr.DataArray, points: Points, clocks: Any) -> dict[str, np.ndarray]:
-    """Difference of other clocks over each chosen pair.
-
-    Parameters
-    ----------
-    delta : xarray.DataArray
-        What `two_time_points` was given, with the coords ``first`` and ``second``.
-    points : Points
-        What it chose.
-    clocks : mapping name -> DataArray along step, optional
-        Clocks.
-
-    Returns
-    -------
-    dict name -> ndarray, (n,)
-
-    Raises
-    ------
-    ArgumentError
-        If the steps of the pairs are not known, or a clock does not increase over every pair.
-    """
+    """Difference of other clocks over each chosen pair."""
     result: dict[str, np.ndarray] = {}
     if clocks is None:
         return result

@@ -22,46 +22,18 @@ Bounds = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Sampled:
-    """Draws and their diagnostics.
+    """Draws and their diagnostics."""
 
-    Attributes
-    ----------
-    posterior : xarray.Dataset
-        Dims (chain, draw).
-    diagnostics : xarray.Dataset
-        As in `FitResult`.
-    """
-
-    posterior: xr.Dataset
-    diagnostics: xr.Dataset
+    posterior: xr.Dataset  # Dims (chain, draw)
+    diagnostics: xr.Dataset  # As in `FitResult`
 
     def in_unit(self, unit: float) -> Sampled:
-        """Move levels of curves that were drawn for an MSD in units of its own.
-
-        Parameters
-        ----------
-        unit : float
-            Squared displacement that counted as 1.
-
-        Returns
-        -------
-        Sampled
-        """
+        """Move levels of curves that were drawn for an MSD in units of its own."""
         levels = {name: self.posterior[name] + np.log(unit) for name in _LEVELS if name in self.posterior}
         return replace(self, posterior=self.posterior.assign(levels))
 
     def with_mu(self, mu: np.ndarray) -> Sampled:
-        """Give mu other draws; those that belong to the drawn curves are kept as ``mu_pooled``.
-
-        Parameters
-        ----------
-        mu : ndarray, (chain, draw)
-            New draws.
-
-        Returns
-        -------
-        Sampled
-        """
+        """Give mu other draws; those that belong to the drawn curves are kept as ``mu_pooled``."""
         posterior = self.posterior.rename(mu="mu_pooled").assign(mu=(("chain", "draw"), mu))
         # the exponent that is asked for stands first
         return replace(self, posterior=posterior[["mu", *(k for k in posterior.data_vars if k != "mu")]])
@@ -70,27 +42,7 @@ class Sampled:
 def sample_free(
     pilot: Pilot, bounds: Bounds, rng: np.random.Generator, *, sampler: str, max_steps: int, progress: bool
 ) -> Sampled:
-    """Draw (mu, log smoothing), then curve and N_eff given them.
-
-    Parameters
-    ----------
-    pilot : Pilot
-        Data, covariance, exact grid.
-    bounds : mapping
-        Priors.
-    rng : numpy.random.Generator
-        Randomness.
-    sampler : str
-        ``"emcee"`` or ``"grid"``.
-    max_steps : int
-        Longest chain.
-    progress : bool
-        Show a bar.
-
-    Returns
-    -------
-    Sampled
-    """
+    """Draw (mu, log smoothing), then curve and N_eff given them."""
     names = ("mu", "log_smoothing")
     if sampler == "grid":
         kept = pilot.grid.draw(CHAINS * DRAWS_KEPT, rng).reshape(CHAINS, DRAWS_KEPT, 2)
@@ -152,29 +104,7 @@ def sample_parametric(
     max_steps: int,
     progress: bool,
 ) -> Sampled:
-    """Draw mu, level and the coefficients of a parametric curve; the noise level is integrated out.
-
-    Parameters
-    ----------
-    pilot : Pilot
-        Data and covariance.
-    curve : MasterCurve
-        Which.
-    bounds : mapping
-        Prior of mu; those of the curve are its own bounds; level and offset are flat.
-    rng : numpy.random.Generator
-        Randomness.
-    stationary : bool
-        Add a part that does not age.
-    max_steps : int
-        Longest chain.
-    progress : bool
-        Show a bar.
-
-    Returns
-    -------
-    Sampled
-    """
+    """Draw mu, level and the coefficients of a parametric curve; the noise level is integrated out."""
     data = pilot.curve
     best = fit_parametric(data, curve, pilot.grid.mean, bounds, stationary=stationary)
     names = list(best.values)

@@ -28,29 +28,7 @@ _ALIKE = 1e-6
 
 
 def population_mean(means: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
-    """Mean of a population from estimates with known errors.
-
-    Parameters
-    ----------
-    means, errors : ndarray, (r,)
-        Estimate and standard error of each group.
-
-    Returns
-    -------
-    tuple of float
-        Mean, scale of its Student t (r - 1 degrees of freedom) and spread between groups.
-
-    Raises
-    ------
-    FitError
-        If the groups are copies of each other.
-
-    Examples
-    --------
-    >>> mean, scale, spread = population_mean(np.array([1.0, 2.0, 3.0]), np.full(3, 0.1))
-    >>> round(mean, 3), round(scale, 3)
-    (2.0, 0.577)
-    """
+    """Mean of a population from estimates with known errors."""
     weight = errors**-2.0
     first = float(weight @ means / weight.sum())
     excess = float(weight @ (means - first) ** 2) - (means.size - 1)
@@ -73,46 +51,13 @@ def left_out_error(points: Points, form: str, bounds: Mapping[str, tuple[float, 
     :math:`s^2=\frac{R-1}R\sum_r(\mu_{(r)}-\bar\mu_{(\cdot)})^2`. Its linearised form, the sandwich, covers 64.7 % at
     nominal 68 % with eight replicas: it leaves out that curve and covariance are estimated from them too.
 
-    Parameters
-    ----------
-    points : Points
-        All replicas.
-    form : str
-        ``"clock"`` or ``"simple"``.
-    bounds : mapping
-        Priors.
-
-    Returns
-    -------
-    float
-        Scale of a Student t with R - 1 degrees of freedom.
-
-    References
-    ----------
-    Tukey 1958, doi:10.1214/aoms/1177706647 (the jackknife and its Student t).
+    Source: Tukey 1958, doi:10.1214/aoms/1177706647 (the jackknife and its Student t).
     """
     return float(left_out(points.msd, lambda msd: _fit(msd, points, form, bounds)[0])[1])
 
 
 def seed_table(points: Points, pooled: Pilot, bounds: Mapping[str, tuple[float, float]]) -> xr.Dataset:
-    """Fit each seed by itself, beside the fit of their mean.
-
-    Parameters
-    ----------
-    points : Points
-        All replicas.
-    pooled : Pilot
-        The fit of their mean.
-    bounds : mapping
-        Priors.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `replica`: ``mu``, ``stderr`` of each seed by itself. Scalars: ``population_mean``, ``population_scale``,
-        ``seed_spread``, ``p_alike`` (chi-square of seeds that share one mu); ``pooled_mu``, ``pooled_stderr``
-        (jackknife), ``pooled_stderr_wick``, ``pooled_stderr_sandwich``.
-    """
+    """Fit each seed by itself, beside the fit of their mean."""
     form = pooled.curve.form
     means, errors, stated = np.stack([_fit(row[None], points, form, bounds) for row in points.msd]).T
     mean, scale, spread = population_mean(means, errors)

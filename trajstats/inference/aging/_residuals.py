@@ -18,22 +18,7 @@ _LEADING = 0.2
 
 
 def smoother(curve: FreeCurve, mu: float, log_smoothing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Linearise the fit at (mu, smoothing).
-
-    Parameters
-    ----------
-    curve : FreeCurve
-        Data and covariance.
-    mu, log_smoothing : float
-        Where.
-
-    Returns
-    -------
-    residual : ndarray, (n, n)
-        Whitened data -> whitened residual, the curve and mu both fitted.
-    influence : ndarray, (n,)
-        Change of mu per change of each point of ln MSD.
-    """
+    """Linearise the fit at (mu, smoothing)."""
     point, smooth = np.array([mu]), np.array([log_smoothing])
     design, width = curve.white_design(point)
     matrix = design[0].T @ design[0] + np.exp(log_smoothing) / width[0] ** 3 * curve.penalty
@@ -58,31 +43,12 @@ def residual_check(
     rng: np.random.Generator,
     draws: int = 400,
 ) -> xr.Dataset:
-    r"""Posterior predictive check of the residuals with two statistics.
+    """Posterior predictive check of the residuals with two statistics.
 
     ``leading_modes``: mean power of the whitened residual in the fifth of the covariance modes with most variance,
     over that in the rest (are the correlations those of Wick?). ``collapse``: F ratio of what a level, a slope and a
     curvature for each waiting time would still explain (is there one curve and one exponent?). p from replicated
     residuals that went through the same fit.
-
-    Parameters
-    ----------
-    curve : FreeCurve
-        Data and covariance.
-    mu, log_smoothing : float
-        Posterior mode.
-    waiting, lag : ndarray, (n,)
-        Points.
-    rng : numpy.random.Generator
-        Randomness.
-    draws : int
-        Replicated data sets.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `statistic`: ``observed``, ``p_value``; ``misfit`` (scalar) is the size (rms, in ln MSD) of what the
-        waiting times' own curves would explain.
     """
     project, _ = smoother(curve, mu, log_smoothing)
     sample = np.vstack(
@@ -127,18 +93,7 @@ def _own_curves(waiting: np.ndarray, lag: np.ndarray) -> np.ndarray:
 
 
 def structured(check: xr.Dataset) -> str:
-    """Word what the residual check found.
-
-    Parameters
-    ----------
-    check : xarray.Dataset
-        Of `residual_check`.
-
-    Returns
-    -------
-    str
-        Empty when nothing is structured.
-    """
+    """Word what the residual check found."""
     p = {str(k): float(v) for k, v in zip(check["statistic"].values, check["p_value"].values, strict=True)}
     size = float(check["misfit"])
     if p["collapse"] < STRUCTURED_P and size > STRUCTURED_SIZE:
@@ -155,20 +110,7 @@ def structured(check: xr.Dataset) -> str:
 
 
 def overlap_gap(curve: FreeCurve, mu: float) -> str:
-    """Word it when early and late waiting times do not share any value of the scaling variable.
-
-    Parameters
-    ----------
-    curve : FreeCurve
-        Data.
-    mu : float
-        Exponent.
-
-    Returns
-    -------
-    str
-        Empty when the ranges of all waiting times are chained by overlaps.
-    """
+    """Word it when early and late waiting times do not share any value of the scaling variable."""
     x = curve.variable(np.array([mu]))[0]
     groups = [x[curve.waiting_time == w] for w in np.unique(curve.waiting_time)]
     ranges = sorted((float(group.min()), float(group.max())) for group in groups)
@@ -184,20 +126,7 @@ def overlap_gap(curve: FreeCurve, mu: float) -> str:
 
 
 def window_scan(curve: FreeCurve, bounds: Mapping[str, tuple[float, float]]) -> xr.Dataset:
-    """Exponent for narrower choices of lags and waiting times.
-
-    Parameters
-    ----------
-    curve : FreeCurve
-        Data and covariance.
-    bounds : mapping
-        Priors.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `window`: ``mu``, ``stderr``, ``n_points``; windows with fewer than 8 points or two waiting times are NaN.
-    """
+    """Exponent for narrower choices of lags and waiting times."""
     ratio, waits = curve.lag / curve.waiting_time, np.unique(curve.waiting_time)
     third = max(waits.size // 3, 1)
     windows = {

@@ -33,23 +33,7 @@ Bounds = Mapping[str, tuple[float, float]]
 def left_out_waiting_times(data: FreeCurve, posterior: xr.Dataset, curve: MasterCurve | None) -> xr.Dataset:
     r"""Log density of each waiting time given the others, :math:`\ln p(y_g|y_{-g},\theta)`, at each draw.
 
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    posterior : xarray.Dataset
-        Draws of the fit to all of them.
-    curve : MasterCurve, optional
-        Parametric curve; the free one if not given.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``msd`` (chain, draw, waiting_time).
-
-    References
-    ----------
-    Bürkner, Gabry, Vehtari 2021, arXiv:1810.10559 (leaving out parts of a Gaussian that does not factorise).
+    Source: Bürkner, Gabry, Vehtari 2021, arXiv:1810.10559 (leaving out parts of a Gaussian that does not factorise).
     """
     waits = np.unique(data.waiting_time)
     whole = _log_density(data, posterior, curve, data.log_msd[None])
@@ -73,31 +57,6 @@ def left_out_replicas(
     Replicas are independent: :math:`p(y|\theta)=\prod_rp(y_r|\theta)` but for the common noise level, which is
     integrated out. The fit saw the mean of the replicas only; its draws are drawn again with the weights that turn them
     into draws given all replicas.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Mean over replicas, and the covariance of one.
-    posterior : xarray.Dataset
-        Draws of the fit to the mean.
-    curve : MasterCurve, optional
-        Parametric curve; the free one if not given.
-    replicas : ndarray, (replica, n)
-        ln MSD of each.
-    labels : ndarray, (replica,)
-        Their labels.
-    rng : numpy.random.Generator
-        Randomness.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``msd`` (chain, draw, replica).
-
-    Raises
-    ------
-    FitError
-        If few draws are left after that.
     """
     whole = _log_density(data, posterior, curve, replicas)
     weight = whole - _log_density(data, posterior, curve, data.log_msd[None])
@@ -148,23 +107,7 @@ def _log_density(
 
 
 def parametric_squares(data: FreeCurve, curve: MasterCurve, names: list[str], theta: np.ndarray) -> np.ndarray:
-    """Whitened sums of squares of a parametric curve.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    curve : MasterCurve
-        Which.
-    names : list of str
-        Coefficients.
-    theta : ndarray, (m, coefficient)
-        Their values.
-
-    Returns
-    -------
-    ndarray, (m,)
-    """
+    """Whitened sums of squares of a parametric curve."""
     model = np.stack(
         [
             parametric_log_msd(curve, dict(zip(names, row, strict=True)), data.waiting_time, data.lag, data.form)
@@ -177,31 +120,12 @@ def parametric_squares(data: FreeCurve, curve: MasterCurve, names: list[str], th
 def curve_evidence(
     data: FreeCurve, grid: GridPosterior, bounds: Bounds, curves: Mapping[str, MasterCurve], rng: np.random.Generator
 ) -> xr.Dataset:
-    r"""Evidence of every master curve, the free one first, under the same priors of mu, level and noise.
+    """Evidence of every master curve, the free one first, under the same priors of mu, level and noise.
 
     mu is uniform on its prior and the level on 60 and twice the range of the data about; exponents and scales of a
     parametric curve are uniform on the curve's own bounds. The free curve's level and mean slope in ln u have the
     priors of the power law's level and exponent, its smoothing that of the fit: at infinite smoothing it is the power
     law.
-
-    Parameters
-    ----------
-    data : FreeCurve
-        Data and covariance.
-    grid : GridPosterior
-        Posterior of the free curve.
-    bounds : mapping
-        Priors of ``mu`` and ``log_smoothing``.
-    curves : mapping name -> MasterCurve
-        Parametric ones.
-    rng : numpy.random.Generator
-        Randomness.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `curve`: ``log_evidence``, ``log_evidence_stderr`` (0 for the free curve, which is summed on a grid) and
-        ``log_bayes_factor`` against the free curve.
     """
     n = data.log_msd.size
     constant = gammaln(n / 2) - 0.5 * n * np.log(np.pi) + np.log(np.diagonal(data.whiten)).sum()

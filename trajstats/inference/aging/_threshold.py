@@ -17,23 +17,7 @@ _FINEST = 6.0
 def crossing_times(
     waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, threshold: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logarithm of the first lag at which the MSD of each waiting time reaches each threshold.
-
-    Parameters
-    ----------
-    waiting, lag : ndarray, (n,)
-        Points.
-    log_msd : ndarray, (..., n)
-        ln MSD at the points; leading dims are other versions of the same points, such as draws of their noise.
-    threshold : float or ndarray, (threshold,)
-        ln of the thresholds.
-
-    Returns
-    -------
-    tuple of ndarray, (waiting time,), (threshold, ..., waiting time), (threshold, ..., waiting time)
-        ln t_w, ln t* and state (0 reached, 1 not reached in the data, -1 passed before the first lag); no dim
-        `threshold` where one number was given.
-    """
+    """Logarithm of the first lag at which the MSD of each waiting time reaches each threshold."""
     levels, wanted = np.unique(waiting), np.asarray(threshold, dtype=float)
     wanted = wanted.reshape((*wanted.shape, *(1 for _ in log_msd.shape[:-1])))
     shape = (*np.broadcast_shapes(wanted.shape, log_msd.shape[:-1]), levels.size)
@@ -60,23 +44,7 @@ def threshold_slopes(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> np.ndar
     Maximum likelihood of :math:`y=ax+b+\sigma z`: concave in :math:`(a,b,1)/\sigma`, so that Newton's steps find the
     one maximum, those of all thresholds at once.
 
-    Parameters
-    ----------
-    x : ndarray, (waiting time,)
-        ln t_w.
-    y : ndarray, (threshold, waiting time)
-        ln t* (or the last, or first, lag where censored).
-    state : ndarray of int, (threshold, waiting time)
-        As `crossing_times` gives.
-
-    Returns
-    -------
-    ndarray, (threshold,)
-        Of the crossings alone where fewer than three waiting times cross; NaN where fewer than two do.
-
-    References
-    ----------
-    Olsen 1978, doi:10.2307/1913784.
+    Source: Olsen 1978, doi:10.2307/1913784.
     """
     reached = state == 0
     n = reached.sum(axis=-1)
@@ -130,20 +98,7 @@ def threshold_slopes(x: np.ndarray, y: np.ndarray, state: np.ndarray) -> np.ndar
 
 
 def threshold_levels(waiting: np.ndarray, log_msd: np.ndarray, n: int = N_THRESHOLDS) -> np.ndarray:
-    """Thresholds to scan: those that at least two waiting times cross.
-
-    Parameters
-    ----------
-    waiting, log_msd : ndarray, (n,)
-        Points.
-    n : int
-        How many.
-
-    Returns
-    -------
-    ndarray, (n,)
-        ln of the thresholds.
-    """
+    """Thresholds to scan: those that at least two waiting times cross."""
     levels = np.unique(waiting)
     lows = np.sort([log_msd[waiting == w].min() for w in levels])
     highs = np.sort([log_msd[waiting == w].max() for w in levels])
@@ -151,21 +106,7 @@ def threshold_levels(waiting: np.ndarray, log_msd: np.ndarray, n: int = N_THRESH
 
 
 def threshold_scan(waiting: np.ndarray, lag: np.ndarray, log_msd: np.ndarray, noise: np.ndarray) -> xr.Dataset:
-    """Exponent from the aging time, for a scan of thresholds.
-
-    Parameters
-    ----------
-    waiting, lag, log_msd : ndarray, (n,)
-        Points.
-    noise : ndarray, (draw, n)
-        Draws of the noise of ln MSD (from the covariance of the fit): the error bars are half the 68 % interval of
-        the slope under it.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dim `threshold` (an MSD): ``mu``, ``stderr``, ``reached``, ``censored``.
-    """
+    """Exponent from the aging time, for a scan of thresholds."""
     logs = threshold_levels(waiting, log_msd)
     # all thresholds at once: a fit of few points is mostly calls from Python
     x, crossing, states = crossing_times(waiting, lag, log_msd, logs)

@@ -31,22 +31,6 @@ def wick_covariances(
     Terms that start like u^2 are smooth where others are rough: taken where rough ones do as well, they would make
     modes that differ look far less noisy at short lags than they are. They and drift are penalised there. Modes that
     are alike need the sum only, whatever its terms.
-
-    Parameters
-    ----------
-    first, second : array, (n,)
-        The two times of each point, positive, in units of the pivot.
-    log_u : array, (n,)
-        Scaling variable (logarithm) of each point at `mu`.
-    log_msd : array, (n,)
-        Pilot ln MSD at the points (smooth).
-    mu : float
-        Pilot exponent: sets the clock.
-
-    Returns
-    -------
-    alike, differing : ndarray, (n, n)
-        Covariance of ln MSD for N = 2 effective samples (multiply by 2/N_eff), positive definite.
     """
     times, index = np.unique(np.concatenate([first, second]), return_inverse=True)
     s, t = index[: first.size], index[first.size :]

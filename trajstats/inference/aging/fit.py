@@ -355,31 +355,7 @@ def predict(
     clock: str | None = None,
     curve: MasterCurve | None = None,
 ) -> xr.DataArray:
-    """Predict the MSD from each draw.
-
-    Parameters
-    ----------
-    fit : FitResult
-        Of `fit_subaging`.
-    waiting_time, lag : array, optional
-        Where, on the clock of the fit; the fitted points if not given. Beyond the data the free curve is continued as a
-        power law.
-    clock : str, optional
-        Clock of these numbers, which must be that of the fit. Required where the fit took proper time because no clock
-        was given: there a number could also mean optimiser steps.
-    curve : MasterCurve, optional
-        Needed only for a result made with a curve of your own.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims (chain, draw, pair), in units of the MSD.
-
-    Raises
-    ------
-    ArgumentError
-        If the fit was made with a curve that is not given, or the numbers are not on the clock of the fit.
-    """
+    """Predict the MSD from each draw."""
     check_predicted_clock(fit, clock, {WAITING_TIME: waiting_time, LAG: lag})
     wait = (
         fit.data[WAITING_TIME].values if waiting_time is None else np.atleast_1d(np.asarray(waiting_time, dtype=float))

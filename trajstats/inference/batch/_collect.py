@@ -13,27 +13,7 @@ from trajstats.inference.batch._engine import Outcome
 
 
 def collect(outcomes: Sequence[Outcome], dim: str) -> xr.Dataset:
-    """Put the results of a batch side by side along a new dim.
-
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-        Of all members.
-    dim : str
-        The new dim.
-
-    Returns
-    -------
-    xarray.Dataset
-        The variables of the results, ``status`` and ``reason``. A labelled dim holds the labels of all results; along a
-        dim without labels, shorter results are filled up at their end. What a member lacks is NaN, or empty text.
-        Coordinates stay as they are where all results share them, and get the new dim where not.
-
-    Raises
-    ------
-    ArgumentError
-        If a variable has other dims in one result than in another.
-    """
+    """Put the results of a batch side by side along a new dim."""
     parts = [outcome.data for outcome in outcomes]
     good = [part for part in parts if part is not None]
     indexes = {
@@ -70,18 +50,7 @@ def collect(outcomes: Sequence[Outcome], dim: str) -> xr.Dataset:
 
 
 def column(values: Sequence[Any]) -> np.ndarray:
-    """Make a coordinate of labels.
-
-    Parameters
-    ----------
-    values : sequence
-        Numbers, or text.
-
-    Returns
-    -------
-    ndarray
-        Text as objects.
-    """
+    """Make a coordinate of labels."""
     if any(isinstance(value, str) for value in values):
         out = np.empty(len(values), dtype=object)
         out[:] = values

@@ -35,43 +35,22 @@ _SYNCHRONOUS = ProcessSetting(lambda: dask.config.set(scheduler="synchronous"))
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a batch.
+    """One member of a batch."""
 
-    Attributes
-    ----------
-    label : tuple
-        What it is called.
-    data : object
-        What the function is called with.
-    seed : list of int, optional
-        Entropy of its own stream; None where the function takes no ``rng``.
-    """
-
-    label: tuple[Any, ...]
-    data: Any
-    seed: list[int] | None
+    label: tuple[Any, ...]  # What it is called
+    data: Any  # What the function is called with
+    seed: list[int] | None  # Entropy of its own stream; None where the function takes no ``rng``
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a member.
+    """What became of a member."""
 
-    Attributes
-    ----------
-    status : str
-        ``"ok"``, the status of the fit, or ``"failed: <kind of error>"``.
-    reason : str
-        Why not ok.
-    data : xarray.Dataset, optional
-        The result: an estimator's, or the summary of a fit with ``converged``. None where the member failed.
-    seconds : float
-        Time it took.
-    """
-
-    status: str
-    reason: str = ""
+    status: str  # ``"ok"``, the status of the fit, or ``"failed: <kind of error>"``
+    reason: str = ""  # Why not ok
+    # The result: an estimator's, or the summary of a fit with ``converged``. None where the member failed
     data: xr.Dataset | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # Time it took
 
 
 class Task:
@@ -83,13 +62,7 @@ class Task:
         self.members = list(members)
 
     def run(self) -> list[Outcome]:
-        """Do the task in this thread.
-
-        Returns
-        -------
-        list of Outcome
-            One for each member; an error is an outcome too.
-        """
+        """Do the task in this thread."""
         return [self._one(member) for member in self.members]
 
     def _one(self, member: Member) -> Outcome:
@@ -100,25 +73,13 @@ class Task:
                 found = _outcome(self.function(member.data, **stream, **self.options))
         except TrajstatsError as error:
             found = failure(error, str(error))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever breaks in one must not stop the others
+        except (Exception, SystemExit) as error:
             found = failure(error)
         return Outcome(found.status, found.reason, found.data, time.perf_counter() - start)
 
 
 def failure(error: BaseException, reason: str | None = None) -> Outcome:
-    """Make the outcome of a member that failed.
-
-    Parameters
-    ----------
-    error : exception
-        What it failed of.
-    reason : str, optional
-        In words, if the error's own do not say it.
-
-    Returns
-    -------
-    Outcome
-    """
+    """Make the outcome of a member that failed."""
     kind = type(error).__name__
     return Outcome(f"{FAILED}: {kind}", f"{kind}: {error}" if reason is None else reason)
 
@@ -134,35 +95,7 @@ def run_members(
     per_task: int | None,
     resume: str,
 ) -> None:
-    """Call a function on all members as dask tasks, and hand each outcome over as it comes.
-
-    Parameters
-    ----------
-    function : callable
-        ``function(data, **options)``, with ``rng`` where the member has a seed.
-    options : mapping
-        Its options.
-    members : sequence of Member
-        On what.
-    done : callable
-        Called in this thread with the position of a member and its outcome.
-    scheduler : str, optional
-        ``"threads"``, ``"processes"``, ``"synchronous"``, ``"distributed"``, or the address of a scheduler. If not
-        given: the current client, or else what dask is set to, or else threads.
-    workers : int, optional
-        Threads or processes of this machine.
-    per_task : int, optional
-        Members in one task; if not given as many as take half a second, by the time of the first ones.
-    resume : str
-        How to go on after an interruption, as a sentence.
-
-    Raises
-    ------
-    ArgumentError
-        If an argument is not allowed.
-    ClusterError
-        If there is no scheduler, it is lost, or a process of this machine dies.
-    """  # noqa: DOC502 (raised by what it calls)
+    """Call a function on all members as dask tasks, and hand each outcome over as it comes."""
     if per_task is not None:
         check_count("per_task", per_task)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1):
@@ -212,26 +145,7 @@ def run_members(
 
 
 def check_call(function: Callable[..., Any], options: Mapping[str, Any], *, seeded: bool) -> None:
-    """Refuse a function that no member could be given to.
-
-    Parameters
-    ----------
-    function : callable
-        To be called as ``function(data, **options)``.
-    options : mapping
-        Its options.
-    seeded : bool
-        Whether it also gets ``rng``.
-
-    Raises
-    ------
-    ArgumentError
-        If it is none, or does not take these arguments.
-
-    Examples
-    --------
-    >>> check_call(lambda data, *, order: data, {"order": 2}, seeded=False)
-    """
+    """Refuse a function that no member could be given to."""
     name = getattr(function, "__name__", type(function).__name__)
     if not hasattr(function, "__call__"):  # noqa: B004 - a type checker takes what follows `callable` for unreachable
         msg = f"a {name} cannot be called; give a function of the data, such as trajstats.fit_subaging"

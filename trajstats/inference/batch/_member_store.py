@@ -36,18 +36,7 @@ _SMALL_BYTES = 64 * 2**20
 
 
 class MemberStore:
-    """The finished members of batches, found again by what determines their numbers.
-
-    Parameters
-    ----------
-    target : path, URL or zarr store
-        Made if it is not there.
-
-    Raises
-    ------
-    StoreError
-        If something else is there.
-    """
+    """The finished members of batches, found again by what determines their numbers."""
 
     def __init__(self, target: Any) -> None:
         self._place = Place(target, write=True)
@@ -68,18 +57,7 @@ class MemberStore:
             return None
 
     def read(self, key: str) -> Outcome | None:
-        """Read a member.
-
-        Parameters
-        ----------
-        key : str
-            From `member_key`.
-
-        Returns
-        -------
-        Outcome or None
-            None if it is not there, or was cut short.
-        """
+        """Read a member."""
         try:
             known = json.loads(str(kept_attrs(self._folder(key))[FINISHED]))
             outcome = Outcome(str(known["status"]), str(known["reason"]), None, float(known["seconds"]))
@@ -99,15 +77,7 @@ class MemberStore:
         return self._place.path(key) if local is None else local / key if key else local
 
     def write(self, key: str, member: Member, outcome: Outcome) -> None:
-        """Keep a member; one that failed is not kept, for it is to be tried again.
-
-        Parameters
-        ----------
-        key : str
-            From `member_key`.
-        member, outcome
-            Which, and what became of it.
-        """
+        """Keep a member; one that failed is not kept, for it is to be tried again."""
         if outcome.data is None:
             return
         path = self._place.path(key)
@@ -119,22 +89,7 @@ class MemberStore:
 
 
 def member_key(member: Member, function: Callable[..., Any], options: Mapping[str, Any]) -> str:
-    """Name a member by its label and by a digest of all that its numbers depend on.
-
-    Parameters
-    ----------
-    member : Member
-        Which: label, data and seed.
-    function : callable
-        What is called.
-    options : mapping
-        With which options.
-
-    Returns
-    -------
-    str
-        The name of its group in the store.
-    """
+    """Name a member by its label and by a digest of all that its numbers depend on."""
     parts = [__version__, _code(function), tokenize(dict(options)), member.seed, _data(member.data)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     label = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", str(part)) for part in member.label)[:100]

@@ -1,7 +1,5 @@
 """Any fit over a grid of layers, widths and seeds: one labelled result, failures as labelled data."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import datetime
@@ -130,25 +128,7 @@ def fit_batch(
 
 
 def stream_seed(rng: int, label: Iterable[Hashable]) -> list[int]:
-    """Seed of one case: from the seed of the batch and the label, on any machine.
-
-    Parameters
-    ----------
-    rng : int
-        Seed of the batch.
-    label : tuple
-        Label of the case.
-
-    Returns
-    -------
-    list of int
-        Entropy for `numpy.random.default_rng`.
-
-    Raises
-    ------
-    ArgumentError
-        If the seed is not a whole number, or a part of the label is neither number, text nor date.
-    """
+    """Seed of one case: from the seed of the batch and the label, on any machine."""
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         msg = f"rng={rng!r}: the seed of a batch is a whole number that is not negative, from which each case draws"
         raise ArgumentError(msg)
@@ -167,20 +147,7 @@ def run_batch(
     store: Any,
     progress: bool,
 ) -> list[Outcome]:
-    """Do the members that are not in the store yet, and keep each as it is finished.
-
-    Parameters
-    ----------
-    function, options, members, scheduler, workers, per_task
-        As for `run_members`.
-    store, progress
-        As for `fit_batch`.
-
-    Returns
-    -------
-    list of Outcome
-        One for each member.
-    """
+    """Do the members that are not in the store yet, and keep each as it is finished."""
     check_call(function, options, seeded=any(member.seed is not None for member in members))
     kept = None if store is None else MemberStore(store)
     keys = ["" if kept is None else member_key(member, function, options) for member in members]

@@ -1,7 +1,5 @@
 """Any estimator or fit on every run of a sweep: one result, labelled with the runs' settings."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 import json

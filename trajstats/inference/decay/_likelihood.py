@@ -21,24 +21,12 @@ _BEYOND = float(np.log(20.0))
 
 @dataclass(frozen=True)
 class Binned:
-    """A training curve in logarithmic bins.
+    """A training curve in logarithmic bins."""
 
-    Attributes
-    ----------
-    time : ndarray, (n,)
-        Geometric mean time of each bin.
-    loss : ndarray, (n,)
-        Mean loss of the bin, in `unit`.
-    count : ndarray, (n,)
-        Saved points in it.
-    unit : float
-        Loss that counts as 1.
-    """
-
-    time: np.ndarray
-    loss: np.ndarray
-    count: np.ndarray
-    unit: float = 1.0
+    time: np.ndarray  # Geometric mean time of each bin
+    loss: np.ndarray  # Mean loss of the bin, in `unit`
+    count: np.ndarray  # Saved points in it
+    unit: float = 1.0  # Loss that counts as 1
 
     @property
     def pivot(self) -> float:
@@ -46,45 +34,17 @@ class Binned:
         return float(np.exp(np.log(self.time).mean()))
 
     def in_own_unit(self) -> Binned:
-        """Take the same losses in a unit of their own: a fit does not depend on that in which they were given.
-
-        Returns
-        -------
-        Binned
-        """
+        """Take the same losses in a unit of their own: a fit does not depend on that in which they were given."""
         loss, unit = own_unit(self.loss)
         return replace(self, loss=loss, unit=unit)
 
     def anchor(self, curve: str) -> float:
-        """Tell at which time the amplitude is fitted.
-
-        Parameters
-        ----------
-        curve : str
-            One of `CURVES`.
-
-        Returns
-        -------
-        float
-            The pivot, or the first time where nothing may be left at the pivot.
-        """
+        """Tell at which time the amplitude is fitted."""
         return float(self.time[0]) if curve == "stretched_exponential" else self.pivot
 
 
 def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
-    """Average a training curve in logarithmic bins of time.
-
-    Parameters
-    ----------
-    time, loss : ndarray, (n,)
-        Increasing positive times, losses.
-    per_decade : int
-        Bins per decade; bins without a point are left out.
-
-    Returns
-    -------
-    Binned
-    """
+    """Average a training curve in logarithmic bins of time."""
     _, index, count = np.unique(_cells(time, per_decade), return_inverse=True, return_counts=True)
     return Binned(
         np.exp(np.bincount(index, np.log(time)) / count), np.bincount(index, loss) / count, count.astype(float)
@@ -92,21 +52,7 @@ def log_bins(time: np.ndarray, loss: np.ndarray, per_decade: int) -> Binned:
 
 
 def decay_window(time: np.ndarray, loss: np.ndarray, per_decade: int) -> tuple[float, float]:
-    """Where a decay begins and ends: from where the loss leaves the plateau that it starts on.
-
-    Parameters
-    ----------
-    time, loss : ndarray, (n,)
-        As `log_bins`. The rule is one of bins, so that it does not depend on when losses were saved.
-    per_decade : int
-        Bins per decade.
-
-    Returns
-    -------
-    first, last : float
-        First time of the first bin whose loss (a running median of five) is below the first bin's by more than a
-        twentieth of the fall to the median of the last tenth of the bins; last time.
-    """
+    """Where a decay begins and ends: from where the loss leaves the plateau that it starts on."""
     if time.size == 0:
         return 0.0, 0.0
     edges = time[np.unique(_cells(time, per_decade), return_index=True)[1]]
@@ -122,18 +68,7 @@ def _cells(time: np.ndarray, per_decade: int) -> np.ndarray:
 
 
 def coefficient_names(curve: str) -> tuple[str, ...]:
-    """Coefficients of a curve and its noise, in order.
-
-    Parameters
-    ----------
-    curve : str
-        One of `CURVES`.
-
-    Returns
-    -------
-    tuple of str
-        `NAMES`, and ``log_scale`` where the curve has a time scale beside its exponent.
-    """
+    """Coefficients of a curve and its noise, in order."""
     return (*NAMES, SCALE) if curve in _SCALED else NAMES
 
 
@@ -141,21 +76,6 @@ def log_decay(time: np.ndarray | float, pivot: float, theta: np.ndarray, curve: 
     r"""Logarithm of the decaying part of the loss, of amplitude 1.
 
     :math:`t^{-\beta}`; :math:`e^{-(t/\tau)^\beta}`; :math:`1/[1+\beta\ln(1+t/\tau)]`; :math:`e^{-\beta t/t_p}`.
-
-    Parameters
-    ----------
-    time : ndarray, (n,), or float
-        Times.
-    pivot : float
-        Unit of time of the exponential.
-    theta : ndarray, (..., coefficient)
-        As in `log_likelihood`.
-    curve : str
-        One of `CURVES`.
-
-    Returns
-    -------
-    ndarray, (..., n)
     """
     beta = theta[..., 2:3]
     if curve == "power_law":
@@ -173,21 +93,6 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     bars are geometric means over the bins. Power p = 1 is noise proportional to the curve, 0 is additive noise.
     :math:`\eta` is an Ornstein-Uhlenbeck process in ln t; :math:`\xi` is white, averaged over the :math:`n_i` saved
     points of a bin.
-
-    Parameters
-    ----------
-    theta : ndarray, (m, coefficient)
-        `coefficient_names`: floor, ln of the decaying part at the anchor, beta, ln sd of the noise (relative to the
-        curve, at the geometric means), share of its variance that drifts, ln range (in ln t) of the drift, power, and
-        ln of the time scale where the curve has one.
-    data : Binned
-        Data.
-    curve : str
-        One of `CURVES`.
-
-    Returns
-    -------
-    ndarray, (m,)
     """
     fallen = log_decay(data.time, data.pivot, theta, curve) - log_decay(data.anchor(curve), data.pivot, theta, curve)
     mean = theta[:, :1] + np.exp(theta[:, 1:2] + fallen)
@@ -203,22 +108,7 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
 
 
 def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
-    """Uniform priors of a decay.
-
-    Parameters
-    ----------
-    data : Binned
-        Data.
-    curve : str
-        Which curve.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-        The floor between 0 and the smallest loss plus a tenth; beta 0.01 to 4; noise (relative to the typical loss,
-        log uniform) 1e-6 to 1, of which a share of 0 to 1 drifts, over a range in ln t of 0.05 to 5 (log uniform);
-        power -0.5 to 2; time scale (log uniform) from a twentieth of the first time to twenty times the last.
-    """
+    """Uniform priors of a decay."""
     middle = float(np.log(np.median(data.loss) if data.anchor(curve) == data.pivot else data.loss[0]))
     first, last = np.log(data.time[[0, -1]])
     scale = {SCALE: (float(first) - _BEYOND, float(last) + _BEYOND)} if curve in _SCALED else {}
@@ -235,23 +125,7 @@ def default_priors(data: Binned, curve: str) -> dict[str, tuple[float, float]]:
 
 
 def log_posterior(theta: np.ndarray, data: Binned, curve: str, priors: Priors) -> np.ndarray:
-    """Log posterior density under uniform priors.
-
-    Parameters
-    ----------
-    theta : ndarray, (m, coefficient)
-        As in `log_likelihood`.
-    data : Binned
-        Data.
-    curve : str
-        Which curve.
-    priors : mapping
-        Bounds.
-
-    Returns
-    -------
-    ndarray, (m,)
-    """
+    """Log posterior density under uniform priors."""
     low, high = np.array([priors[name] for name in coefficient_names(curve)]).T
     allowed = ((theta > low) & (theta < high)).all(axis=1)
     out = np.full(len(theta), -np.inf)

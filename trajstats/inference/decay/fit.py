@@ -273,21 +273,7 @@ def _check_size(data: Binned, window: tuple[float, float]) -> None:
 
 
 def maximum(data: Binned, curve: str, priors: Priors) -> Maximum:
-    """Most probable coefficients.
-
-    Parameters
-    ----------
-    data : Binned
-        Data.
-    curve : str
-        Which curve.
-    priors : mapping
-        Bounds.
-
-    Returns
-    -------
-    Maximum
-    """
+    """Most probable coefficients."""
     low, high = priors["L_inf"]
     guess = {
         "L_inf": low + 0.5 * (high - low),
@@ -437,23 +423,7 @@ def _evidence(data: Binned, prior: Priors | None, rng: np.random.Generator) -> d
 
 
 def predict(fit: FitResult, *, time: Any = None, clock: str | None = None) -> xr.DataArray:
-    """Noise-free loss at given times, one curve per draw.
-
-    Parameters
-    ----------
-    fit : FitResult
-        Of `fit_decay`.
-    time : array, optional
-        Times on the clock of the fit; those of the bins if not given.
-    clock : str, optional
-        Clock of `time`, which must be that of the fit. Required where the fit took proper time because no clock was
-        given.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims (chain, draw, clock), the last one named after the clock of the fit: ``step``, ``proper_time``, ...
-    """
+    """Noise-free loss at given times, one curve per draw."""
     check_predicted_clock(fit, clock, {"time": time})
     clock = str(fit.data["loss"].dims[0])
     at = fit.data[clock].values if time is None else np.atleast_1d(np.asarray(time, dtype=float))

@@ -36,35 +36,6 @@ def sample_batch(
 
     Walkers of one half move by :math:`\gamma(x_j-x_k)`, j and k of the other half of their own ensemble, with
     :math:`\gamma=2.38/\sqrt{2d}` and, one time in ten, 1. The cost of a step in Python is shared by all problems.
-
-    Parameters
-    ----------
-    log_prob : callable (problem, point, coefficient) -> (problem, point)
-        Log posterior densities; -inf outside the prior.
-    start : ndarray, (problem, chain, walker, coefficient)
-        Where walkers start; walkers even in number, chains are independent ensembles.
-    rng : int or numpy.random.Generator
-        Seed.
-    steps : int
-        Steps of every walker; their number is fixed, `r_hat` says whether they were enough.
-    burn : float
-        Share of the steps that is dropped.
-    thin : int
-        Keep every `thin`-th step.
-
-    Returns
-    -------
-    draws : ndarray, (problem, chain, draw, coefficient)
-        Draws in order of time.
-    r_hat : ndarray, (problem, coefficient)
-        Split R-hat over the independent ensembles.
-
-    Examples
-    --------
-    >>> start = np.random.default_rng(0).normal(size=(3, 2, 8, 1))
-    >>> draws, r_hat = sample_batch(lambda x: -0.5 * (x[..., 0] - np.arange(1, 4)[:, None]) ** 2, start, rng=0)
-    >>> draws.mean(axis=(1, 2)).round(1).ravel().tolist()
-    [1.0, 2.0, 3.0]
     """
     generator = np.random.default_rng(rng)
     state = np.array(start, dtype=float)
@@ -117,29 +88,6 @@ def sample_ensembles(
 
     Same rules as `sampling.sample_posterior`; several times cheaper where Python's share of a step dominates (fewer
     than about 100 points).
-
-    Parameters
-    ----------
-    log_prob : callable (w, coefficient) -> (w,)
-        Log posterior density.
-    start : ndarray, (coefficient,)
-        Maximum.
-    covariance : ndarray, (coefficient, coefficient)
-        Spread of the walkers at the start.
-    names : sequence of str
-        Coefficients.
-    rng : int or numpy.random.Generator
-        Seed.
-    chains : int
-        Independent ensembles.
-    walkers : int, optional
-        Walkers of each, even; ``max(2 * coefficients + 2, 16)`` if not given.
-    max_steps : int
-        Steps after which it is given up and labelled so.
-
-    Returns
-    -------
-    Draws
     """
     generator = np.random.default_rng(rng)
     n = walkers if walkers is not None else max(2 * len(names) + 2, 16)
@@ -194,39 +142,7 @@ def draw_posterior(
     max_steps: int,
     progress: bool,
 ) -> tuple[dict[str, np.ndarray], xr.Dataset]:
-    """Sample by name: the one place where a fit's ``sampler=`` is read.
-
-    Parameters
-    ----------
-    log_prob : callable (w, coefficient) -> (w,)
-        Log posterior density of all coefficients.
-    start, covariance : ndarray
-        Maximum and spread.
-    names : sequence of str
-        Coefficients.
-    fixed : mapping name -> float or None
-        Coefficients that stay where they are told; None is free like one that is not listed.
-    rng : int or numpy.random.Generator
-        Seed.
-    sampler : str
-        ``"batched"`` or ``"emcee"``.
-    max_steps : int
-        Longest chain.
-    progress : bool
-        Show a bar (emcee).
-
-    Returns
-    -------
-    draws : dict name -> ndarray, (chain, draw)
-        Of all coefficients, fixed ones too.
-    diagnostics : xarray.Dataset
-        As in `FitResult`; of the free ones.
-
-    Raises
-    ------
-    ArgumentError
-        If the sampler is not known, or `max_steps` is no number of steps.
-    """  # noqa: DOC502 (raised by what it calls)
+    """Sample by name: the one place where a fit's ``sampler=`` is read."""
     check_sampling(sampler, max_steps)
     held = np.array([np.nan if (value := fixed.get(name)) is None else float(value) for name in names])
     free = np.isnan(held)

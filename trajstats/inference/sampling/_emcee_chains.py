@@ -24,18 +24,10 @@ LogProb = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a posterior and what is known about them.
+    """Draws of a posterior and what is known about them."""
 
-    Attributes
-    ----------
-    values : ndarray, (chain, draw, coefficient)
-        Burn-in dropped and thinned by half the autocorrelation time.
-    diagnostics : xarray.Dataset
-        As in `FitResult.diagnostics`.
-    """
-
-    values: np.ndarray
-    diagnostics: xr.Dataset
+    values: np.ndarray  # Burn-in dropped and thinned by half the autocorrelation time
+    diagnostics: xr.Dataset  # As in `FitResult.diagnostics`
 
 
 def sample_posterior(
@@ -58,45 +50,7 @@ def sample_posterior(
 
     Each chain is an ensemble of its own (walkers of one ensemble are not independent). A chain ends when it is longer
     than 50 autocorrelation times and their estimate moved by less than 5 %, or at `max_steps`.
-
-    Parameters
-    ----------
-    log_prob : callable (w, coefficient) -> (w,)
-        Log posterior density of many points at once; -inf outside the prior.
-    start : ndarray, (coefficient,)
-        Maximum of the posterior.
-    covariance : ndarray, (coefficient, coefficient)
-        Spread from which walkers start.
-    names : sequence of str
-        Names of the coefficients.
-    rng : int or numpy.random.Generator
-        Seed. The same seed gives the same draws.
-    chains : int
-        Independent ensembles, at least 2.
-    walkers : int, optional
-        Walkers of each ensemble; ``max(4 * coefficients, 16)`` if not given.
-    moves : str
-        ``"de"`` (differential evolution 0.8 + snooker 0.2) or ``"stretch"``.
-    max_steps : int
-        Steps after which a chain that is not converged is given up and labelled so.
-    check_every : int
-        Steps between looks at the autocorrelation time, and between writes to `store`.
-    progress : bool
-        Show a progress bar.
-    store : path, optional
-        Folder (zarr) where chains are kept; a run that was interrupted goes on from there, with the same draws.
-
-    Returns
-    -------
-    Draws
-
-    Raises
-    ------
-    ArgumentError
-        If `moves` is unknown or there are fewer than 2 chains.
-    StoreError
-        If `store` holds chains of another posterior.
-    """  # noqa: DOC502 (raised by what it calls)
+    """
     if moves not in MOVES:
         raise ArgumentError(unknown("moves", moves, MOVES))
     if chains < 2 or max_steps < 1:
@@ -244,30 +198,7 @@ def _former(store: Path) -> Path:
 def scatter_walkers(
     log_prob: LogProb, start: np.ndarray, covariance: np.ndarray, n_walkers: int, stream: np.random.Generator
 ) -> np.ndarray:
-    """Place walkers around a maximum, every one at a finite density.
-
-    Parameters
-    ----------
-    log_prob : callable
-        Log posterior density of many points.
-    start : ndarray, (coefficient,)
-        Maximum.
-    covariance : ndarray, (coefficient, coefficient)
-        Spread.
-    n_walkers : int
-        How many.
-    stream : numpy.random.Generator
-        Randomness.
-
-    Returns
-    -------
-    ndarray, (walker, coefficient)
-
-    Raises
-    ------
-    FitError
-        If no finite density is found near the maximum.
-    """
+    """Place walkers around a maximum, every one at a finite density."""
     # emcee starts at -inf silently: points outside the prior are drawn again, closer to the maximum each time
     size = np.sqrt(np.diagonal(covariance))
     size = np.where(size > 0, size, 1.0)
@@ -284,17 +215,7 @@ def scatter_walkers(
 
 
 def autocorrelation_time(chain: np.ndarray) -> np.ndarray:
-    """Integrated autocorrelation time in steps, averaged over walkers.
-
-    Parameters
-    ----------
-    chain : ndarray, (step, walker, coefficient)
-        Chain.
-
-    Returns
-    -------
-    ndarray, (coefficient,)
-    """
+    """Integrated autocorrelation time in steps, averaged over walkers."""
     import emcee
 
     # a walker that never moved has no autocorrelation; it is counted and named among the diagnostics
@@ -343,25 +264,7 @@ def _collect(runs: Sequence[_Ensemble], names: Sequence[str], taus: Sequence[np.
 
 
 def draws_dataset(columns: Mapping[str, Any], **coords: Any) -> xr.Dataset:
-    """Label draws.
-
-    Parameters
-    ----------
-    columns : mapping name -> ndarray (chain, draw), or (dims, ndarray)
-        Draws of each coefficient.
-    **coords
-        Coordinates of other dims than `chain` and `draw`.
-
-    Returns
-    -------
-    xarray.Dataset
-        The posterior of a `FitResult`.
-
-    Examples
-    --------
-    >>> dict(draws_dataset({"mu": np.zeros((2, 3))}).sizes)
-    {'chain': 2, 'draw': 3}
-    """
+    """Label draws."""
     named = {k: v if isinstance(v, tuple | xr.DataArray) else (("chain", "draw"), v) for k, v in columns.items()}
     labelled = xr.Dataset(named, coords=coords)
     return labelled.assign_coords(chain=np.arange(labelled.sizes["chain"]), draw=np.arange(labelled.sizes["draw"]))
@@ -378,27 +281,7 @@ def diagnostics_dataset(
     reasons: Sequence[str],
     steps: int,
 ) -> xr.Dataset:
-    """Label the diagnostics of a sampler.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Coefficients.
-    r_hats, ess, tau : ndarray, (coefficient,)
-        Potential scale reduction, effective draws, autocorrelation time in steps.
-    acceptance : ndarray, (chain,)
-        Mean acceptance.
-    stuck : int
-        Walkers that never moved.
-    reasons : sequence of str
-        Why the sampler has not converged; empty when it has.
-    steps : int
-        Steps of each chain.
-
-    Returns
-    -------
-    xarray.Dataset
-    """
+    """Label the diagnostics of a sampler."""
     return xr.Dataset(
         {
             "r_hat": ("coefficient", r_hats),
@@ -418,20 +301,6 @@ def r_hat(draws: np.ndarray) -> np.ndarray:
     r"""Split potential scale reduction over independent chains.
 
     :math:`\sqrt{(\frac{n-1}nW+\frac1nB)/W}` over half chains.
-
-    Parameters
-    ----------
-    draws : ndarray, (chain, draw, coefficient)
-        In order of time.
-
-    Returns
-    -------
-    ndarray, (coefficient,)
-
-    Examples
-    --------
-    >>> bool(abs(r_hat(np.random.default_rng(0).normal(size=(4, 4000, 1)))[0] - 1) < 0.01)
-    True
     """
     half = draws.shape[1] // 2
     split = np.concatenate([draws[:, :half], draws[:, half : 2 * half]])

@@ -18,26 +18,13 @@ Bounds = Mapping[str, tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Maximum:
-    """Where a likelihood is largest, and how sharply.
+    """Where a likelihood is largest, and how sharply."""
 
-    Attributes
-    ----------
-    values : dict name -> float
-        Coefficients at the maximum.
-    covariance : ndarray, (coefficient, coefficient)
-        Inverse curvature there (a diagonal stand-in where the curvature is not positive).
-    log_likelihood : float
-        Value there.
-    at_bound : tuple of str
-        Coefficients that ended on a bound.
-    intervals : dict name -> (lower, upper)
-        Profile-likelihood intervals, where asked for; a bound of the search where the profile does not fall.
-    """
-
-    values: dict[str, float]
-    covariance: np.ndarray
-    log_likelihood: float
-    at_bound: tuple[str, ...] = ()
+    values: dict[str, float]  # Coefficients at the maximum
+    covariance: np.ndarray  # Inverse curvature there (a diagonal stand-in where the curvature is not positive)
+    log_likelihood: float  # Value there
+    at_bound: tuple[str, ...] = ()  # Coefficients that ended on a bound
+    # Profile-likelihood intervals, where asked for; a bound of the search where the profile does not fall
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -59,34 +46,7 @@ def maximise(
     profile: tuple[str, ...] = (),
     level: float = 0.95,
 ) -> Maximum:
-    """Find the maximum of a log likelihood within bounds.
-
-    Parameters
-    ----------
-    log_likelihood : callable (coefficient,) -> float
-        May be -inf.
-    start : mapping name -> (start, lower, upper)
-        Start values and bounds.
-    profile : tuple of str
-        Coefficients whose profile interval is wanted.
-    level : float
-        Probability of the profile intervals.
-
-    Returns
-    -------
-    Maximum
-
-    Raises
-    ------
-    FitError
-        If the likelihood is not finite at the start.
-
-    Examples
-    --------
-    >>> best = maximise(lambda v: -0.5 * float(v[0] - 2) ** 2, {"x": (0.0, -9.0, 9.0)}, profile=("x",))
-    >>> round(best.values["x"], 3), round(best.stderr["x"], 2), round(best.intervals["x"][1], 2)
-    (2.0, 1.0, 3.96)
-    """
+    """Find the maximum of a log likelihood within bounds."""
     names = list(start)
     first = np.array([start[name][0] for name in names])
     if not np.isfinite(log_likelihood(first)):
@@ -123,29 +83,6 @@ def best_maximum(
     """Find the highest of several maxima.
 
     The start given and the best of a Sobol set of trial points are each climbed; the highest top is returned.
-
-    Parameters
-    ----------
-    log_likelihood : callable (m, coefficient) -> (m,)
-        May be -inf.
-    start : mapping name -> (start, lower, upper)
-        Start values and bounds.
-    wide : mapping name -> (lower, upper)
-        Where trial points lie (cut at the bounds); a coefficient not named stays at its start.
-    trials : int
-        Trial points, a power of two.
-    climbs : int
-        How many of them are climbed from.
-
-    Returns
-    -------
-    Maximum
-
-    Examples
-    --------
-    >>> two_tops = lambda v: np.logaddexp(-8 * (v[:, 0] + 2) ** 2, 1 - 8 * (v[:, 0] - 2) ** 2)
-    >>> round(best_maximum(two_tops, {"x": (-2.0, -5.0, 5.0)}, {"x": (-5.0, 5.0)}).values["x"], 3)
-    2.0
     """
 
     def one(vector: np.ndarray) -> float:

@@ -15,24 +15,12 @@ STUCK = "stuck_fraction"
 
 @dataclass(frozen=True)
 class LearningTimes:
-    """Learning times as arrays; leading axes are problems.
+    """Learning times as arrays; leading axes are problems."""
 
-    Attributes
-    ----------
-    width : ndarray, (..., n)
-        Widths.
-    log_time : ndarray, (..., n)
-        ln T, or ln of the budget where a run did not learn, T in `unit`.
-    learned : ndarray of bool, (..., n)
-        Whether it did.
-    unit : float
-        Time that counts as 1.
-    """
-
-    width: np.ndarray
-    log_time: np.ndarray
-    learned: np.ndarray
-    unit: float = 1.0
+    width: np.ndarray  # Widths
+    log_time: np.ndarray  # ln T, or ln of the budget where a run did not learn, T in `unit`
+    learned: np.ndarray  # Whether it did
+    unit: float = 1.0  # Time that counts as 1
 
     @property
     def narrowest(self) -> np.ndarray:
@@ -46,20 +34,7 @@ class LearningTimes:
 
 
 def default_priors(times: LearningTimes) -> dict[str, tuple[np.ndarray | float, np.ndarray | float]]:
-    """Uniform priors of the coefficients of the divergence.
-
-    Parameters
-    ----------
-    times : LearningTimes
-        Data.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-        w_c between 0 and the narrowest width that learned; nu 0.05 to 6; ln T at the pivot 6 beyond the data;
-        the scatter of ln T (log uniform) 0.003 to 3; the scatter of w_c from seed to seed (log uniform), 0.1 % to
-        100 % of that narrowest width; the stuck fraction 0 to 1.
-    """
+    """Uniform priors of the coefficients of the divergence."""
     low = times.narrowest
     return {
         "w_c": (0.0 * low, low),
@@ -72,20 +47,7 @@ def default_priors(times: LearningTimes) -> dict[str, tuple[np.ndarray | float, 
 
 
 def log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
-    """Log likelihood of the divergence: the sum over runs.
-
-    Parameters
-    ----------
-    theta : ndarray, (..., m, coefficient)
-        As in `run_log_likelihood`.
-    times : LearningTimes
-        Data with the same leading axes.
-
-    Returns
-    -------
-    ndarray, (..., m)
-        -inf where w_c reaches a width that learned.
-    """
+    """Log likelihood of the divergence: the sum over runs."""
     return run_log_likelihood(theta, times).sum(axis=-1)
 
 
@@ -95,18 +57,6 @@ def run_log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
     :math:`\ln T_{ij}\sim N(m_i,\sigma^2+(\nu\delta/(w_i-w_c))^2)`, :math:`m_i=\ln
     T_{mid}-\nu\ln\frac{w_i-w_c}{w_{mid}-w_c}`; a censored run contributes :math:`(1-q)P(T>T_{max})+q`, and 1 for
     :math:`w\le w_c`.
-
-    Parameters
-    ----------
-    theta : ndarray, (..., m, coefficient)
-        w_c, nu, ln T at the pivot, ln sigma, ln delta and, if there is a sixth, the stuck fraction q.
-    times : LearningTimes
-        Data with the same leading axes.
-
-    Returns
-    -------
-    ndarray, (..., m, n)
-        -inf for a run that learned at or below w_c.
     """
     w_c, nu, middle, log_sigma, log_delta = (theta[..., k, None] for k in range(5))
     width, log_time, learned = times.width[..., None, :], times.log_time[..., None, :], times.learned[..., None, :]
@@ -132,21 +82,7 @@ def run_log_likelihood(theta: np.ndarray, times: LearningTimes) -> np.ndarray:
 def log_posterior(
     theta: np.ndarray, times: LearningTimes, priors: Mapping[str, tuple[np.ndarray | float, np.ndarray | float]]
 ) -> np.ndarray:
-    """Log posterior density under uniform priors.
-
-    Parameters
-    ----------
-    theta : ndarray, (..., m, coefficient)
-        As in `log_likelihood`.
-    times : LearningTimes
-        Data.
-    priors : mapping name -> (lower, upper)
-        Bounds, of the shape of the leading axes.
-
-    Returns
-    -------
-    ndarray, (..., m)
-    """
+    """Log posterior density under uniform priors."""
     names = (*NAMES, STUCK)[: theta.shape[-1]]
     inside = np.ones(theta.shape[:-1], dtype=bool)
     for k, name in enumerate(names):
@@ -162,18 +98,6 @@ def group_log_likelihood(parts: Sequence[tuple[LearningTimes, np.ndarray]], grou
 
     Of several losses the likelihood is the product of theirs to the power one over their number (the same runs stand
     behind all of them), and so is the part of a run: :math:`\frac1{n_\ell}\sum_\ell\ln p(y_{r\ell}|\theta)`.
-
-    Parameters
-    ----------
-    parts : sequence of (LearningTimes, ndarray (chain, draw, coefficient))
-        Data and draws of each loss; the same runs in each.
-    groups : str
-        ``"width"`` or ``"run"``.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``learning_time`` along (chain, draw, group).
     """
     with np.errstate(all="ignore"):
         values = sum(

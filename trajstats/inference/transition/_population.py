@@ -19,57 +19,21 @@ _MOST = 1000
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Joint draws of a population and its groups.
+    """Joint draws of a population and its groups."""
 
-    Attributes
-    ----------
-    mean, spread : ndarray, (chain, draw)
-        Mean and spread of the population.
-    rows : ndarray of int, (chain, draw, group)
-        For each joint draw, which of a group's own draws (chains laid end to end) belongs to it.
-    ess : ndarray, (group,)
-        How many of a group's own draws still count after they are weighted by the population.
-    """
-
-    mean: np.ndarray
-    spread: np.ndarray
-    rows: np.ndarray
-    ess: np.ndarray
+    mean: np.ndarray  # Mean and spread of the population
+    spread: np.ndarray  # Mean and spread of the population
+    rows: np.ndarray  # For each joint draw, which of a group's own draws (chains laid end to end) belongs to it
+    ess: np.ndarray  # How many of a group's own draws still count after they are weighted by the population
 
 
 def hierarchical_draws(
     draws: np.ndarray, limits: tuple[float, float], spread: tuple[float, float], rng: np.random.Generator
 ) -> Hierarchy:
-    r"""Draw a normal population and the groups given it, from the groups' own posteriors.
+    """Draw a normal population and the groups given it, from the groups' own posteriors.
 
-    Parameters
-    ----------
-    draws : ndarray, (chain, draw, group)
-        Draws of each group's coefficient under the uniform prior on `limits`.
-    limits : (float, float)
-        Bounds of that prior; the population is a normal cut off there, its mean uniform on it.
-    spread : (float, float)
-        Bounds of the uniform prior of the population's spread.
-    rng : numpy.random.Generator
-        Randomness.
-
-    Returns
-    -------
-    Hierarchy
-        At most 1000 draws a chain.
-
-    References
-    ----------
-    Hogg, Myers, Bovy 2010, arXiv:1008.4146 (the population from the draws of its members); Gelman 2006,
+    Source: Hogg, Myers, Bovy 2010, arXiv:1008.4146 (the population from the draws of its members); Gelman 2006,
     doi:10.1214/06-BA117A (a uniform prior of the spread).
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> own = np.array([0.8, 1.0, 1.2]) + 0.01 * rng.standard_normal((4, 500, 3))
-    >>> found = hierarchical_draws(own, (0.05, 6.0), (0.0, 1.0), rng)
-    >>> round(float(np.median(found.mean)), 1), bool(found.spread.mean() > 0.1)
-    (1.0, True)
     """
     chains, n, groups = draws.shape
     flat = draws.reshape(-1, groups)

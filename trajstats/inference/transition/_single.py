@@ -1,7 +1,5 @@
 """The divergence of the learning time fitted to one loss of runs of one depth."""
 
-# ruff: noqa: DOC201, DOC501
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -74,24 +72,7 @@ def fit_single(
 
 
 def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple[float, float]]:
-    """Merge the priors given with the defaults.
-
-    Parameters
-    ----------
-    data : LearningTimes
-        Data.
-    given : mapping, optional
-        Bounds to change.
-
-    Returns
-    -------
-    dict name -> (lower, upper)
-
-    Raises
-    ------
-    ArgumentError
-        If a name is unknown or w_c may reach a width that learned.
-    """
+    """Merge the priors given with the defaults."""
     default = {k: (float(a), float(b)) for k, (a, b) in default_priors(data).items()}
     given = named_priors(given)
     if "log_middle" in given:  # of times in the unit in which they were given
@@ -107,21 +88,7 @@ def checked_priors(data: LearningTimes, given: Priors | None) -> dict[str, tuple
 
 
 def maximum(data: LearningTimes, priors: Priors, names: Sequence[str]) -> Maximum:
-    """Most probable coefficients.
-
-    Parameters
-    ----------
-    data : LearningTimes
-        Data.
-    priors : mapping
-        Bounds.
-    names : sequence of str
-        Coefficients that are free.
-
-    Returns
-    -------
-    Maximum
-    """
+    """Most probable coefficients."""
     low, high = priors["w_c"]
     guess = {
         "w_c": 0.3 * low + 0.7 * high,
@@ -189,17 +156,7 @@ def _result(
 
 
 def runs_used(table: xr.Dataset) -> str:
-    """Count the runs behind a fit, and those of them that are censored.
-
-    Parameters
-    ----------
-    table : xarray.Dataset
-        Learning times.
-
-    Returns
-    -------
-    str
-    """
+    """Count the runs behind a fit, and those of them that are censored."""
     learned = table["learned"].values
     words = (
         f"{learned.size} learning times of {table.sizes['run']} runs"
@@ -266,21 +223,7 @@ def _evidence(
 
 
 def predict(fit: FitResult, *, width: Any = None) -> xr.DataArray:
-    """Median learning time at given widths, one curve per draw.
-
-    Parameters
-    ----------
-    fit : FitResult
-        Of `fit_divergence`.
-    width : array, optional
-        Widths; those of the data if not given.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims (chain, draw, width), infinite at and below w_c; a dim `loss` or `depth` before `width` where there are
-        several.
-    """
+    """Median learning time at given widths, one curve per draw."""
     wide = np.unique(fit.data["width"].values) if width is None else np.atleast_1d(np.asarray(width, dtype=float))
     at = xr.DataArray(wide, dims="width", coords={"width": wide})
     posterior = fit.posterior

@@ -100,27 +100,7 @@ def learning_times(
 
 
 def learning_table(times: Any, budget: float | None) -> xr.Dataset:
-    """Check learning times from anywhere and mark those that are censored.
-
-    Parameters
-    ----------
-    times : Dataset or DataArray
-        As `fit_divergence` takes them.
-    budget : float, optional
-        Largest time watched.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``learning_time`` (the budget where the run did not learn) and ``learned`` along `run` (and `loss`).
-
-    Raises
-    ------
-    ArgumentError
-        If labels are missing or not numbers, or a run that did not learn has no finite budget.
-    NonFiniteError
-        If a time is NaN.
-    """
+    """Check learning times from anywhere and mark those that are censored."""
     if not isinstance(times, xr.DataArray | xr.Dataset):
         msg = f"learning times must be a Dataset of trajstats.learning_times or a DataArray; got {type(times).__name__}"
         raise ArgumentError(msg)
@@ -202,22 +182,7 @@ def _marks(learned: xr.DataArray) -> xr.DataArray:
 
 
 def learning_arrays(table: xr.Dataset) -> LearningTimes:
-    """Check a table of learning times and take its arrays.
-
-    Parameters
-    ----------
-    table : xarray.Dataset
-        ``learning_time`` and ``learned`` along `run`, coordinate ``width``.
-
-    Returns
-    -------
-    LearningTimes
-
-    Raises
-    ------
-    FitError
-        If the data cannot support the fit.
-    """
+    """Check a table of learning times and take its arrays."""
     width, time = table["width"].values.astype(float), table["learning_time"].values.astype(float)
     learned = table["learned"].values.astype(bool)
     if (time <= 0).any():

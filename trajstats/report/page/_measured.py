@@ -29,61 +29,26 @@ LAYER_FITS = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """One run, or seeds of one run, and what was measured on it.
+    """One run, or seeds of one run, and what was measured on it."""
 
-    Attributes
-    ----------
-    label : str
-        Name of the run where a page shows several; empty where there is one.
-    source : str
-        Python that opens the run.
-    run : xarray.Dataset
-        The trajectory.
-    seed : int
-        Seed of the fits.
-    pairs : str
-        Python that picks the pairs of times.
-    clock : str
-        Clock of the times.
-    reason : str
-        Why this clock was taken where none was given and it is not the step; empty otherwise.
-    series : str or None
-        The recorded loss.
-    regimes : xarray.Dataset or None
-        Of `loss_regimes`.
-    delta, window : xarray.DataArray or None
-        MSD of each layer at all pairs, and the part of it that is fitted.
-    from_waiting_time, from_lag : float
-        Where that part begins.
-    skipped : int
-        Pairs left out because a weight was not finite.
-    slopes : xarray.Dataset or None
-        Local exponents over all weights.
-    fit : FitResult or None
-        Of `fit_subaging`.
-    layer_fits : mapping name -> FitResult
-        The same for single layers.
-    refused : mapping part -> str
-        Why a part could not be measured: ``"loss"``, ``"msd"``, ``"fit"`` or the name of a layer after ``"layer "``.
-    """
-
-    label: str
-    source: str
-    run: xr.Dataset
-    seed: int
-    pairs: str
-    clock: str = STEP
-    reason: str = ""
-    series: str | None = None
-    regimes: xr.Dataset | None = None
-    delta: xr.DataArray | None = None
-    window: xr.DataArray | None = None
-    from_waiting_time: float = 0.0
-    from_lag: float = 0.0
-    skipped: int = 0
-    slopes: xr.Dataset | None = None
-    fit: FitResult | None = None
-    layer_fits: Mapping[str, FitResult] = field(default_factory=dict)
+    label: str  # Name of the run where a page shows several; empty where there is one
+    source: str  # Python that opens the run
+    run: xr.Dataset  # The trajectory
+    seed: int  # Seed of the fits
+    pairs: str  # Python that picks the pairs of times
+    clock: str = STEP  # Clock of the times
+    reason: str = ""  # Why this clock was taken where none was given and it is not the step; empty otherwise
+    series: str | None = None  # The recorded loss
+    regimes: xr.Dataset | None = None  # Of `loss_regimes`
+    delta: xr.DataArray | None = None  # MSD of each layer at all pairs, and the part of it that is fitted
+    window: xr.DataArray | None = None  # MSD of each layer at all pairs, and the part of it that is fitted
+    from_waiting_time: float = 0.0  # Where that part begins
+    from_lag: float = 0.0  # Where that part begins
+    skipped: int = 0  # Pairs left out because a weight was not finite
+    slopes: xr.Dataset | None = None  # Local exponents over all weights
+    fit: FitResult | None = None  # Of `fit_subaging`
+    layer_fits: Mapping[str, FitResult] = field(default_factory=dict)  # The same for single layers
+    # Why a part could not be measured: ``"loss"``, ``"msd"``, ``"fit"`` or the name of a layer after ``"layer "``
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -93,27 +58,7 @@ class Measured:
 
 
 def choose_waiting_times(step: np.ndarray, *, at_most: int = WAITING_TIMES) -> list[float]:
-    """Choose waiting times among saved times: even in the logarithm, each with as many decades of lags as there are.
-
-    Parameters
-    ----------
-    step : ndarray, (n,)
-        Saved steps, or saved times on another clock, increasing.
-    at_most : int
-        How many.
-
-    Returns
-    -------
-    list of int or float
-        Saved times above 0, up to two thirds of the last one. Of those in one interval of the logarithm the one whose
-        later checkpoints fill most of a log grid of lags is taken. Empty where none of them has a later one.
-
-    Examples
-    --------
-    >>> from trajstats.data.schedules import aging_schedule
-    >>> choose_waiting_times(aging_schedule([10, 100, 1000], [1, 3, 10, 30, 100, 300, 1000]), at_most=3)
-    [10, 100, 1000]
-    """
+    """Choose waiting times among saved times: even in the logarithm, each with as many decades of lags as there are."""
     rows = np.flatnonzero((step > 0) & (step <= step[-1] / REACH)) if step.size else np.zeros(0, dtype=int)
     if not rows.size:
         return []
@@ -149,34 +94,7 @@ def measure(
     layer_fits: int = LAYER_FITS,
     done: Callable[[str], Any] = lambda part: None,
 ) -> Measured:
-    """Measure all that a page shows; what cannot be measured is refused with a reason, and the rest goes on.
-
-    Parameters
-    ----------
-    run : xarray.Dataset
-        A trajectory, weights or sketches.
-    source : str
-        Python that opens it.
-    label : str
-        Its name on the page.
-    seed : int
-        Seed of the fits.
-    waiting_time, lag : sequence of float, optional
-        Pairs of times on `clock`; by default `choose_waiting_times` and 8 lags a decade.
-    clock : str, optional
-        Clock of all times; by default that of `time_pairs`.
-    fit_from : mapping, optional
-        Smallest ``"waiting_time"`` and ``"lag"`` of the fit. By default waiting times from t1 of `loss_regimes`, where
-        the loss shows one, and all lags.
-    layer_fits : int
-        Layers that get a fit of their own, largest first.
-    done : callable (part) -> anything
-        Called as each part begins, five parts in all.
-
-    Returns
-    -------
-    Measured
-    """
+    """Measure all that a page shows; what cannot be measured is refused with a reason, and the rest goes on."""
     chosen = choose_clock(run, clock, waiting_time=waiting_time, lag=lag, fit_from=list((fit_from or {}).values()))
     reason = "" if clock is not None else default_reason(chosen)
     times = clock_values(run, chosen)
@@ -233,36 +151,12 @@ def measure(
 
 
 def total_msd(delta: xr.DataArray) -> xr.DataArray:
-    """Put the layers of an MSD together.
-
-    Parameters
-    ----------
-    delta : xarray.DataArray, (replica, pair, layer)
-        Of `msd`.
-
-    Returns
-    -------
-    xarray.DataArray, (replica, pair)
-        Over all weights.
-    """
+    """Put the layers of an MSD together."""
     return delta.weighted(delta["n_parameters"]).mean(LAYER, keep_attrs=True)
 
 
 def largest_layers(delta: xr.DataArray, n: int) -> list[str]:
-    """Name the layers with most weights.
-
-    Parameters
-    ----------
-    delta : xarray.DataArray, (replica, pair, layer)
-        Of `msd`.
-    n : int
-        How many at most.
-
-    Returns
-    -------
-    list of str
-        In the order of the network.
-    """
+    """Name the layers with most weights."""
     order = np.argsort(-delta["n_parameters"].values, kind="stable")[:n]
     return [str(delta[LAYER].values[k]) for k in np.sort(order)]
 

@@ -20,46 +20,14 @@ _SECRET_NAME = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """Take user names, passwords, signatures and tokens out of a text.
-
-    Parameters
-    ----------
-    text : str
-        Any text, such as a path or a URL.
-
-    Returns
-    -------
-    str
-        The same; what was taken out reads ``[not shown]``, and the reader's home folder is written ``~``.
-
-    Examples
-    --------
-    >>> without_secrets("s3://me:pa55@host/run.zarr?X-Amz-Signature=abc")
-    's3://[not shown]@host/run.zarr?[not shown]'
-    """
+    """Take user names, passwords, signatures and tokens out of a text."""
     text = without_credentials(text)
     home = str(Path.home())
     return text.replace(home + "/", "~/") if len(home) > 1 else text
 
 
 def shown_attrs(attrs: Mapping[Any, Any]) -> dict[str, str]:
-    """Word the attributes of a run for a page.
-
-    Parameters
-    ----------
-    attrs : mapping
-        Attributes; text that holds a JSON object is looked into.
-
-    Returns
-    -------
-    dict name -> text
-        Nested names are joined by dots. The value of anything named like a secret is not shown.
-
-    Examples
-    --------
-    >>> shown_attrs({"optimiser": '{"lr": 0.1, "wandb": {"api_key": "abc"}}', "seed": 3})
-    {'optimiser.lr': '0.1', 'optimiser.wandb.api_key': '[not shown]', 'seed': '3'}
-    """
+    """Word the attributes of a run for a page."""
     shown: dict[str, str] = {}
     for name, value in attrs.items():
         _show(str(name), value, shown)

@@ -42,21 +42,7 @@ Runs = Sequence[Measured]
 def numbers_section(
     runs: Runs, *, more: Mapping[str, Sequence[str]] | None = None, text: Sequence[str] = ()
 ) -> Section:
-    """Say what was found in one table.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-    more : mapping column -> texts, optional
-        Further columns, one text per run.
-    text : sequence of str
-        Paragraphs before the flags of the fits.
-
-    Returns
-    -------
-    Section
-    """
+    """Say what was found in one table."""
     extra = more or {}
     elsewhere = any(found.clock != STEP for found in runs)
     rows = []
@@ -104,17 +90,7 @@ def numbers_section(
 
 
 def loss_section(runs: Runs) -> Section:
-    """Show the loss of every replica and where its regimes begin.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-
-    Returns
-    -------
-    Section
-    """
+    """Show the loss of every replica and where its regimes begin."""
     figures, code, text = [], [], []
     for found in runs:
         if found.series is not None and (found.run[STEP].values > 0).any():
@@ -132,17 +108,7 @@ def loss_section(runs: Runs) -> Section:
 
 
 def displacement_section(runs: Runs) -> Section:
-    """Show the MSD over the grid of waiting times and lags, and its local exponents.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-
-    Returns
-    -------
-    Section
-    """
+    """Show the MSD over the grid of waiting times and lags, and its local exponents."""
     text = [
         "Displacement over all weights between the waiting time and the waiting time plus the lag. Curves that shift "
         "to the right as the waiting time grows show aging; curves that lie on each other show a steady state. The "
@@ -171,17 +137,7 @@ def displacement_section(runs: Runs) -> Section:
 
 
 def aging_section(runs: Runs) -> Section:
-    """Show the exponent of aging by every estimator, the collapse and the posterior.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-
-    Returns
-    -------
-    Section
-    """
+    """Show the exponent of aging by every estimator, the collapse and the posterior."""
     text, figures, code = [], [], []
     fits = {found.label or "µ": found.fit for found in runs if found.fit is not None}
     for found in runs:
@@ -210,17 +166,7 @@ def aging_section(runs: Runs) -> Section:
 
 
 def layer_section(runs: Runs) -> Section:
-    """Show every layer's displacement and exponent.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-
-    Returns
-    -------
-    Section
-    """
+    """Show every layer's displacement and exponent."""
     text, figures, tables, code = [], [], [], []
     for found in runs:
         delta = found.delta
@@ -247,21 +193,7 @@ def layer_section(runs: Runs) -> Section:
 
 
 def spectrum_section(spectrum: xr.Dataset, *, code: str, text: str = "") -> Section:
-    """Show the curvature of the loss at a few checkpoints.
-
-    Parameters
-    ----------
-    spectrum : xarray.Dataset
-        Of `hessian_spectrum`.
-    code : str
-        Python that made it, under the name ``spectrum``.
-    text : str
-        What it is of.
-
-    Returns
-    -------
-    Section
-    """
+    """Show the curvature of the loss at a few checkpoints."""
     arguments = json.loads(spectrum.attrs["arguments"])
     figures = [(_figure(plot_spectrum(spectrum)), "Density of the eigenvalues at each step; bands: 95 %.")]
     lines = [code.rstrip(), "ts.plot_spectrum(spectrum)"]
@@ -274,21 +206,7 @@ def spectrum_section(spectrum: xr.Dataset, *, code: str, text: str = "") -> Sect
 
 
 def provenance_section(runs: Runs, *, text: Sequence[str] = (), rows: Sequence[Sequence[str]] = ()) -> Section:
-    """Say where the numbers come from: runs, their attributes, seeds and settings.
-
-    Parameters
-    ----------
-    runs : sequence of Measured
-        What was measured.
-    text : sequence of str
-        Paragraphs.
-    rows : sequence of (setting, value)
-        Further rows.
-
-    Returns
-    -------
-    Section
-    """
+    """Say where the numbers come from: runs, their attributes, seeds and settings."""
     labelled = bool(runs[0].label)
     table: list[list[str]] = []
 
@@ -378,17 +296,7 @@ def _on_clock(runs: Runs) -> str:
 
 
 def clock_words(found: Measured) -> str:
-    """Name the clock of a run whose times are not optimiser steps.
-
-    Parameters
-    ----------
-    found : Measured
-        The run.
-
-    Returns
-    -------
-    str
-    """
+    """Name the clock of a run whose times are not optimiser steps."""
     why = f": {found.reason}" if found.reason else ", as requested"
     last = f"{float(clock_values(found.run, found.clock)[-1]):,.6g}"
     return (

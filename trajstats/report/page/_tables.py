@@ -23,17 +23,7 @@ NEAR = 1.3
 
 
 def mu_text(fit: FitResult | None) -> str:
-    """Word the exponent of a fit with its 95 % interval.
-
-    Parameters
-    ----------
-    fit : FitResult, optional
-        Of `fit_subaging`.
-
-    Returns
-    -------
-    str
-    """
+    """Word the exponent of a fit with its 95 % interval."""
     if fit is None:
         return "not fitted"
     row = fit.summary(levels=(0.95,)).sel(coefficient="mu")
@@ -41,17 +31,7 @@ def mu_text(fit: FitResult | None) -> str:
 
 
 def step_mu_text(fit: FitResult | None) -> str:
-    """Word the exponent of the same displacements with times in optimiser steps.
-
-    Parameters
-    ----------
-    fit : FitResult, optional
-        Of `fit_subaging`.
-
-    Returns
-    -------
-    str
-    """
+    """Word the exponent of the same displacements with times in optimiser steps."""
     if fit is None or "clocks" not in fit.tables:
         return mu_text(fit)
     table = fit.tables["clocks"]
@@ -61,19 +41,7 @@ def step_mu_text(fit: FitResult | None) -> str:
 
 
 def fit_tables(label: str, fit: FitResult) -> list[Table]:
-    """Tabulate the estimators of mu, the models of aging and the coefficients of a fit.
-
-    Parameters
-    ----------
-    label : str
-        Name of the run where there are several.
-    fit : FitResult
-        Of `fit_subaging`.
-
-    Returns
-    -------
-    list of Table
-    """
+    """Tabulate the estimators of mu, the models of aging and the coefficients of a fit."""
     lead = [label] if label else []
     first = ["run"] if label else []
     estimators = fit.tables["estimators"]
@@ -135,17 +103,7 @@ def _with_interval(value: float, low: float, high: float) -> str:
 
 
 def grid_table(found: Measured) -> Table:
-    """Tabulate the MSD at each waiting time, one lag a decade; fewer where the table would be wider than it reads.
-
-    Parameters
-    ----------
-    found : Measured
-        A run with two-time displacements.
-
-    Returns
-    -------
-    Table
-    """
+    """Tabulate the MSD at each waiting time, one lag a decade; fewer where the table would be wider than it reads."""
     delta = found.delta
     assert delta is not None
     total = total_msd(delta).mean(REPLICA) if REPLICA in delta.dims else total_msd(delta)
@@ -178,17 +136,7 @@ def _nearest(delta: xr.DataArray, wait: float, lag: float) -> int:
 
 
 def layer_table(found: Measured) -> Table:
-    """Tabulate how far the largest layers moved, how fast they still do, and their exponents.
-
-    Parameters
-    ----------
-    found : Measured
-        A run with two-time displacements.
-
-    Returns
-    -------
-    Table
-    """
+    """Tabulate how far the largest layers moved, how fast they still do, and their exponents."""
     delta = found.delta
     assert delta is not None
     waits, lags = delta[WAITING_TIME].values, delta[LAG].values

@@ -1,7 +1,5 @@
 """One call from a stored run to a page that anyone can read."""
 
-# ruff: noqa: DOC502  # what the functions called raise is part of what this one promises
-
 from __future__ import annotations
 
 from collections.abc import Sequence

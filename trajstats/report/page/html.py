@@ -40,43 +40,21 @@ WIDE = 6.5
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; the first column names the row.
+    """Rows of text under a header; the first column names the row."""
 
-    Parameters
-    ----------
-    header : sequence of str
-        Column titles, units included.
-    rows : sequence of sequences of str
-        One per row, as long as the header.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    header: Sequence[str]  # Column titles, units included
+    rows: Sequence[Sequence[str]]  # One per row, as long as the header
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page.
+    """A part of a page."""
 
-    Parameters
-    ----------
-    title : str
-        Heading.
-    text : sequence of str
-        Paragraphs, shown as they are (nothing in them is read as HTML).
-    figures : sequence of (Figure, caption)
-        matplotlib figures, embedded as SVG.
-    tables : sequence of Table
-        Numbers with their intervals.
-    code : str
-        Python that redoes the figures.
-    """
-
-    title: str
-    text: Sequence[str] = ()
-    figures: Sequence[tuple[Figure, str]] = ()
-    tables: Sequence[Table] = ()
-    code: str = ""
+    title: str  # Heading
+    text: Sequence[str] = ()  # Paragraphs, shown as they are (nothing in them is read as HTML)
+    figures: Sequence[tuple[Figure, str]] = ()  # matplotlib figures, embedded as SVG
+    tables: Sequence[Table] = ()  # Numbers with their intervals
+    code: str = ""  # Python that redoes the figures
     drawn: list[tuple[str, str, bool]] = field(default_factory=list, init=False, repr=False)
 
 
@@ -143,17 +121,7 @@ def write_report(path: str | Path, *, title: str, lead: str, sections: Sequence[
 
 
 def provenance() -> dict[str, str]:
-    """List what made a result: versions and platform, nothing personal.
-
-    Returns
-    -------
-    dict name -> version
-
-    Examples
-    --------
-    >>> "numpy" in provenance()
-    True
-    """
+    """List what made a result: versions and platform, nothing personal."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         try:
@@ -164,24 +132,7 @@ def provenance() -> dict[str, str]:
 
 
 def interval_text(value: float, low: float, high: float, *, digits: int = 2) -> str:
-    """Word a number with its interval.
-
-    Parameters
-    ----------
-    value, low, high : float
-        Point and ends.
-    digits : int
-        Significant digits of the interval's half-width.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> interval_text(0.61234, 0.5612, 0.6733)
-    '0.612 [0.561, 0.673]'
-    """
+    """Word a number with its interval."""
     import math
 
     width = abs(high - low) / 2

@@ -18,19 +18,7 @@ CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", 
 
 
 def axes(ax: Axes | None, *, size: tuple[float, float] = (5.2, 3.8)) -> Axes:
-    """Give the Axes to draw on, a new figure's if none was given.
-
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes, optional
-        Where to draw.
-    size : (float, float)
-        Inches of a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-    """
+    """Give the Axes to draw on, a new figure's if none was given."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -39,17 +27,7 @@ def axes(ax: Axes | None, *, size: tuple[float, float] = (5.2, 3.8)) -> Axes:
 
 
 def ordered_colours(values: Any) -> list[tuple[float, ...]]:
-    """Give one viridis colour per value, by rank (the lightest yellow is left out: it vanishes on white).
-
-    Parameters
-    ----------
-    values : array, (n,)
-        Ordered values, such as waiting times.
-
-    Returns
-    -------
-    list of RGBA, (n,)
-    """
+    """Give one viridis colour per value, by rank (the lightest yellow is left out: it vanishes on white)."""
     import matplotlib as mpl
 
     rank = np.argsort(np.argsort(np.asarray(values)))
@@ -58,22 +36,7 @@ def ordered_colours(values: Any) -> list[tuple[float, ...]]:
 
 
 def clock_label(symbol: str, clock: str, units: str = "") -> str:
-    """Word an axis of time with its unit.
-
-    Parameters
-    ----------
-    symbol : str
-        What the time is, such as ``"lag $t$"``.
-    clock : str
-        Name of the clock.
-    units : str
-        Unit of a clock of your own.
-
-    Returns
-    -------
-    str
-        For example ``"lag $t$ (optimiser steps)"``.
-    """
+    """Word an axis of time with its unit."""
     unit, name = CLOCK_UNITS.get(clock, units), plain(clock.replace("_", " "))
     if clock == PROPER_TIME or (clock not in CLOCK_UNITS and unit not in ("", clock)):
         return f"{symbol} ({name}: {plain(unit)})"
@@ -81,32 +44,10 @@ def clock_label(symbol: str, clock: str, units: str = "") -> str:
 
 
 def lag_label(result: xr.Dataset | xr.DataArray) -> str:
-    """Word the axis of lags of a two-time result, with its clock and unit.
-
-    Parameters
-    ----------
-    result : Dataset or DataArray
-        With the coordinate ``lag``.
-
-    Returns
-    -------
-    str
-        For example ``"lag $t$ (proper time: sum of learning rates)"``.
-    """
+    """Word the axis of lags of a two-time result, with its clock and unit."""
     return clock_label("lag $t$", clock_of(result), str(result[LAG].attrs.get("units", "")))
 
 
 def plain(name: str) -> str:
-    """Keep a name that others chose from being read as mathematics.
-
-    Parameters
-    ----------
-    name : str
-        Such as the name of a layer.
-
-    Returns
-    -------
-    str
-        The same, its dollar signs escaped; control characters and glyphs no font has become question marks.
-    """
+    """Keep a name that others chose from being read as mathematics."""
     return "".join(c if c.isprintable() and c.isascii() else "?" for c in name).replace("$", r"\$")

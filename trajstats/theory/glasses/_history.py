@@ -40,19 +40,7 @@ class History(NamedTuple):
 
 
 def history(capacity: int, temperature: float) -> History:
-    """Allocate a history that holds the single time 0.
-
-    Parameters
-    ----------
-    capacity : int
-        Largest number of nodes.
-    temperature : float
-        Temperature.
-
-    Returns
-    -------
-    History
-    """
+    """Allocate a history that holds the single time 0."""
     n = capacity
     state = History(
         time=np.zeros(n),
@@ -335,34 +323,7 @@ def march(
     multiplier: np.ndarray,
     tolerance: float,
 ) -> tuple[int, int]:
-    """Advance through all `times`, recording the rows asked for.
-
-    Parameters
-    ----------
-    s : History
-        A fresh history; changed in place.
-    p : int
-        Number of spins in an interaction.
-    temperature : float
-        Temperature.
-    times : ndarray, (k,)
-        All times, from 0.
-    column_at, row_at : ndarray of int, (k,)
-        Output column and output row of each time, -1 for none.
-    ratio : float
-        Largest cell, as a share of its distance from t and from 0.
-    tables : ndarray, (row, 3, column)
-        Receives C, R and the integrated response.
-    multiplier : ndarray, (row,)
-        Receives mu(t).
-    tolerance : float
-        Largest change of the last fixed-point iteration of a step.
-
-    Returns
-    -------
-    (int, int)
-        A status, and the index of the time reached.
-    """
+    """Advance through all `times`, recording the rows asked for."""
     n, mu = 1, temperature
     multiplier[0] = mu
     _record(s, n, tables[0])

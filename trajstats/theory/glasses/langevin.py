@@ -85,7 +85,7 @@ def pspin_langevin(
     >>> run = pspin_langevin(p=2, N=50, T=0.0, steps=[0, 10, 100], rng=0)
     >>> bool((run.weights**2).sum("parameter").round(9).isin([50.0]).all())
     True
-    """  # noqa: DOC502 (raised by the checks it calls)
+    """
     steps = _checked(p, N, T, steps, dt, replicas)
     seeds = _seeds(rng, replicas)
     attrs = {

@@ -26,27 +26,12 @@ _DEAD = 1e-150
 
 @dataclass(frozen=True)
 class Activation:
-    r"""An activation :math:`\varphi`, its derivative and where the derivative jumps.
+    r"""An activation :math:`\varphi`, its derivative and where the derivative jumps."""
 
-    Parameters
-    ----------
-    name : str
-        For labels.
-    function, derivative : callable
-        :math:`\varphi` and :math:`\varphi'` on arrays.
-    kinks : tuple of float
-        Points at which the derivative is discontinuous; quadrature panels end there.
-
-    Examples
-    --------
-    >>> float(activation("tanh").second_moment(1.0).round(6))
-    0.394294
-    """
-
-    name: str
-    function: Callable[[np.ndarray], np.ndarray]
-    derivative: Callable[[np.ndarray], np.ndarray]
-    kinks: tuple[float, ...] = ()
+    name: str  # For labels
+    function: Callable[[np.ndarray], np.ndarray]  # :math:`\varphi` and :math:`\varphi'` on arrays
+    derivative: Callable[[np.ndarray], np.ndarray]  # :math:`\varphi` and :math:`\varphi'` on arrays
+    kinks: tuple[float, ...] = ()  # Points at which the derivative is discontinuous; quadrature panels end there
 
     @functools.cached_property
     def _slope_zeros(self) -> tuple[float, ...]:
@@ -57,20 +42,7 @@ class Activation:
         return tuple(brentq(lambda h: float(self.derivative(np.array([h]))[0]), *grid[[i, i + 1]]) for i in change)
 
     def nodes(self, variance: float, *, panels: int = 24) -> tuple[np.ndarray, np.ndarray]:
-        """Give quadrature nodes and weights for a Gaussian preactivation.
-
-        Parameters
-        ----------
-        variance : float
-            Variance of the preactivation.
-        panels : int
-            Gauss-Legendre panels of 16 nodes over the real line, besides those added by kinks.
-
-        Returns
-        -------
-        (ndarray, ndarray)
-            Preactivations and weights that sum to one.
-        """
+        """Give quadrature nodes and weights for a Gaussian preactivation."""
         if variance == 0.0:
             return np.zeros(1), np.ones(1)
         scale = math.sqrt(variance)
@@ -88,52 +60,17 @@ class Activation:
         return scale * gamma.ravel(), weights / weights.sum()
 
     def second_moment(self, variance: float) -> np.float64:
-        r"""Average :math:`\varphi(\sqrt v\gamma)^2`.
-
-        Parameters
-        ----------
-        variance : float
-            Variance v of the preactivation.
-
-        Returns
-        -------
-        float
-        """
+        r"""Average :math:`\varphi(\sqrt v\gamma)^2`."""
         h, weight = self.nodes(variance)
         return np.float64(weight @ self.function(h) ** 2)
 
     def slope_moment(self, variance: float, order: int = 1) -> np.float64:
-        r"""Average :math:`\varphi'(\sqrt v\gamma)^{2k}`.
-
-        Parameters
-        ----------
-        variance : float
-            Variance v of the preactivation.
-        order : int
-            The k.
-
-        Returns
-        -------
-        float
-        """
+        r"""Average :math:`\varphi'(\sqrt v\gamma)^{2k}`."""
         h, weight = self.nodes(variance)
         return np.float64(weight @ self.derivative(h) ** (2 * order))
 
     def slope_law(self, variance: float, *, panels: int = 24) -> tuple[np.ndarray, np.ndarray, float]:
-        r"""Discretise the law of :math:`\varphi'(\sqrt v\gamma)^2`.
-
-        Parameters
-        ----------
-        variance : float
-            Variance v of the preactivation.
-        panels : int
-            As in `nodes`.
-
-        Returns
-        -------
-        (ndarray, ndarray, float)
-            Positive values, their weights given that the slope is not zero, and the probability of a zero slope.
-        """
+        r"""Discretise the law of :math:`\varphi'(\sqrt v\gamma)^2`."""
         h, weight = self.nodes(variance, panels=panels)
         kappa = self.derivative(h) ** 2
         alive = kappa > _DEAD * kappa.max()
@@ -188,23 +125,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(given: str | Activation) -> Activation:
-    """Look up an activation by name, or pass one through.
-
-    Parameters
-    ----------
-    given : str or Activation
-        ``"linear"``, ``"tanh"``, ``"sigmoid"``, ``"erf"``, ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"hard_tanh"``,
-        ``"elu"``, ``"gelu"``, ``"silu"``, ``"softplus"``, or an `Activation` of your own.
-
-    Returns
-    -------
-    Activation
-
-    Raises
-    ------
-    ArgumentError
-        If the name is not known.
-    """
+    """Look up an activation by name, or pass one through."""
     if isinstance(given, Activation):
         return given
     if given not in ACTIVATIONS:
@@ -213,26 +134,7 @@ def activation(given: str | Activation) -> Activation:
 
 
 def per_layer(name: str, value: float | Sequence[float] | np.ndarray, depth: int) -> np.ndarray:
-    """Spread a number, or check a sequence, over the layers.
-
-    Parameters
-    ----------
-    name : str
-        Name of the argument, for the message.
-    value : float or sequence of float
-        One for all layers, or one each.
-    depth : int
-        Number of layers.
-
-    Returns
-    -------
-    ndarray, (depth,)
-
-    Raises
-    ------
-    ArgumentError
-        If a sequence has another length, or a value is negative or not finite.
-    """
+    """Spread a number, or check a sequence, over the layers."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim > 1 or (array.ndim == 1 and array.size != depth):
         msg = f"{name} has shape {array.shape}; give one number, or one per layer ({depth})"
@@ -247,18 +149,6 @@ def stationary_second_moment(phi: Activation, sigma_w2: float, sigma_b2: float) 
     r"""Find the second moment of activations that a layer reproduces.
 
     It solves :math:`q=E\varphi^2(\sqrt{\sigma_w^2q+\sigma_b^2}\gamma)`.
-
-    Parameters
-    ----------
-    phi : Activation
-        The activation.
-    sigma_w2, sigma_b2 : float
-        Variances of weights (times the width) and biases.
-
-    Returns
-    -------
-    float
-        The limit reached from q = 1; q = 1 itself where a layer keeps or only rescales every q (linear, ReLU).
     """
     q = 1.0
     for _ in range(10_000):

@@ -16,7 +16,7 @@ _GRID = 601
 
 
 class SpectralLaw(abc.ABC):
-    r"""A law of squared singular values: an atom at zero and a density between two edges.
+    """A law of squared singular values: an atom at zero and a density between two edges.
 
     Subclasses give `edges`, `density` and `moments`; the rest follows by integration on a grid in a variable in which
     the density is smooth at both edges (square roots at the soft ones, a power of x at a hard edge at zero).
@@ -79,17 +79,7 @@ class SpectralLaw(abc.ABC):
         return atoms if atoms > 1 - 1e-9 else atoms + float(self._grid[1][-1])
 
     def cdf(self, x: np.ndarray | float) -> np.ndarray:
-        """Mass at or below x.
-
-        Parameters
-        ----------
-        x : array or float
-            Squared singular values.
-
-        Returns
-        -------
-        ndarray
-        """
+        """Mass at or below x."""
         x = np.asarray(x, dtype=np.float64)
         spike = self.spike[1] if self.spike else 0.0
         inner = np.zeros(x.shape)
@@ -100,22 +90,7 @@ class SpectralLaw(abc.ABC):
         return value + (spike * (x >= self.spike[0] * (1 - 1e-12)) if self.spike else 0.0)
 
     def quantile(self, p: np.ndarray | float) -> np.ndarray:
-        """Smallest x with at least mass p at or below it.
-
-        Parameters
-        ----------
-        p : array or float
-            Probabilities in [0, 1].
-
-        Returns
-        -------
-        ndarray
-
-        Raises
-        ------
-        ArgumentError
-            If a probability lies outside [0, 1].
-        """
+        """Smallest x with at least mass p at or below it."""
         p = np.asarray(p, dtype=np.float64)
         if ((p < 0) | (p > 1) | ~np.isfinite(p)).any():
             msg = f"probabilities must lie in [0, 1]; got {p.min()} to {p.max()}"

@@ -90,7 +90,7 @@ class CheckpointLaw:
         object.__setattr__(self, "values", np.concatenate(pooled))
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, int], parameter: float) -> np.ndarray:
-        """Draw a matrix; `parameter` is of no use here."""  # noqa: DOC201
+        """Draw a matrix; `parameter` is of no use here."""
         del parameter
         return rng.choice(self.values, shape)
 
@@ -197,14 +197,14 @@ class RandomNet:
         object.__setattr__(self, "layers", layers)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Evaluate the net: (b, inputs) to (b, outputs)."""  # noqa: DOC201
+        """Evaluate the net: (b, inputs) to (b, outputs)."""
         phi = activation(self.activation).function
         for matrix, bias in self.layers:
             x = phi(x @ matrix.T + bias)
         return x
 
     def factors(self, x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Give D_l (b, width) and W_l, first layer first."""  # noqa: DOC201
+        """Give D_l (b, width) and W_l, first layer first."""
         kind = activation(self.activation)
         found = []
         for matrix, bias in self.layers:
@@ -214,7 +214,7 @@ class RandomNet:
         return found
 
     def jacobian(self, x: np.ndarray) -> np.ndarray:
-        """Differentiate outputs with respect to inputs: (b, outputs, inputs)."""  # noqa: DOC201
+        """Differentiate outputs with respect to inputs: (b, outputs, inputs)."""
         factors = self.factors(x)
         product = factors[0][0][:, :, None] * factors[0][1]
         for slopes, matrix in factors[1:]:

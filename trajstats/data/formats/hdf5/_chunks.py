@@ -1,7 +1,5 @@
 """Chunks of HDF5, decoded here: a chunk must give exactly the bytes that its dataset declares, no more and no less."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import zlib
@@ -18,29 +16,7 @@ _CHECKSUM_BYTES = 4
 
 
 def decode_chunk(raw: bytes, filters: list[int], left_out: int, n_bytes: int, itemsize: int, where: str) -> bytes:
-    r"""Undo the filters of a chunk.
-
-    Parameters
-    ----------
-    raw : bytes
-        The chunk as it is stored.
-    filters : list of int
-        Numbers of the filters, in the order in which they were applied.
-    left_out : int
-        Bit k is set where filter k was not applied to this chunk.
-    n_bytes : int
-        What the chunk must give.
-    itemsize : int
-        Bytes of a number.
-    where : str
-        File and dataset, for messages.
-
-    Examples
-    --------
-    >>> import zlib
-    >>> decode_chunk(zlib.compress(bytes(4) + b"abcd"), [SHUFFLE, DEFLATE], 0, 8, 2, "x.h5: 'w'")
-    b'\x00a\x00b\x00c\x00d'
-    """
+    """Undo the filters of a chunk."""
     most = n_bytes + _CHECKSUM_BYTES * filters.count(FLETCHER32)
     for k in reversed(range(len(filters))):
         if left_out >> k & 1:
@@ -116,13 +92,7 @@ def _verified(raw: bytes, where: str) -> bytes:
 
 
 def lzf_decompress(raw: bytes, most: int, where: str) -> bytes:
-    r"""Unpack LZF: runs of literal bytes, and copies of earlier output.
-
-    Examples
-    --------
-    >>> lzf_decompress(b"\x02abc\x60\x02", 100, "x.h5: 'w'")
-    b'abcabcab'
-    """
+    """Unpack LZF: runs of literal bytes, and copies of earlier output."""
     out, at, end = bytearray(), 0, len(raw)
     while at < end:
         control = raw[at]

@@ -1,7 +1,5 @@
 """HDF5, Keras and netCDF 4: parsed in a child process, read here from the bytes of the file."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import itertools
@@ -158,23 +156,7 @@ def number_name(dtype: Any) -> str | None:
 
 
 class StoredArray:
-    """One dataset: checked against the size of the file, read box by box.
-
-    Parameters
-    ----------
-    source : Source
-        The file.
-    entry : mapping
-        What the child found.
-    blob : bytes
-        Tables of chunks and small data.
-    block : int
-        Where HDF5's own bytes begin.
-    where : str
-        File and dataset, for messages.
-    budget : Budget
-        What the dataset unpacks to is spent from it.
-    """
+    """One dataset: checked against the size of the file, read box by box."""
 
     def __init__(
         self, source: Source, entry: dict[str, Any], blob: bytes, block: int, where: str, budget: Budget

@@ -8,8 +8,6 @@ A request is a line of JSON, followed by the content of the file where that is n
 eight bytes, JSON, and the tables of chunks and small data to which the JSON refers by position and length.
 """
 
-# ruff: noqa: DOC201, DOC402, DOC501
-
 from __future__ import annotations
 
 import io

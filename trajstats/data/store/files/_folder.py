@@ -1,7 +1,5 @@
 """Files of one folder, read and written by key without ever following a link out of it."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import contextlib
@@ -34,11 +32,6 @@ class Folder:
 
     A link, pipe or device among the components of a key is an UnsafeInputError. The folder itself may be reached
     through links: its path is the user's own.
-
-    Parameters
-    ----------
-    root : Path
-        The folder; made with the first file that is written.
     """
 
     def __init__(self, root: Path) -> None:

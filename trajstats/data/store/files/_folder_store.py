@@ -1,7 +1,5 @@
 """A folder as a zarr store whose files are opened without following links."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import asyncio
@@ -19,15 +17,7 @@ _METADATA = "zarr.json"
 
 
 class FolderStore(Store):
-    """The zarr store of a local folder, like zarr's `LocalStore`, but no component of a key may be a link.
-
-    Parameters
-    ----------
-    root : Path
-        The folder; made with the first object that is written.
-    read_only : bool
-        Whether nothing may be written.
-    """
+    """The zarr store of a local folder, like zarr's `LocalStore`, but no component of a key may be a link."""
 
     supports_writes = True
     supports_deletes = True

@@ -27,18 +27,6 @@ class WriterLock:
 
     On a local disk this is a POSIX lock on ``journal/lock``, which the system releases when the process ends however
     it ends; the file names process, host and time. Elsewhere it is an object with the same content.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    take_over : bool
-        Take the lock although a process that cannot be asked (on another host) holds it.
-
-    Raises
-    ------
-    StoreError
-        If another writer has the store open.
     """
 
     def __init__(self, place: Place, *, take_over: bool = False) -> None:
@@ -103,13 +91,7 @@ class WriterLock:
             raise StoreError(msg)
 
     def release(self, *, remove_journal: bool = False) -> None:
-        """Give the right back.
-
-        Parameters
-        ----------
-        remove_journal : bool
-            Delete the journal with it: the store is finished.
-        """
+        """Give the right back."""
         if self._place.local is None:
             if remove_journal:
                 self._place.delete_under(JOURNAL)

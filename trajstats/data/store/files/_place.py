@@ -1,7 +1,5 @@
 """Where a store lives: a folder, a URL, a zarr store object or a transactional repository."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import os
@@ -26,25 +24,7 @@ from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError
 
 
 class Place:
-    """Read and write the objects of one store by key.
-
-    Parameters
-    ----------
-    target : path, URL, zarr store or repository
-        A local path, a URL such as ``memory://run``, any zarr store object, or a repository with
-        ``writable_session`` and ``readonly_session`` (icechunk), whose transactions then carry the commits.
-    write : bool
-        Whether anything may be written.
-    branch : str
-        Branch of a transactional repository.
-
-    Raises
-    ------
-    ArgumentError
-        If `target` is none of these.
-    StoreNotFoundError
-        If a local path does not exist and nothing may be written.
-    """
+    """Read and write the objects of one store by key."""
 
     def __init__(self, target: Any, *, write: bool = False, branch: str = "main") -> None:
         self.local: Path | None = None

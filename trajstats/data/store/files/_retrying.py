@@ -1,7 +1,5 @@
 """Try again what failed for a moment: a store elsewhere, behind a network."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import asyncio
@@ -36,16 +34,6 @@ class RetryingStore(WrapperStore[Any]):
 
     Pauses are 0.2, 0.4, 0.8 and 1.6 s, each up to half shorter by chance. What will not pass by waiting is not tried
     again: an object that is not there, a refusal, a full disk. The last error is a StoreError without credentials.
-
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        The store.
-
-    Attributes
-    ----------
-    memory : dict or None
-        Metadata documents read so far; None to read them anew each time.
     """
 
     memory: dict[str, Buffer | None] | None = None
@@ -120,28 +108,12 @@ class RetryingStore(WrapperStore[Any]):
                     raise
                 if refused or attempt == ATTEMPTS:
                     raise _told(self._store, verb, key, error, attempt, refused) from _unless_secret(error)
-            await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * (1 - 0.5 * random.random()))  # noqa: NPY002
+            await asyncio.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * (1 - 0.5 * random.random()))
         raise AssertionError
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether an error may pass by waiting.
-
-    Parameters
-    ----------
-    error : BaseException
-        What was raised.
-
-    Returns
-    -------
-    bool
-        True for connections that broke or timed out and servers that are busy.
-
-    Examples
-    --------
-    >>> is_transient(ConnectionResetError()), is_transient(TimeoutError()), is_transient(PermissionError())
-    (True, True, False)
-    """
+    """Say whether an error may pass by waiting."""
     if isinstance(error, OSError):
         return not isinstance(error, (*PERMANENT, StoreError)) and error.errno not in PERMANENT_CODES
     return bool(_names(error) & TRANSIENT_NAMES)

@@ -1,7 +1,5 @@
 """The journal: rows in the order they were appended, each with its own checksum, until they are in tiles."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import contextlib
@@ -43,43 +41,14 @@ _IS_ROWS = re.compile(r"[0-9]{1,18}\.rows")
 
 
 def open_journal(place: Place, row_bytes: int, rows_per_file: int, buffer_bytes: Sequence[int] = ()) -> Journal:
-    """Choose the journal a place allows: files on a local disk, else one object per row.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    row_bytes : int
-        Bytes of one row.
-    rows_per_file : int
-        Rows after which a new file begins.
-    buffer_bytes : sequence of int
-        Bytes of each buffer.
-
-    Returns
-    -------
-    Journal
-        The journal.
-    """
+    """Choose the journal a place allows: files on a local disk, else one object per row."""
     if place.local is not None:
         return FileJournal(place.folder, row_bytes, rows_per_file, buffer_bytes)
     return ObjectJournal(place, row_bytes, buffer_bytes)
 
 
 class FileJournal:
-    """Rows in files ``journal/<first row>.rows``, appended and fsynced one at a time.
-
-    Parameters
-    ----------
-    folder : Folder
-        The folder of the store.
-    row_bytes : int
-        Bytes of one row.
-    rows_per_file : int
-        A new file begins at every multiple of this row.
-    buffer_bytes : sequence of int
-        Bytes of each buffer.
-    """
+    """Rows in files ``journal/<first row>.rows``, appended and fsynced one at a time."""
 
     def __init__(self, folder: Folder, row_bytes: int, rows_per_file: int, buffer_bytes: Sequence[int] = ()) -> None:
         self._folder = folder

@@ -1,7 +1,5 @@
 """The journal of a store that is not a local disk: one object per row."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import json
@@ -30,17 +28,7 @@ MAX_ROWS = 2**24  # of a journal at one time
 
 
 class ObjectJournal:
-    """Rows as objects ``journal/rows/c/<row>``, for stores that are not a local disk.
-
-    Parameters
-    ----------
-    place : Place
-        The store.
-    row_bytes : int
-        Bytes of one row.
-    buffer_bytes : sequence of int
-        Bytes of each buffer.
-    """
+    """Rows as objects ``journal/rows/c/<row>``, for stores that are not a local disk."""
 
     def __init__(self, place: Place, row_bytes: int, buffer_bytes: Sequence[int] = ()) -> None:
         self._place = place

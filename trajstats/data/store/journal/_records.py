@@ -1,7 +1,5 @@
 """Records: one row each, with its own checksum; and what a journal of them must be able to do."""
 
-# ruff: noqa: DOC201, DOC402, DOC501  # inside the package: one line says what a method gives and raises
-
 from __future__ import annotations
 
 import struct
@@ -27,62 +25,33 @@ MAX_ROWS = 2**24  # of an object journal at one time
 
 
 _OF_LAYERS: dict[str, Any] = {"floor": np.float64, "digest": np.uint64}
-_DO = "This journal was not written by trajstats, or is damaged; trajstats.data.store.maintenance.delete_after gives it up"
+_DO = "This journal was not written by trajstats, or is damaged; trajstats.delete_after gives it up"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of the journal.
+    """One row of the journal."""
 
-    Parameters
-    ----------
-    row, step : int
-        Position along `step`, and the optimiser step.
-    metadata : mapping
-        Scalars (``series``), rounding floor (``floor``) and digest (``digest``) of each layer, and the positions of the
-        buffers that follow the weights (``buffers``; all of them where it is absent).
-    where : str
-        File or key that holds the weights.
-    offset : int
-        Position of the first weight in it.
-    size : int
-        Bytes from there on: the weights, then the buffers that are not those of the row before.
-    """
-
-    row: int
-    step: int
+    row: int  # Position along `step`, and the optimiser step
+    step: int  # Position along `step`, and the optimiser step
+    # Scalars (``series``), rounding floor (``floor``) and digest (``digest``) of each layer, and the positions of
+    # the buffers that follow the weights (``buffers``; all of them where it is absent)
     metadata: Mapping[str, Any]
-    where: str
-    offset: int
-    size: int
+    where: str  # File or key that holds the weights
+    offset: int  # Position of the first weight in it
+    size: int  # Bytes from there on: the weights, then the buffers that are not those of the row before
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A record that fails its checksum.
+    """A record that fails its checksum."""
 
-    Parameters
-    ----------
-    where : str
-        File or key.
-    offset : int
-        Where the record begins.
-    row : int or None
-        Its row, where known.
-    after : int
-        How many whole records follow it.
-    torn : bool
-        Whether it is the end of a write that was cut off, which is no row at all; otherwise it was whole once.
-    lost : int
-        How many rows were safe on the disk and are not there any more.
-    """
-
-    where: str
-    offset: int
-    row: int | None
-    after: int
-    torn: bool
-    lost: int = 0
+    where: str  # File or key
+    offset: int  # Where the record begins
+    row: int | None  # Its row, where known
+    after: int  # How many whole records follow it
+    torn: bool  # Whether it is the end of a write that was cut off, which is no row at all; otherwise it was whole once
+    lost: int = 0  # How many rows were safe on the disk and are not there any more
 
     def __str__(self) -> str:
         if self.where == COUNT:

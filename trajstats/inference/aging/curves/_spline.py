@@ -23,25 +23,7 @@ _NULL = 2  # level and slope: what the second-difference penalty leaves free
 
 
 def spline_basis(position: np.ndarray, intervals: int = INTERVALS) -> np.ndarray:
-    """Uniform cubic B-splines.
-
-    Parameters
-    ----------
-    position : array, (..., n)
-        Positions in units of one interval, 0 to `intervals`; beyond the ends the last piece is continued.
-    intervals : int
-        Number of intervals.
-
-    Returns
-    -------
-    ndarray, (..., n, intervals + 3)
-        Rows sum to 1.
-
-    Examples
-    --------
-    >>> spline_basis(np.array([0.0]), 2).round(3).tolist()
-    [[0.167, 0.667, 0.167, 0.0, 0.0]]
-    """
+    """Uniform cubic B-splines."""
     where = np.ascontiguousarray(position, dtype=np.float64)
     return filled_basis(where.ravel(), intervals).reshape(*where.shape, intervals + 3)
 
@@ -55,46 +37,21 @@ class FreeCurve:
     g has the prior of a penalised spline, :math:`\exp[-\frac\lambda{2\sigma^2}\int g''^2]`, flat in level and slope; g
     and
     :math:`\sigma` (prior :math:`1/\sigma`) are integrated out.
-
-    Attributes
-    ----------
-    log_msd : array, (n,)
-        Data.
-    waiting_time, lag : array, (n,)
-        In units of the pivot.
-    covariance : array, (n, n)
-        R.
-    form : str
-        ``"clock"`` or ``"simple"``.
-    fixed : array, (n,), optional
-        A scaling variable that does not depend on mu (another clock); `form` is then not used.
-    intervals : int
-        Intervals of the spline.
-    span : (array, array), optional
-        Waiting times and lags whose range sets the knots, where these are not those of the data.
     """
 
-    log_msd: np.ndarray
-    waiting_time: np.ndarray
-    lag: np.ndarray
-    covariance: np.ndarray
-    form: str = "clock"
+    log_msd: np.ndarray  # Data
+    waiting_time: np.ndarray  # In units of the pivot
+    lag: np.ndarray  # In units of the pivot
+    covariance: np.ndarray  # R
+    form: str = "clock"  # ``"clock"`` or ``"simple"``
+    # A scaling variable that does not depend on mu (another clock); `form` is then not used
     fixed: np.ndarray | None = None
-    intervals: int = INTERVALS
+    intervals: int = INTERVALS  # Intervals of the spline
+    # Waiting times and lags whose range sets the knots, where these are not those of the data
     span: tuple[np.ndarray, np.ndarray] | None = None
 
     def part(self, keep: np.ndarray) -> FreeCurve:
-        """Keep some of the points, with the knots (hence the prior) of all.
-
-        Parameters
-        ----------
-        keep : array of bool, (n,)
-            Which.
-
-        Returns
-        -------
-        FreeCurve
-        """
+        """Keep some of the points, with the knots (hence the prior) of all."""
         return replace(
             self,
             log_msd=self.log_msd[keep],
@@ -113,18 +70,7 @@ class FreeCurve:
         return (self.waiting_time, self.lag) if self.fixed is None else (self.fixed, self.fixed)
 
     def limits(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Range of the knots in ln u.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-
-        Returns
-        -------
-        tuple of ndarray
-            Lower and upper end, (w, 1).
-        """
+        """Range of the knots in ln u."""
         if self.fixed is not None:
             x = np.broadcast_to(self.span_arrays[0], (*np.shape(mu), self.span_arrays[0].size))
         else:
@@ -149,86 +95,31 @@ class FreeCurve:
         return differences.T @ differences
 
     def variable(self, mu: np.ndarray) -> np.ndarray:
-        """Give the scaling variable (logarithm) of the points.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-
-        Returns
-        -------
-        ndarray, (w, n)
-        """
+        """Give the scaling variable (logarithm) of the points."""
         if self.fixed is not None:
             return np.broadcast_to(self.fixed, (*np.shape(mu), self.fixed.size))
         return scaled_time(self.waiting_time, self.lag, mu, form=self.form)
 
     def position(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the points lie among the knots at each mu.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-
-        Returns
-        -------
-        tuple of ndarray
-            Positions (w, n) in units of one interval, and the width of one in ln u (w,).
-        """
+        """Where the points lie among the knots at each mu."""
         at = np.asarray(mu, dtype=np.float64)
         low, high = self.limits(at)
         width = (high - low) / self.intervals
         return np.ascontiguousarray((self.variable(at) - low) / width), np.ascontiguousarray(width[..., 0])
 
     def white_design(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whitened spline basis at each mu.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-
-        Returns
-        -------
-        tuple of ndarray
-            Design (w, n, k) and width of one interval in ln u (w,).
-        """
+        """Whitened spline basis at each mu."""
         position, width = self.position(mu)
         return self.whiten @ spline_basis(position, self.intervals), width
 
     def normal_equations(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Whitened normal equations of the spline at each mu.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-
-        Returns
-        -------
-        tuple of ndarray
-            Matrix (w, k, k), right-hand side (w, k) and width of one interval in ln u (w,).
-        """
+        """Whitened normal equations of the spline at each mu."""
         position, width = self.position(mu)
         gram, right = normal_equations(position, self.precision, self.precise_data, self.intervals)
         return gram, right, width
 
     def fitted(self, mu: np.ndarray, curve_mu: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-        """Values at the data of a curve found at `curve_mu`, its variable taken at another mu.
-
-        Parameters
-        ----------
-        mu, curve_mu : array, (w,)
-            Exponent of the variable, and of the curve's knots.
-        coefficients : array, (w, k)
-            Spline coefficients.
-
-        Returns
-        -------
-        ndarray, (w, n)
-        """
+        """Values at the data of a curve found at `curve_mu`, its variable taken at another mu."""
         low, high = self.limits(curve_mu)
         width = (high - low) / self.intervals
         return spline_values((self.variable(mu) - low) / width, coefficients)
@@ -244,20 +135,7 @@ class FreeCurve:
         return self.precision @ self.log_msd
 
     def log_marginal(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
-        """Log marginal likelihood, up to a constant of the data.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-        log_smoothing : array, (w,) or (w, m)
-            Smoothing at each mu; (w, m) evaluates m values at each.
-
-        Returns
-        -------
-        ndarray
-            Shape of `log_smoothing`.
-        """
+        """Log marginal likelihood, up to a constant of the data."""
         position, width = self.position(mu)
         shape = np.shape(log_smoothing)
         grid = np.ascontiguousarray(
@@ -269,34 +147,13 @@ class FreeCurve:
         ).reshape(shape)
 
     def best_coefficients(self, mu: np.ndarray, log_smoothing: np.ndarray) -> np.ndarray:
-        """Posterior mean of the spline given (mu, log smoothing).
-
-        Parameters
-        ----------
-        mu, log_smoothing : array, (w,)
-            Points.
-
-        Returns
-        -------
-        ndarray, (w, k)
-        """
+        """Posterior mean of the spline given (mu, log smoothing)."""
         gram, right, width = self.normal_equations(mu)
         strength = np.exp(log_smoothing) / width**3
         return np.linalg.solve(gram + strength[:, None, None] * self.penalty, right[..., None])[..., 0]
 
     def best_misfit(self, mu: np.ndarray, log_smoothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        r"""Penalised whitened sum of squares of the best curve, and what integrating over curves takes.
-
-        Parameters
-        ----------
-        mu, log_smoothing : array, (w,)
-            Points.
-
-        Returns
-        -------
-        tuple of ndarray, (w,)
-            :math:`\min_c|y-Bc|^2_{R^{-1}}+\lambda|Dc|^2` and :math:`\ln|B^TR^{-1}B+\lambda D^TD|`.
-        """
+        """Penalised whitened sum of squares of the best curve, and what integrating over curves takes."""
         gram, right, width = self.normal_equations(mu)
         matrix = gram + (np.exp(log_smoothing) / width**3)[:, None, None] * self.penalty
         explained = (right * np.linalg.solve(matrix, right[..., None])[..., 0]).sum(axis=-1)
@@ -306,20 +163,7 @@ class FreeCurve:
     def draw(
         self, mu: np.ndarray, log_smoothing: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the curve and the effective number of samples given (mu, log smoothing).
-
-        Parameters
-        ----------
-        mu, log_smoothing : array, (w,)
-            Draws of the two.
-        rng : numpy.random.Generator
-            Randomness.
-
-        Returns
-        -------
-        tuple of ndarray
-            Spline coefficients (w, k) and N_eff (w,).
-        """
+        """Draw the curve and the effective number of samples given (mu, log smoothing)."""
         gram, right, width = self.normal_equations(mu)
         strength = np.exp(log_smoothing) / width**3
         matrix = gram + strength[:, None, None] * self.penalty
@@ -334,22 +178,7 @@ class FreeCurve:
         return mean + np.sqrt(variance)[:, None] * spread, 2.0 / variance
 
     def curve(self, mu: np.ndarray, coefficients: np.ndarray, waiting_time: np.ndarray, lag: np.ndarray) -> np.ndarray:
-        """Evaluate drawn curves anywhere.
-
-        Parameters
-        ----------
-        mu : array, (w,)
-            Exponents.
-        coefficients : array, (w, k)
-            Spline coefficients.
-        waiting_time, lag : array, (m,)
-            In units of the pivot.
-
-        Returns
-        -------
-        ndarray, (w, m)
-            ln MSD; beyond the range of the data the curve is continued as a power law.
-        """
+        """Evaluate drawn curves anywhere."""
         low, high = self.limits(mu)
         width = (high - low) / self.intervals
         where = (scaled_time(waiting_time, lag, mu, form=self.form) - low) / width

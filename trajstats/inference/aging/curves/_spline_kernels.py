@@ -22,19 +22,7 @@ def _pieces(position: np.ndarray, intervals: int, cell: np.ndarray, piece: np.nd
 
 @njit(cache=True, nogil=True)
 def filled_basis(position: np.ndarray, intervals: int) -> np.ndarray:
-    """Evaluate all splines at each position.
-
-    Parameters
-    ----------
-    position : ndarray, (n,)
-        In units of one interval.
-    intervals : int
-        Number of intervals.
-
-    Returns
-    -------
-    ndarray, (n, intervals + 3)
-    """
+    """Evaluate all splines at each position."""
     basis = np.zeros((position.size, intervals + 3))
     cell, piece = np.empty(position.size, np.int64), np.empty((position.size, 4))
     _pieces(position, intervals, cell, piece)
@@ -45,19 +33,7 @@ def filled_basis(position: np.ndarray, intervals: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def spline_values(position: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Evaluate splines, each at its own positions.
-
-    Parameters
-    ----------
-    position : ndarray, (w, n)
-        In units of one interval; beyond the ends the last piece is continued.
-    coefficients : ndarray, (w, intervals + 3)
-        Of each spline.
-
-    Returns
-    -------
-    ndarray, (w, n)
-    """
+    """Evaluate splines, each at its own positions."""
     n_splines, n = position.shape
     out = np.empty((n_splines, n))
     cell, piece = np.empty(n, np.int64), np.empty((n, 4))
@@ -104,26 +80,7 @@ def _equations(
 def normal_equations(
     position: np.ndarray, precision: np.ndarray, product: np.ndarray, intervals: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the normal equations B'PB and B'Py of splines, B being their basis at each row of positions.
-
-    Parameters
-    ----------
-    position : ndarray, (w, n)
-        In units of one interval.
-    precision : ndarray, (n, n)
-        P.
-    product : ndarray, (n,)
-        Py.
-    intervals : int
-        Number of intervals.
-
-    Returns
-    -------
-    gram : ndarray, (w, k, k)
-        Matrices, k = intervals + 3.
-    right : ndarray, (w, k)
-        Right-hand sides.
-    """
+    """Sum the normal equations B'PB and B'Py of splines, B being their basis at each row of positions."""
     k = intervals + 3
     gram, right = np.empty((position.shape[0], k, k)), np.empty((position.shape[0], k))
     for v in range(position.shape[0]):
@@ -142,30 +99,7 @@ def log_marginal(
     penalty: np.ndarray,
     intervals: int,
 ) -> np.ndarray:
-    """Integrate coefficients and noise out, for several smoothings at each row of positions.
-
-    Parameters
-    ----------
-    position : ndarray, (w, n)
-        In units of one interval.
-    widths : ndarray, (w,)
-        Of one interval.
-    log_smoothing : ndarray, (w, m)
-        Strengths of the penalty.
-    precision, product : ndarray
-        P (n, n) and Py (n,).
-    square : float
-        y'Py.
-    penalty : ndarray, (k, k)
-        Squared second differences.
-    intervals : int
-        Number of intervals.
-
-    Returns
-    -------
-    ndarray, (w, m)
-        Log marginal likelihood, up to a constant of the data.
-    """
+    """Integrate coefficients and noise out, for several smoothings at each row of positions."""
     n_values, n = position.shape
     k = intervals + 3
     result = np.empty(log_smoothing.shape)
