@@ -24,8 +24,6 @@ RAW: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name).newbyteorder("<") for name in ("uint8", "uint16", "uint32", "uint64", "bool")},
 }
 FLOATING = frozenset(["bfloat16", "float16", "float32", "float64"])
-BOMB_RATIO = 100
-BOMB_BYTES = 64 * 2**20
 MAX_TENSORS = 1_000_000
 MAX_NAME = 1000
 
@@ -99,13 +97,6 @@ def file_tensor(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> 
         return decode(raw, dtype)
 
     return Tensor(shape, dtype, read)
-
-
-def check_size(where: str, claimed: int, present: int) -> None:
-    """Refuse data that unpack to far more than is there."""
-    if claimed > BOMB_BYTES and claimed > BOMB_RATIO * max(1, present):
-        msg = f"{where}: {present} bytes claim to unpack to {claimed}; this looks like a bomb and is not read"
-        raise UnsafeInputError(msg)
 
 
 def check_shape(where: str, shape: Any) -> tuple[int, ...]:

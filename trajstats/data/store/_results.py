@@ -16,10 +16,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import StorePath
 
-from trajstats.data.formats._tensor import check_size
 from trajstats.data.safety._budget import PROMISED_SIZE, Budget, foreign, json_object
 from trajstats.data.safety._codecs import bounded_codecs
 from trajstats.data.safety._seal import ROOT, SealedStore, seal, sums_of, without_seal
+from trajstats.data.safety._sizes import check_size
 from trajstats.data.store._guard import MAX_METADATA_BYTES, bytes_of, check_array
 from trajstats.data.store.files._folder import check_plain
 from trajstats.data.store.files._folder_store import FolderStore
