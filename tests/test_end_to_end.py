@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from trajstats_trainers.demo import command as demo
+from trajstats_trainers.demo import nets
 from trajstats_trainers.demo import page as demo_report
+from trajstats_trainers.demo.training import train
 
 import trajstats as ts
 
@@ -22,8 +23,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "runs"
     folder.mkdir()
     schedule = ts.aging_schedule(WAITING, LAGS)
-    demo.train(replace(demo.UNDER, seeds=(0, 1)), folder, schedule=schedule)
-    demo.train(replace(demo.OVER, sizes=(196, 12, 10)), folder, schedule=schedule)
+    train(replace(nets.UNDER, seeds=(0, 1)), folder, schedule=schedule)
+    train(replace(nets.OVER, sizes=(196, 12, 10)), folder, schedule=schedule)
     return folder
 
 
@@ -58,7 +59,7 @@ def test_seeds_join_along_replica(runs):
 
 def test_network_of_a_run_has_the_recorded_loss(runs):
     run = ts.open_trajectory(str(runs / "digits_w5.zarr"))
-    net = demo.network_of(run)
+    net = nets.network_of(run)
     assert net.n_parameters == run.sizes["parameter"]
     for row in (0, -1):
         np.testing.assert_allclose(
@@ -71,8 +72,8 @@ def test_network_of_a_run_has_the_recorded_loss(runs):
 
 def test_the_report_is_written(runs, tmp_path, monkeypatch):
     for module in (demo_report,):
-        monkeypatch.setattr(module, "UNDER", replace(demo.UNDER, seeds=(0, 1)))
-        monkeypatch.setattr(module, "OVER", replace(demo.OVER, sizes=(196, 12, 10)))
+        monkeypatch.setattr(module, "UNDER", replace(nets.UNDER, seeds=(0, 1)))
+        monkeypatch.setattr(module, "OVER", replace(nets.OVER, sizes=(196, 12, 10)))
         monkeypatch.setattr(module, "WAITING_TIMES", WAITING)
         monkeypatch.setattr(module, "LAGS", LAGS)
         monkeypatch.setattr(module, "SPECTRUM_STEPS", (100, 1_000, 4_000))

@@ -28,13 +28,14 @@ def runs(tmp_path_factory):
     """Short runs under the names that `make demo` gives to long ones: the pages' own numbers come from those."""
     pytest.importorskip("jax")
     pytest.importorskip("mlxtend")
-    from trajstats_trainers.demo import command as demo
+    from trajstats_trainers.demo import nets
+    from trajstats_trainers.demo.training import train
 
     folder = tmp_path_factory.mktemp("pages") / "runs"
     folder.mkdir()
-    schedule = ts.aging_schedule([100, 316, 1_000, 3_162, 10_000], demo.LAGS[demo.LAGS <= 4_000])
-    demo.train(replace(demo.UNDER, seeds=(0, 1)), folder, schedule=schedule)
-    demo.train(replace(demo.OVER, sizes=(196, 52, 10)), folder, schedule=schedule)
+    schedule = ts.aging_schedule([100, 316, 1_000, 3_162, 10_000], nets.LAGS[nets.LAGS <= 4_000])
+    train(replace(nets.UNDER, seeds=(0, 1)), folder, schedule=schedule)
+    train(replace(nets.OVER, sizes=(196, 52, 10)), folder, schedule=schedule)
     return folder
 
 

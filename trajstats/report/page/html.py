@@ -108,7 +108,7 @@ def write_report(path: str | Path, *, title: str, lead: str, sections: Sequence[
         ]
     import jinja2
 
-    template = resources.files("trajstats.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    template = resources.files("trajstats.report.page").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template).render(
         title=title, lead=lead, sections=sections, provenance=provenance(), made=_now()

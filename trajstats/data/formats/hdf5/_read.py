@@ -29,7 +29,7 @@ MAX_FILTERS = 8
 MAX_CHUNK = 64 * 2**20
 _ROW = np.dtype([("number", "<u8"), ("offset", "<u8"), ("stored", "<u4"), ("left_out", "<u4")])
 
-_child = Child(Path(__file__).with_name("hdf5_worker.py"), "h5py", "trajstats[hdf5]")
+_child = Child(Path(__file__).with_name("_worker.py"), "h5py", "trajstats[hdf5]")
 
 
 @dataclass(frozen=True, eq=False)
