@@ -48,6 +48,8 @@ with Callback(posttask=lambda *_: print("ready", flush=True)):
 # The command line, told of the moment at which one function of one module is called.
 COMMAND = """
 import importlib
+# An interrupt that falls into the import of a library can be lost in Python's own locks; it is the work that counts.
+import emcee, lmfit, numba, tqdm.auto
 from trajstats.cli import run
 
 module, name = importlib.import_module("{module}"), "{name}"
