@@ -13,6 +13,8 @@ from trajstats.report.plots._style import CATEGORIES, axes, ordered_colours
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_BASINS = 20
+
 
 @accepts(SCAN)
 def plot_fixed_point_count(scan: xr.Dataset, *, law: str, scale: float, ax: Axes | None = None) -> Axes:
@@ -45,15 +47,13 @@ def plot_fixed_point_count(scan: xr.Dataset, *, law: str, scale: float, ax: Axes
 
 
 @accepts(CENSUS)
-def plot_basins(census: xr.Dataset, *, most: int = 20, ax: Axes | None = None) -> Axes:
-    """Draw basin shares with their intervals; cycles hatched, and what did not converge last.
+def plot_basins(census: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw basin shares of the 20 largest basins with their intervals; cycles hatched, and what did not converge last.
 
     Parameters
     ----------
     census : xarray.Dataset
         What `fixed_point_census` gave.
-    most : int
-        Most attractors drawn.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
 
@@ -62,7 +62,7 @@ def plot_basins(census: xr.Dataset, *, most: int = 20, ax: Axes | None = None) -
     matplotlib.axes.Axes
     """
     ax = axes(ax)
-    top = census.isel(attractor=slice(0, most))
+    top = census.isel(attractor=slice(0, MOST_BASINS))
     share = top["share"].values
     error = np.abs(np.stack([share - top["share_low"].values, top["share_high"].values - share]))
     place = np.arange(share.size)

@@ -131,15 +131,13 @@ def plot_glass_energy(solution: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_glass_comparison(comparison: xr.Dataset, *, figure: Any = None) -> Any:
+def plot_glass_comparison(comparison: xr.Dataset) -> Any:
     r"""Draw runs and glasses side by side: MSD against lag above, the same against :math:`t/t_w^\mu` below.
 
     Parameters
     ----------
     comparison : xarray.Dataset
         What `compare_aging` returned.
-    figure : matplotlib figure, optional
-        Where to draw.
 
     Returns
     -------
@@ -150,7 +148,7 @@ def plot_glass_comparison(comparison: xr.Dataset, *, figure: Any = None) -> Any:
     import matplotlib.pyplot as plt
 
     names = comparison["system"].values
-    figure = figure or plt.figure(figsize=(3.3 * len(names), 5.6), layout="constrained")
+    figure = plt.figure(figsize=(3.3 * len(names), 5.6), layout="constrained")
     panels = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
         one = comparison.sel(system=name)

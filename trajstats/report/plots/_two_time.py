@@ -71,17 +71,13 @@ def plot_msd(delta: xr.DataArray, *, exponent: float | None = 1.0, ax: Axes | No
 
 
 @accepts(DELTA)
-def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None) -> Any:
+def plot_msd_layers(delta: xr.DataArray) -> Any:
     """Draw small multiples of the MSD, one panel for each layer, kind or group, on common axes.
 
     Parameters
     ----------
     delta : xarray.DataArray, (replica, pair, layer)
         `trajstats.msd` with ``per="layer"``, ``"kind"`` or a mapping.
-    columns : int
-        Panels in a row.
-    figure : matplotlib.figure.Figure, optional
-        Where to draw; it is cleared.
 
     Returns
     -------
@@ -100,11 +96,9 @@ def plot_msd_layers(delta: xr.DataArray, *, columns: int = 3, figure: Any = None
     import matplotlib.pyplot as plt
 
     names = [str(n) for n in delta[dim].values]
-    columns = min(columns, len(names))
+    columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    if figure is None:
-        figure = plt.figure(figsize=(0.6 + 2.5 * columns, 0.7 + 2.1 * rows), layout="constrained")
-    figure.clear()
+    figure = plt.figure(figsize=(0.6 + 2.5 * columns, 0.7 + 2.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for k, panel in enumerate(panels.flat):
         if k >= len(names):
