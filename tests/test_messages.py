@@ -18,7 +18,7 @@ import trajstats as ts
 from trajstats.cli import main
 
 ROOT = Path(__file__).parents[1]
-FILES = [*sorted((ROOT / "trajstats").rglob("*.py")), *sorted((ROOT / "trajstats_trainers").rglob("*.py"))]
+FILES = [*sorted((ROOT / "trajstats").rglob("*.py")), *sorted((ROOT / "trainers").rglob("*.py"))]
 # Calls and options of other libraries in texts, by owner
 OTHERS = {
     "xarray": {"open_zarr"},

@@ -18,7 +18,7 @@ def test_all_sources_are_listed():
     listed = named(page.read_text(encoding="utf-8"))
     files = [
         *(ROOT / "trajstats").rglob("*.py"),
-        *(ROOT / "trajstats_trainers").rglob("*.py"),
+        *(ROOT / "trainers").rglob("*.py"),
         *(ROOT / "docs").rglob("*.md"),
     ]
     found = {

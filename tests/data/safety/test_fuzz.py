@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parent.parent / "fuzz" / "run.py"
+RUN = Path(__file__).parents[2] / "fuzz" / "run.py"
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def _numbers(found: list[Measured]) -> Section:
 def _curvature(spectrum: xr.Dataset, runs: Path) -> Section:
     path = str(UNDER.paths(runs)[0])
     code = (
-        "from trajstats_trainers.demo.command import network_of\n\n"
+        "from trajstats_trainers.demo.nets import network_of\n\n"
         f"run = ts.open_trajectory({path!r})\n"
         f"spectrum = ts.hessian_spectrum(network_of(run), run, steps={list(SPECTRUM_STEPS)}, rng=0).compute()"
     )
