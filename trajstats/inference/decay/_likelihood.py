@@ -3,6 +3,7 @@ r"""The likelihood of a training curve relaxing to a floor, with noise that is c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numba import njit
@@ -28,10 +29,25 @@ class Binned:
     count: np.ndarray  # Saved points in it
     unit: float = 1.0  # Loss that counts as 1
 
-    @property
+    @cached_property
+    def log_time(self) -> np.ndarray:
+        """Logarithms of the times."""
+        return np.log(self.time)
+
+    @cached_property
+    def gap(self) -> np.ndarray:
+        """Differences of successive logarithms of time."""
+        return np.diff(self.log_time)
+
+    @cached_property
+    def relative_white(self) -> np.ndarray:
+        """Variance of a bin's white noise, relative to a bin that holds the geometric mean of the counts."""
+        return np.exp(np.log(self.count).mean()) / self.count
+
+    @cached_property
     def pivot(self) -> float:
         """Geometric mean of the times."""
-        return float(np.exp(np.log(self.time).mean()))
+        return float(np.exp(self.log_time.mean()))
 
     def in_own_unit(self) -> Binned:
         """Take the same losses in a unit of their own: a fit does not depend on that in which they were given."""
@@ -102,8 +118,7 @@ def log_likelihood(theta: np.ndarray, data: Binned, curve: str) -> np.ndarray:
     residual = (data.loss - mean) * np.exp(-log_scale)
     noise = np.exp(2 * theta[:, 3])
     drift, white = noise * theta[:, 4], noise * (1 - theta[:, 4])
-    alone = np.exp(np.log(data.count).mean()) / data.count
-    kalman = _kalman(residual, np.diff(np.log(data.time)), alone, drift, np.exp(theta[:, 5]), white)
+    kalman = _kalman(residual, data.gap, data.relative_white, drift, np.exp(theta[:, 5]), white)
     return kalman - log_scale.sum(axis=1)
 
 

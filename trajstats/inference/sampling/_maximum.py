@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.stats import chi2, qmc
 
 from trajstats.errors import FitError
 
 _RESTARTS, _GAIN = 10, 1e-3
+# Of a climb in shares of the bounds: the step of its differences, how near two tops are one, how high a rival counts.
+_STEP, _SAME, _NEARLY = 1e-6, 0.02, 5.0
 
 Bounds = Mapping[str, tuple[float, float, float]]
 
@@ -82,7 +85,8 @@ def best_maximum(
 ) -> Maximum:
     """Find the highest of several maxima.
 
-    The start given and the best of a Sobol set of trial points are each climbed; the highest top is returned.
+    The start given and the best of a Sobol set of trial points are each climbed by gradients; the highest top, and any
+    other within a few units of it, is then searched by lmfit. The highest found is returned.
     """
 
     def one(vector: np.ndarray) -> float:
@@ -90,17 +94,48 @@ def best_maximum(
             return float(log_likelihood(vector[None])[0])
 
     edges = {n: wide.get(n, (at, at)) for n, (at, _, _) in start.items()}
+    bounds = np.array([(a, b) for _, a, b in start.values()])
     low = np.array([max(edges[n][0], a) for n, (_, a, _) in start.items()])
     high = np.array([min(edges[n][1], b) for n, (_, _, b) in start.items()])
     points = low + (high - low) * qmc.Sobol(len(start), scramble=False).random(trials)
     with np.errstate(all="ignore"):
         values = log_likelihood(points)
     order = np.argsort(-np.where(np.isfinite(values), values, -np.inf))[:climbs]
-    tops = [maximise(one, start)]
-    for point in points[order]:
-        if np.isfinite(one(point)):
-            tops.append(maximise(one, {n: (v, a, b) for v, (n, (_, a, b)) in zip(point, start.items(), strict=True)}))
-    return max(tops, key=lambda top: top.log_likelihood)
+    given = np.array([at for at, _, _ in start.values()])
+    if not np.isfinite(one(given)):
+        return maximise(one, start)  # which says so
+    tops = [_climb(log_likelihood, at, bounds) for at in (given, *points[order]) if np.isfinite(one(at))]
+    best = max(value for _, value in tops)
+    apart: list[np.ndarray] = []
+    for at, value in sorted(tops, key=lambda top: -top[1]):
+        share = (at - bounds[:, 0]) / (bounds[:, 1] - bounds[:, 0])
+        if value > best - _NEARLY and all(np.abs(share - other).max() > _SAME for other in apart):
+            apart.append(share)
+    found = [
+        maximise(one, {n: (a + (b - a) * s, a, b) for s, (n, (_, a, b)) in zip(share, start.items(), strict=True)})
+        for share in apart
+    ]
+    return max(found, key=lambda top: top.log_likelihood)
+
+
+def _climb(
+    log_likelihood: Callable[[np.ndarray], np.ndarray], at: np.ndarray, bounds: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Climb from a point by L-BFGS within bounds; all points of a central difference are evaluated in one call."""
+    low, width = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+    def cost(share: np.ndarray) -> tuple[float, np.ndarray]:
+        ahead, behind = (np.clip(share + sign * _STEP * np.eye(share.size), 0.0, 1.0) for sign in (1, -1))
+        with np.errstate(all="ignore"):
+            values = log_likelihood(low + width * np.concatenate([share[None], ahead, behind]))
+            slope = (values[1 : 1 + share.size] - values[1 + share.size :]) / np.diagonal(ahead - behind)
+        if not np.isfinite(values[0]):
+            return 1e25, np.zeros(share.size)
+        return -float(values[0]), -np.where(np.isfinite(slope), slope, 0.0)
+
+    first = np.clip((at - low) / width, 0.0, 1.0)
+    found = minimize(cost, first, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * at.size)
+    return low + width * found.x, -float(found.fun)
 
 
 def _search(log_likelihood: Callable[[np.ndarray], float], start: Bounds, fixed: Mapping[str, float]) -> np.ndarray:
