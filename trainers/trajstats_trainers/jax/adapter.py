@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,8 +17,9 @@ from scipy.sparse.linalg import LinearOperator
 
 from trajstats.errors import ArgumentError, UnsupportedError, unknown
 from trajstats.network import CurvatureKind
-from trajstats_trainers._pytrees import key_path, named_leaves
+from trajstats_trainers._pytrees import named_leaves
 from trajstats_trainers.jax._curvature import JaxCurvature
+from trajstats_trainers.jax._parameters import flat_order, unravel
 from trajstats_trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
 
 # How many threads XLA starts on a CPU; read once, when JAX first computes. (In JAX 0.10 its flag
@@ -309,56 +310,6 @@ class JaxNetwork(FrameworkNetwork):
 
     def _examples(self, indices: np.ndarray) -> tuple[Any, Any]:
         return jnp.asarray(self._inputs[indices]), jnp.asarray(self._targets[indices])
-
-
-def flat_order(params: Any) -> tuple[list[str], list[Any], list[int], Any]:
-    """Name the leaves of a pytree in the order of the flat vector.
-
-    JAX sorts the keys of mappings; checkpoints and torch keep their own order. Here mappings keep theirs, so that the
-    same network has the same flat vector in both frameworks.
-
-    Parameters
-    ----------
-    params : pytree of arrays
-        The weights.
-
-    Returns
-    -------
-    names : list of str
-        As `trajstats_trainers._pytrees.named_leaves` names them, in flat order.
-    leaves : list of array
-        In flat order.
-    order : list of int
-        ``order[k]`` is the position in flat order of JAX's k-th leaf.
-    treedef : PyTreeDef
-        To rebuild the pytree from JAX's order.
-    """
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    named = named_leaves(params)
-    places = {name: place for place, name in enumerate(named)}
-    order = [places[".".join(key_path(path))] for path, _ in with_paths]
-    return list(named), list(named.values()), order, treedef
-
-
-def unravel(w: Any, shapes: Sequence[tuple[int, ...]], order: Sequence[int], treedef: Any) -> Any:
-    """Cut a flat vector into the pytree of `flat_order` (works under jit).
-
-    Parameters
-    ----------
-    w : array, (n_parameters,)
-        The flat vector.
-    shapes : sequence of tuple
-        Shapes in flat order.
-    order, treedef
-        As `flat_order` gives them.
-
-    Returns
-    -------
-    pytree of arrays
-    """
-    stops = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-    parts = [w[start:stop].reshape(shape) for start, stop, shape in zip([0, *stops[:-1]], stops, shapes, strict=True)]
-    return jax.tree_util.tree_unflatten(treedef, [parts[place] for place in order])
 
 
 def cross_entropy(outputs: Any, targets: Any) -> Any:

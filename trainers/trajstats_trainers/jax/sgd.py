@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from trajstats.data.store.open import open_trajectory
 from trajstats.errors import ArgumentError
 from trajstats_trainers._pytrees import named_leaves
-from trajstats_trainers.jax.adapter import flat_order, unravel
+from trajstats_trainers.jax._parameters import flat_order, unravel
 from trajstats_trainers.recording import (
     Recorder,
     batch_order,

@@ -16,8 +16,9 @@ from trajstats.data.formats._selection import choose_tensors
 from trajstats.data.formats._tensor import Checkpoint
 from trajstats.data.ingest._discovery import Discovery, find_checkpoints, local_path, set_special_apart
 from trajstats.data.ingest._in_memory import in_memory, is_path, take_apart
+from trajstats.data.ingest._name_tokens import read_number
 from trajstats.data.ingest._renames import align_wrappers, find_renames
-from trajstats.data.ingest._step_names import read_number, steps_of, to_step
+from trajstats.data.ingest._step_names import steps_of, to_step
 from trajstats.data.ingest._whole_series import read_series
 from trajstats.errors import ArgumentError, UnsupportedError
 

@@ -191,7 +191,7 @@ class StoredBuffers:
         except StoreError as error:
             msg = (
                 f"{tiles.place}: a tile of buffers, rows {rows[0]} to {rows[1]}, cannot be read ({error}). "
-                "trajstats.data.store.verification.verify(path) names the damaged tiles."
+                "trajstats.verify(path) names the damaged tiles."
             )
             raise StoreError(msg) from error
 

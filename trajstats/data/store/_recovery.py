@@ -79,7 +79,7 @@ def recover(journal: Journal, first_row: int, place: Place) -> list[Record]:
     if damage.after or damage.lost:
         msg = (
             f"{place}: {damage}. Nothing was changed. Restore the file, or give these rows up with "
-            f"trajstats.data.store.maintenance.delete_after(path, row={damage.row})."
+            f"trajstats.delete_after(path, row={damage.row})."
         )
         raise StoreError(msg)
     warnings.warn(

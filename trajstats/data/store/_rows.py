@@ -85,7 +85,7 @@ class StoredRows:
         except StoreError as error:
             msg = (
                 f"{tiles.place}: a tile of rows {bounds[1][0]} to {bounds[1][1]}, {tiles.variable} {bounds[-1]} cannot "
-                f"be read ({error}). trajstats.data.store.verification.verify(path) names the damaged tiles."
+                f"be read ({error}). trajstats.verify(path) names the damaged tiles."
             )
             raise StoreError(msg) from error
         # zarr gives the fill value, NaN, for a file that is not there, so only NaN needs a closer look.

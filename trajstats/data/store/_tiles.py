@@ -12,10 +12,10 @@ import zarr
 
 from trajstats.data._buffer_tensors import BufferTensor, tensors_from_json
 from trajstats.data._buffers import TENSORS
+from trajstats.data._digests import LayerFacts
 from trajstats.data.safety._codecs import bounded
 from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
 from trajstats.data.store._guard import node_names, read_json
-from trajstats.data.store._layer_facts import LayerFacts
 from trajstats.data.store._layout import (
     BUFFER_BYTES,
     COMMITTED,

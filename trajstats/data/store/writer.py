@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -15,11 +14,11 @@ import numpy as np
 
 from trajstats.data._arrays import ordered_arrays
 from trajstats.data._buffer_tensors import check_buffers
+from trajstats.data._digests import layer_digests
 from trajstats.data._rounding import rounding_floor, source_type
 from trajstats.data.schema import CLOCKS, PARAMETER, STORED_DTYPES, WEIGHTS
 from trajstats.data.store._buffer_rows import BufferPacker, check_stored_buffers
 from trajstats.data.store._guard import check_zarr
-from trajstats.data.store._layer_facts import layer_digests
 from trajstats.data.store._layout import (
     COMMITTED,
     CREATING,
@@ -311,7 +310,7 @@ class TrajectoryWriter:
         except OSError as error:
             msg = (
                 f"the rows of {self._place} were not gathered into tiles: {error}. All {self._durable} rows are safe"
-                " in the journal: free some space and run trajstats.data.store.maintenance.compact(path)."
+                " in the journal: free some space and run trajstats.compact(path)."
             )
             raise StoreError(msg) from error
         except KeyboardInterrupt as stop:
@@ -347,13 +346,12 @@ class TrajectoryWriter:
         self._stopped.set()
         error.add_note(
             f"{len(self._steps)} rows are safe in {self._place}. To continue the run, open the path again and skip "
-            "writer.committed; to finish it as it is, trajstats.data.store.maintenance.compact(path)."
+            "writer.committed; to finish it as it is, trajstats.compact(path)."
         )
 
     def _sketch_row(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         flat = np.concatenate([a.reshape(-1) for a in arrays])
         if self._reference is None:
-            # Kept, so that a run that is continued measures from the same start.
             put_array(self._place, INITIAL, flat, (PARAMETER,), chunk=2**20)
             self._place.make_durable([f"{INITIAL}/zarr.json"], "initial weights")
             self._reference = flat
@@ -385,10 +383,7 @@ class TrajectoryWriter:
         return error
 
     def _wait(self) -> None:
-        for job in self._jobs:
-            with contextlib.suppress(Exception):
-                job.result()
-        if any(job.exception() is not None for job in self._jobs):
+        if any(job.exception() is not None for job in self._jobs):  # waits for each
             self._queued = self._tiled
         self._jobs.clear()
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data._inputs import NUMBERS, accepts
-from trajstats.data.synthetic.processes import Layers, Rng, Steps, as_steps, as_trajectory, n_and_layers
+from trajstats.data.synthetic._common import Layers, Rng, Steps, as_steps, as_trajectory, n_and_layers
 from trajstats.errors import ArgumentError, unknown
 
 
