@@ -53,17 +53,17 @@ class TooFewReplicasError(FitError):
     """An estimate over replicas was asked of fewer replicas than it needs."""
 
 
-def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = "") -> str:
-    """Word an error about a name that is not known.
+def unknown_name_message(kind: str, given: object, allowed: Iterable[object], *, do: str = "") -> str:
+    """Format the error message for an unknown name.
 
     Parameters
     ----------
     kind : str
         What the name stands for, such as ``"layer"``.
     given : object
-        What was given.
+        The name that was given.
     allowed : iterable
-        What is allowed; the nearest match is named first.
+        The allowed names; the closest one is suggested.
     do : str, optional
         What to do, as a sentence.
 
@@ -74,7 +74,7 @@ def unknown(kind: str, given: object, allowed: Iterable[object], *, do: str = ""
 
     Examples
     --------
-    >>> unknown("layer", "0.wieght", ["0.weight", "0.bias"])
+    >>> unknown_name_message("layer", "0.wieght", ["0.weight", "0.bias"])
     "unknown layer '0.wieght'; allowed: '0.weight', '0.bias'; did you mean '0.weight'?"
     """
     names = [str(name) for name in allowed]

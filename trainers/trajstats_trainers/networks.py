@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from trajstats.data._arrays import to_numpy
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, unknown_name_message
 from trajstats.network import CURVATURE_KINDS, CurvatureKind
 from trajstats_trainers._normalisation import Counts, example_weights, given_weights
 
@@ -82,7 +82,7 @@ class FrameworkNetwork(ABC):
             ("products", products, PRODUCTS),
         ):
             if given not in allowed:
-                raise ArgumentError(unknown(what, given, allowed))
+                raise ArgumentError(unknown_name_message(what, given, allowed))
         for what, count in (("batch_size", batch_size), ("memory", memory)):
             if count < 1:
                 msg = f"{what}={count}: give an integer of at least 1"
@@ -154,7 +154,7 @@ class FrameworkNetwork(ABC):
         the example gradients of the data's loss (the empirical Fisher). Rows and columns of frozen parameters are zero.
         """
         if kind not in CURVATURE_KINDS:
-            raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
+            raise ArgumentError(unknown_name_message("kind", kind, CURVATURE_KINDS))
         key = (kind, hash(np.asarray(weights).tobytes()), self._given_hash)
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] != key:
@@ -168,7 +168,7 @@ class FrameworkNetwork(ABC):
         arrays = {str(name): np.array(to_numpy(value)) for name, value in buffers.items()}
         for name, array in arrays.items():
             if name not in self._buffers:
-                raise SchemaError(unknown("buffer", name, self._buffers))
+                raise SchemaError(unknown_name_message("buffer", name, self._buffers))
             if array.shape != self._buffers[name]:
                 msg = f"buffer {name!r} has shape {array.shape}; the network's has {self._buffers[name]}"
                 raise SchemaError(msg)

@@ -14,7 +14,14 @@ import numpy as np
 from trajstats.data._arrays import to_numpy
 from trajstats.data.store.open import open_trajectory
 from trajstats.data.store.writer import TrajectoryWriter
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, StoreError, StoreNotFoundError, unknown
+from trajstats.errors import (
+    ArgumentError,
+    NonFiniteError,
+    SchemaError,
+    StoreError,
+    StoreNotFoundError,
+    unknown_name_message,
+)
 from trajstats_trainers._module_state import is_module, module_buffers, module_parameters, split_state
 from trajstats_trainers._pytrees import named_leaves
 
@@ -246,7 +253,7 @@ def batch_order(kind: str, n_examples: int, *, seed: int, epoch: int) -> np.ndar
     [0, 1, 2, 3]
     """
     if kind not in ORDERS:
-        raise ArgumentError(unknown("order", kind, ORDERS))
+        raise ArgumentError(unknown_name_message("order", kind, ORDERS))
     if kind == "cyclic":
         return np.arange(n_examples, dtype=np.int32)
     rng = np.random.default_rng([seed, epoch])

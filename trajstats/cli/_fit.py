@@ -115,14 +115,14 @@ def decay_command(
     from trajstats.data._clocks import choose_clock
     from trajstats.data.schema import clock_values
     from trajstats.data.store.open import open_trajectory
-    from trajstats.errors import ArgumentError, FitError, unknown
+    from trajstats.errors import ArgumentError, FitError, unknown_name_message
     from trajstats.inference.decay.fit import fit_decay
 
     _check_vacant(out)
     run = open_trajectory(list(paths))
     if series not in run.data_vars or run[series].dims != ("replica", "step"):
         known = [str(name) for name, values in run.data_vars.items() if values.dims == ("replica", "step")]
-        raise ArgumentError(unknown("series", series, known))
+        raise ArgumentError(unknown_name_message("series", series, known))
     chosen = choose_clock(run, clock)
     loss = run[series].mean("replica").assign_coords({chosen: ("step", clock_values(run, chosen))})
     fit = fit_decay(loss, rng=seed, curve=curve, clock=clock, max_steps=max_steps)

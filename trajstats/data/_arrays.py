@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -31,10 +31,12 @@ def ordered_arrays(weights: Any, layers: Mapping[str, tuple[int, ...]]) -> list[
     """Take the weights of a row: all layers by name, in the order of `layers`, or the flat vector."""
     if isinstance(weights, Mapping):
         if missing := [name for name in layers if name not in weights]:
-            raise ArgumentError(unknown("layer", missing[0], weights, do=f"The run has layers {list(layers)}."))
+            raise ArgumentError(
+                unknown_name_message("layer", missing[0], weights, do=f"The run has layers {list(layers)}.")
+            )
         if extra := [name for name in weights if name not in layers]:
             do = "Start another store for another model; state that is not trained belongs into buffers=."
-            raise ArgumentError(unknown("layer", extra[0], layers, do=do))
+            raise ArgumentError(unknown_name_message("layer", extra[0], layers, do=do))
         arrays = [to_numpy(weights[name]) for name in layers]
         for (name, shape), array in zip(layers.items(), arrays, strict=True):
             if array.shape != shape:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data._arrays import to_numpy
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, unknown_name_message
 
 BUFFER_TYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -92,7 +92,7 @@ def _described(name: str, value: Any) -> BufferTensor:
         shape, kind = array.shape, array.dtype.name
     if kind not in BUFFER_TYPES:
         do = "Convert it to a type that is kept exactly, or leave it out of buffers."
-        raise ArgumentError(f"buffer {name!r:.120}: " + unknown("type", kind, BUFFER_TYPES, do=do))
+        raise ArgumentError(f"buffer {name!r:.120}: " + unknown_name_message("type", kind, BUFFER_TYPES, do=do))
     sizes = tuple(int(n) for n in shape)
     if any(n < 0 for n in sizes):
         msg = f"buffer {name!r:.120} of shape {sizes}: sizes are >= 0"

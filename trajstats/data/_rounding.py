@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 # name -> (explicit mantissa bits, smallest normal exponent)
 FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
@@ -22,7 +22,7 @@ def rounding_floor(values: np.ndarray, stops: np.ndarray, source_dtype: str, *, 
     about :math:`\langle u^2\rangle/6`.
     """
     if source_dtype not in FORMATS:
-        raise ArgumentError(unknown("source type", source_dtype, FORMATS))
+        raise ArgumentError(unknown_name_message("source type", source_dtype, FORMATS))
     if values.dtype == np.float16:
         values = values.astype(np.float32)
     wide = values.dtype == np.float64

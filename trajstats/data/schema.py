@@ -14,7 +14,7 @@ import xarray as xr
 from trajstats.data._buffers import BUFFER_NAME, check_buffer_variable, with_buffer_variable
 from trajstats.data._labels import label
 from trajstats.data._layer_selection import cut_to_layers, shapes_from_json
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, unknown_name_message
 
 SCHEMA_VERSION = 1
 
@@ -245,7 +245,7 @@ def layer_slices(trajectory: xr.Dataset, layers: Sequence[str] | None = None) ->
         return every
     for name in layers:
         if name not in every:
-            raise ArgumentError(unknown("layer", name, every))
+            raise ArgumentError(unknown_name_message("layer", name, every))
     return {name: every[name] for name in layers}
 
 
@@ -261,7 +261,7 @@ def clock_values(trajectory: xr.Dataset, clock: str = "step") -> np.ndarray:
         return _shared_clock(trajectory, clock)
     known = [str(name) for name, coord in trajectory.coords.items() if coord.dims == (STEP,)]
     if clock not in known:
-        raise ArgumentError(unknown("clock", clock, known, do="Add it with .assign_coords(...)."))
+        raise ArgumentError(unknown_name_message("clock", clock, known, do="Add it with .assign_coords(...)."))
     values = trajectory[clock].values
     return values if clock == STEP else values.astype(np.float64)
 

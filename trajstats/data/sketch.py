@@ -20,7 +20,7 @@ import xarray as xr
 
 from trajstats.data._inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, SKETCH, check_trajectory
-from trajstats.errors import ArgumentError, SchemaError, TooFewReplicasError, unknown
+from trajstats.errors import ArgumentError, SchemaError, TooFewReplicasError, unknown_name_message
 
 KINDS = ("countsketch", "sparse")
 MIX_VERSION = 1
@@ -107,7 +107,7 @@ class Sketch:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ArgumentError(unknown("kind of sketch", self.kind, KINDS))
+            raise ArgumentError(unknown_name_message("kind of sketch", self.kind, KINDS))
         if not 1 <= self.buckets < 2**31 or self.hashes < 2 or not 0 <= self.seed < 2**63:
             msg = (
                 f"buckets={self.buckets}, hashes={self.hashes}, seed={self.seed}: need >= 1, >= 2 and 0 <= seed < 2**63"
@@ -343,7 +343,7 @@ def sketch_msd(
     """
     trajectory = check_sketch(trajectory)
     if per not in {"layer", "all"}:
-        raise ArgumentError(unknown("choice of per", per, ["layer", "all"]))
+        raise ArgumentError(unknown_name_message("choice of per", per, ["layer", "all"]))
     if trajectory.sizes["hash"] < 2:
         msg = f"{trajectory.sizes['hash']} hash replica: an error bar needs at least 2"
         raise TooFewReplicasError(msg)

@@ -11,7 +11,7 @@ import xarray as xr
 from trajstats.data._arrays import to_numpy
 from trajstats.data._buffers import is_buffer
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS, check_trajectory, layer_slices, trajectory_dataset
-from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, SchemaError, unknown_name_message
 from trajstats.estimators._checkpoint_buffers import in_buffers_of, with_buffers_at
 from trajstats.estimators._layer_order import in_order_of, listed, warn_user
 from trajstats.network import CURVATURE_KINDS, CurvatureKind, Network
@@ -110,7 +110,7 @@ def check_inputs(network: Network, inputs: Any, what: str) -> np.ndarray:
 def check_choice(kind: str, given: str, allowed: Sequence[str]) -> None:
     """Refuse a name that is not allowed."""
     if given not in allowed:
-        raise ArgumentError(unknown(kind, given, allowed))
+        raise ArgumentError(unknown_name_message(kind, given, allowed))
 
 
 def chosen_rows(trajectory: xr.Dataset, steps: Sequence[int] | None) -> list[int]:
@@ -154,7 +154,7 @@ def checked(
     """Standardise what every curvature estimator is given."""
     network, trajectory = match_network(network, trajectory)
     if kind not in CURVATURE_KINDS:
-        raise ArgumentError(unknown("kind", kind, CURVATURE_KINDS))
+        raise ArgumentError(unknown_name_message("kind", kind, CURVATURE_KINDS))
     if isinstance(layers, str):
         layers = [layers]
     selection = None

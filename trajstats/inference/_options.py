@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 SAMPLERS = ("batched", "emcee")
 
@@ -25,7 +25,7 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 def check_sampling(sampler: str, max_steps: int, allowed: Iterable[str] = SAMPLERS) -> None:
     """Check how the posterior is to be sampled."""
     if sampler not in list(allowed):
-        raise ArgumentError(unknown("sampler", sampler, allowed))
+        raise ArgumentError(unknown_name_message("sampler", sampler, allowed))
     check_count("max_steps", max_steps)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 Priors = Mapping[str, tuple[float, float]]
 
@@ -19,7 +19,7 @@ def merged_priors(
     result = {name: (float(low), float(high)) for name, (low, high) in default.items()}
     for name, edges in named_priors(given).items():
         if name not in result:
-            raise ArgumentError(unknown("prior", name, result))
+            raise ArgumentError(unknown_name_message("prior", name, result))
         low, high = result[name] = prior_bounds(name, edges)
         least, most = (support or {}).get(name, (low, high))
         if low < least or high > most:

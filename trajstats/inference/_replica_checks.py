@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data._replicas import copied_rows, copies_message
-from trajstats.errors import ArgumentError, FitError, unknown
+from trajstats.errors import ArgumentError, FitError, unknown_name_message
 
 ON_NAN = ("raise", "skip")
 # A level this many times that of the other replicas is another experiment.
@@ -19,7 +19,7 @@ _FALL, _SIGNIFICANT = -0.05, 2.0
 def check_on_nan(on_nan: Any) -> None:
     """Check the option that says what NaN does."""
     if on_nan not in ON_NAN:
-        raise ArgumentError(unknown("on_nan", on_nan, ON_NAN))
+        raise ArgumentError(unknown_name_message("on_nan", on_nan, ON_NAN))
 
 
 def finite_part(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +213,7 @@ class JaxMLP:
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
-            raise ArgumentError(unknown("activation", self.activation, ACTIVATIONS))
+            raise ArgumentError(unknown_name_message("activation", self.activation, ACTIVATIONS))
 
     def __call__(self, params: dict[str, Any], inputs: Any) -> Any:
         """Evaluate the network: (b, sizes[0]) -> (b, sizes[-1])."""
@@ -295,7 +295,7 @@ def torch_mlp(
 
     kinds = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid, "linear": torch.nn.Identity}
     if activation not in kinds:
-        raise ArgumentError(unknown("activation", activation, ACTIVATIONS))
+        raise ArgumentError(unknown_name_message("activation", activation, ACTIVATIONS))
     blocks: list[torch.nn.Module] = [torch.nn.Flatten()]
     for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         blocks.append(torch.nn.Linear(fan_in, fan_out))

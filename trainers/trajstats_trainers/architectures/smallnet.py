@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 if TYPE_CHECKING:
     import torch
@@ -216,5 +216,5 @@ def _convolve(x: Any, kernel: Any) -> Any:
 
 def _variant(name: str) -> Variant:
     if name not in VARIANTS:
-        raise ArgumentError(unknown("variant", name, VARIANTS))
+        raise ArgumentError(unknown_name_message("variant", name, VARIANTS))
     return VARIANTS[name]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from trajstats.errors import ArgumentError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, UnsupportedError, unknown_name_message
 from trajstats.network import CurvatureKind
 from trajstats_trainers._pytrees import named_leaves
 from trajstats_trainers.jax._curvature import JaxCurvature
@@ -208,7 +208,7 @@ class JaxNetwork(FrameworkNetwork):
             run = self._jit("features", lambda w, x: found(*self._model(w), x))
             named = run(self._flat(weights), self._cast(inputs))
             if layer not in named:
-                raise ArgumentError(unknown("layer", layer, named))
+                raise ArgumentError(unknown_name_message("layer", layer, named))
             return np.asarray(named[layer]).reshape(len(inputs), -1)
 
     def input_jacobian(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from trajstats.errors import ArgumentError, SchemaError, optional_package, unknown
+from trajstats.errors import ArgumentError, SchemaError, optional_package, unknown_name_message
 from trajstats_trainers.tasks.digits import Task
 
 PER_QUARTER = 4
@@ -67,7 +67,7 @@ def bach_chorales(
     (28, 30, 46)
     """
     if part not in ("train", "validation"):
-        raise ArgumentError(unknown("part", part, ("train", "validation")))
+        raise ArgumentError(unknown_name_message("part", part, ("train", "validation")))
     rolls = list(chorale_rolls(cache).values())
     training = [roll for k, roll in enumerate(rolls) if k % 5 != 4]
     if n_chorales is not None and not 1 <= n_chorales <= len(training):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, UnsafeInputError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, UnsafeInputError, UnsupportedError, unknown_name_message
 
 CLASSES = ("digit", "parity")
 
@@ -196,7 +196,7 @@ def scikit_digits(*, classes: str = "digit") -> Task:
 
 def _check_classes(classes: str) -> None:
     if classes not in CLASSES:
-        raise ArgumentError(unknown("classes", classes, CLASSES))
+        raise ArgumentError(unknown_name_message("classes", classes, CLASSES))
 
 
 def _digits(images: np.ndarray, labels: np.ndarray, classes: str, *, name: str, source: str) -> Task:
@@ -300,7 +300,7 @@ def cifar10(folder: str | Path, *, part: str = "train", n_examples: int | None =
     """
     folder = Path(folder)
     if part not in CIFAR_FILES:
-        raise ArgumentError(unknown("part", part, CIFAR_FILES))
+        raise ArgumentError(unknown_name_message("part", part, CIFAR_FILES))
     files = [folder / name for name in CIFAR_FILES[part]]
     total = len(files) * CIFAR_RECORDS
     n = total if n_examples is None else n_examples

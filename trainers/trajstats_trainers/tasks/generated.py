@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats_trainers.architectures.mlp import mlp_init
 from trajstats_trainers.tasks.digits import Task
 
@@ -107,7 +107,7 @@ def teacher_student(
     ((100, 8), 3)
     """
     if targets not in TARGETS:
-        raise ArgumentError(unknown("targets", targets, TARGETS))
+        raise ArgumentError(unknown_name_message("targets", targets, TARGETS))
     if n_examples < 1 or len(sizes) < 2 or noise < 0 or (targets == "labels" and sizes[-1] < 2):
         msg = (
             f"n_examples={n_examples}, sizes={sizes}, noise={noise}: give one example or more, widths from input to "

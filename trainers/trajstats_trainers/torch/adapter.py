@@ -16,7 +16,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch.func import functional_call, jvp
 
-from trajstats.errors import ArgumentError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, UnsupportedError, unknown_name_message
 from trajstats.network import CurvatureKind
 from trajstats.runtime._threads import torch_threads
 from trajstats_trainers.networks import VECTORS_PER_CALL, FrameworkNetwork
@@ -253,7 +253,7 @@ class TorchNetwork(FrameworkNetwork):
         """Evaluate what the submodule called `layer` gives out: (b, width)."""
         modules = dict(self._own.named_modules())
         if layer not in modules:
-            raise ArgumentError(unknown("layer", layer, [name for name in modules if name]))
+            raise ArgumentError(unknown_name_message("layer", layer, [name for name in modules if name]))
         caught: list[torch.Tensor] = []
 
         def catch(_module: Any, _args: Any, out: Any) -> None:

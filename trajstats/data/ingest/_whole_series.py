@@ -15,7 +15,7 @@ from trajstats.data.formats._tensor import Checkpoint, input_size
 from trajstats.data.formats.hdf5._read import number_name
 from trajstats.data.safety._budget import Budget, foreign, shorten
 from trajstats.data.store._guard import CONVERT_ZARR_2
-from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, UnsupportedError, unknown_name_message
 
 REPLICA_DIMS = frozenset(["replica", "replicas", "seed", "seeds", "run", "runs", "member", "ensemble"])
 TIME_UNITS = frozenset(
@@ -41,7 +41,7 @@ def read_series(path: Path, dims: Mapping[str, str]) -> tuple[list[tuple[int, Ch
     budget = Budget.for_size(input_size(path))
     data = open_dataset(path, budget)
     if along not in data.dims:
-        msg = f"{path}: {unknown('dimension', along, data.dims)}"
+        msg = f"{path}: {unknown_name_message('dimension', along, data.dims)}"
         raise ArgumentError(msg)
     names = [str(n) for n, v in data.data_vars.items() if along in v.dims and number_name(v.dtype)]
     budget.spend_objects(data.sizes[along] * (2 + 5 * len(names)), f"{path}: dimension {along!r}")

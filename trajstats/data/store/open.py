@@ -51,7 +51,14 @@ from trajstats.data.store.files._place import Place
 from trajstats.data.store.journal._files import open_journal
 from trajstats.data.store.journal._records import Record, check_records
 from trajstats.data.store.writer import TrajectoryWriter
-from trajstats.errors import ArgumentError, SchemaError, StoreError, StoreNotFoundError, UnsafeInputError, unknown
+from trajstats.errors import (
+    ArgumentError,
+    SchemaError,
+    StoreError,
+    StoreNotFoundError,
+    UnsafeInputError,
+    unknown_name_message,
+)
 
 __all__ = ["StoredRows", "TrajectoryWriter", "follow", "open_trajectory"]
 
@@ -110,7 +117,7 @@ def open_trajectory(
     ([[[0.0, 1.0], [10.0, 1.0]]], 'finished')
     """
     if damaged not in {"raise", "drop"}:
-        raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "drop"]))
+        raise ArgumentError(unknown_name_message("choice of damaged", damaged, ["raise", "drop"]))
     local = isinstance(paths, str | Path) and "://" not in str(paths)
     if local and glob.has_magic(str(paths)) and not Path(paths).exists():
         from trajstats.data._naming import natural_key
@@ -352,7 +359,7 @@ def select_layers(trajectory: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     every = layer_slices(trajectory, None)
     for name in names:
         if name not in every:
-            raise ArgumentError(unknown("layer", name, every))
+            raise ArgumentError(unknown_name_message("layer", name, every))
     keep = [k for k, name in enumerate(every) if name in set(names)]
     if not keep:
         msg = "no layer would be left"

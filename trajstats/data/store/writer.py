@@ -53,7 +53,7 @@ from trajstats.data.store.files._lock import WriterLock
 from trajstats.data.store.files._place import Place
 from trajstats.data.store.journal._files import open_journal
 from trajstats.data.store.journal._records import Record, check_records
-from trajstats.errors import ArgumentError, StoreError, unknown
+from trajstats.errors import ArgumentError, StoreError, unknown_name_message
 
 
 class TrajectoryWriter:
@@ -142,7 +142,9 @@ class TrajectoryWriter:
         self._tensors = check_buffers(buffers, self.layers)
         self._sync = check_sync(sync)
         if np.dtype(dtype).name not in STORED_DTYPES:
-            raise ArgumentError(unknown("stored type", dtype, STORED_DTYPES, do="bfloat16 is stored as float32."))
+            raise ArgumentError(
+                unknown_name_message("stored type", dtype, STORED_DTYPES, do="bfloat16 is stored as float32.")
+            )
         self._clocks = tuple(clocks)
         self._sketch = sketch
         self._stops = np.cumsum([math.prod(shape) for shape in self.layers.values()], dtype=np.int64)

@@ -14,7 +14,7 @@ from trajstats.data.safety._credentials import without_credentials
 from trajstats.data.schema import PARAMETER, REPLICA, STEP
 from trajstats.data.store.open import open_trajectory
 from trajstats.data.sweep._members import sweep_members
-from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, TrajstatsError, unknown
+from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, TrajstatsError, unknown_name_message
 
 RUN = "run"
 SKIPPED, WRITING = "skipped", "writing"
@@ -77,7 +77,7 @@ def open_sweep(paths: Any, /, *, damaged: str = "raise", **options: Any) -> xr.D
     (['w4', 'w8'], [4, 8])
     """
     if damaged not in {"raise", "skip"}:
-        raise ArgumentError(unknown("choice of damaged", damaged, ["raise", "skip"]))
+        raise ArgumentError(unknown_name_message("choice of damaged", damaged, ["raise", "skip"]))
     runs: dict[str, xr.Dataset] = {}
     skipped: list[dict[str, str]] = []
     for name, place in sweep_members(paths).items():
@@ -222,7 +222,7 @@ def setting_name(table: xr.Dataset, name: str) -> str:
         return name
     found = [column for column in columns if column.rpartition(".")[2] == name]
     if not found:
-        raise ArgumentError(unknown("setting", name, columns))
+        raise ArgumentError(unknown_name_message("setting", name, columns))
     if len(found) > 1:
         msg = f"setting {name!r} stands for {', '.join(map(repr, found))}; give one of these names"
         raise ArgumentError(msg)

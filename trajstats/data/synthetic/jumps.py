@@ -9,7 +9,7 @@ import xarray as xr
 
 from trajstats.data._inputs import NUMBERS, accepts
 from trajstats.data.synthetic._common import Layers, Rng, Steps, as_steps, as_trajectory, n_and_layers
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 
 @accepts(NUMBERS)
@@ -72,7 +72,7 @@ def displacement_noise(
         ),
     }
     if law not in draw:
-        raise ArgumentError(unknown("law", law, draw))
+        raise ArgumentError(unknown_name_message("law", law, draw))
     path = np.zeros((replicas, step.size, n))
     np.cumsum(scale * draw[law](), axis=1, out=path[:, 1:])
     return as_trajectory(path, step, layers, dtype, "displacement_noise", law=law, scale=scale, degrees=degrees)
@@ -127,7 +127,7 @@ def trap_model(
     'trap_model'
     """
     if lattice not in {"mean_field", "line"}:
-        raise ArgumentError(unknown("lattice", lattice, ["mean_field", "line"]))
+        raise ArgumentError(unknown_name_message("lattice", lattice, ["mean_field", "line"]))
     if not 0 < x < 1:
         msg = f"x={x}: a trap model ages for 0 < x < 1"
         raise ArgumentError(msg)

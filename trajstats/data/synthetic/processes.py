@@ -27,7 +27,7 @@ from trajstats.data.synthetic._common import (
     as_trajectory,
     n_and_layers,
 )
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 
 @accepts(NUMBERS)
@@ -347,7 +347,7 @@ def exact_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /) -> xr.DataArray:
     trajectory = check_trajectory(trajectory)
     process = trajectory.attrs.get("process")
     if process not in _EXACT:
-        raise ArgumentError(unknown("process", process, _EXACT, do="Only these have a closed form."))
+        raise ArgumentError(unknown_name_message("process", process, _EXACT, do="Only these have a closed form."))
     known = json.loads(trajectory.attrs["process_arguments"])
     first, second = pairs["first"].values.astype(float), pairs["second"].values.astype(float)
     values = _EXACT[process](first, second, known)

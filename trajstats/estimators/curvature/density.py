@@ -11,7 +11,7 @@ import xarray as xr
 
 from trajstats.data._inputs import SPECTRUM, accepts
 from trajstats.data.schema import annotate
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, unknown_name_message
 from trajstats.estimators.linalg._lanczos import radau_bounds
 from trajstats.runtime._threads import one_thread
 
@@ -89,7 +89,7 @@ def spectral_density(
     """
     _check(spectrum, level)
     if scale not in SCALES:
-        raise ArgumentError(unknown("scale", scale, SCALES))
+        raise ArgumentError(unknown_name_message("scale", scale, SCALES))
     axis, slope, inverse, width, s = _axis(spectrum, scale, width, linear_below)
     if grid is None:
         u = axis(spectrum["nodes"].values)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from trajstats.data._inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, annotate
-from trajstats.errors import ArgumentError, StoreError, resumable, unknown
+from trajstats.errors import ArgumentError, StoreError, resumable, unknown_name_message
 from trajstats.estimators._checkpoints import MEMORY, UNITS, at_least_one, checked
 from trajstats.estimators.curvature._dask_tasks import at_workers, checkpoints, run_losses, run_spectra
 from trajstats.estimators.curvature._task_store import TaskStore
@@ -134,7 +134,7 @@ def hessian_spectrum(
     """
     network, trajectory, rows, selection, entropy = checked(network, trajectory, steps, kind, layers, rng)
     if method not in METHODS:
-        raise ArgumentError(unknown("method", method, METHODS))
+        raise ArgumentError(unknown_name_message("method", method, METHODS))
     at_least_one(probes=probes, order=order)
     size = network.n_parameters if selection is None else len(selection)
     exact = method == "exact" or (method == "auto" and size <= EXACT_UP_TO)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import annotate
-from trajstats.errors import ArgumentError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, unknown_name_message
 from trajstats.estimators._checkpoints import one_checkpoint
 from trajstats.estimators.fixed_points._attractors import gather
 from trajstats.estimators.fixed_points._basins import _dataset
@@ -124,7 +124,7 @@ def fixed_point_census(
     """
     function, derivative = _map_of(map, dim, weights, jacobian)
     if method not in METHODS:
-        raise ArgumentError(unknown("method", method, METHODS))
+        raise ArgumentError(unknown_name_message("method", method, METHODS))
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
     points = _starts(starts, dim, start_scale, entropy)
     if min(max_iterations, max_period, workers) < 1 or not 0 < level < 1:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from trajstats.data._inputs import NETWORK, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, WEIGHTS, annotate, layer_slices
-from trajstats.errors import ArgumentError, NonFiniteError, UnsupportedError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, UnsupportedError, unknown_name_message
 from trajstats.estimators._checkpoint_buffers import with_buffers_at
 from trajstats.estimators._checkpoints import match_network
 from trajstats.estimators.jacobian._kernels import (
@@ -289,7 +289,7 @@ class _Source:
 
 def _check(network: Network, inputs: np.ndarray, method: str, level: float, bins: int) -> np.ndarray:
     if method not in METHODS:
-        raise ArgumentError(unknown("method", method, METHODS))
+        raise ArgumentError(unknown_name_message("method", method, METHODS))
     if not 0 < level < 1 or bins < 2:
         msg = f"level={level} must lie between 0 and 1 and bins={bins} be at least 2"
         raise ArgumentError(msg)

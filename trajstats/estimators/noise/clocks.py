@@ -10,7 +10,7 @@ import xarray as xr
 from trajstats.data._clocks import carried_clock, default_clock, unit_of
 from trajstats.data._inputs import DELTA, NOISE, accepts
 from trajstats.data.schema import LAYER, PAIR, REPLICA, STEP, annotate, clock_values
-from trajstats.errors import ArgumentError, SchemaError, unknown
+from trajstats.errors import ArgumentError, SchemaError, unknown_name_message
 
 NORMALISATIONS = ("path", "start")
 
@@ -139,7 +139,7 @@ def noise_normalised_msd(
     [[1.0, 4.0]]
     """
     if by not in NORMALISATIONS:
-        raise ArgumentError(unknown("normalisation", by, NORMALISATIONS))
+        raise ArgumentError(unknown_name_message("normalisation", by, NORMALISATIONS))
     _belong(delta, noise)
     step = noise[STEP].values.astype(np.float64)
     first, second = (delta[name].values.astype(np.float64) for name in ("first", "second"))

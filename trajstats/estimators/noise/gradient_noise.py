@@ -16,7 +16,7 @@ from trajstats.data.schema import (
     STEP,
     annotate,
 )
-from trajstats.errors import ArgumentError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, unknown_name_message
 from trajstats.estimators._checkpoints import at_least_one, chosen_rows, match_network
 from trajstats.estimators.curvature._dask_tasks import ANEW, at_workers, checkpoints, run_checkpoints
 from trajstats.estimators.curvature._tasks import Checkpoint
@@ -119,7 +119,7 @@ def gradient_noise(
     network, trajectory = match_network(network, trajectory)
     for name, value, allowed in (("of", of, KINDS), ("per", per, GROUPS)):
         if value not in allowed:
-            raise ArgumentError(unknown(name, value, allowed))
+            raise ArgumentError(unknown_name_message(name, value, allowed))
     size = _batch_size(network, of, batch_size, batches)
     n = network.n_examples
     if examples is not None:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from trajstats.data._inputs import TRAJECTORY, accepts
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, annotate, check_trajectory, layer_shapes, layer_slices
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown_name_message
 from trajstats.estimators.tails._discrete import find_grid
 from trajstats.estimators.tails._kernels import hill_index
 from trajstats.estimators.tails.samples import FEWEST, hill_plot, tail_fit
@@ -228,7 +228,7 @@ def _along_training(
     wanted = saved if steps is None else np.atleast_1d(np.asarray(steps))
     missing = [step for step in wanted.tolist() if step not in saved]
     if missing:
-        raise ArgumentError(unknown("step", missing[0], saved.tolist()))
+        raise ArgumentError(unknown_name_message("step", missing[0], saved.tolist()))
     spans = layer_slices(trajectory, layers)
     generator = np.random.default_rng(rng)
     cells: list[list[list[xr.Dataset | str]]] = []

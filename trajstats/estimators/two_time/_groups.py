@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import LAYER
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators.two_time._sums import block_of
 
 PER = ("layer", "kind", "all")
@@ -66,7 +66,9 @@ def read_groups(trajectory: xr.Dataset, per: Per) -> Groups:
     elif per == "layer":
         dim, names, of_layer = LAYER, tuple(layers), np.arange(len(layers))
     else:
-        raise ArgumentError(unknown("per", per, PER, do="A mapping name -> layer names or patterns makes own groups."))
+        raise ArgumentError(
+            unknown_name_message("per", per, PER, do="A mapping name -> layer names or patterns makes own groups.")
+        )
     total = np.bincount(of_layer[of_layer >= 0], sizes[of_layer >= 0], minlength=len(names)).astype(np.int64)
     if total.sum() == 0:
         msg = f"per={argument!r} selects no parameter; the layers are {layers[:20]}"
@@ -83,7 +85,7 @@ def _match(per: Mapping[str, str | Sequence[str]], layers: list[str]) -> np.ndar
             hits = [k for k, layer in enumerate(layers) if layer == pattern or fnmatch.fnmatchcase(layer, pattern)]
             if not hits:
                 raise ArgumentError(
-                    unknown("layer or pattern", pattern, layers, do=f"It is asked for by group {name!r}.")
+                    unknown_name_message("layer or pattern", pattern, layers, do=f"It is asked for by group {name!r}.")
                 )
             for k in hits:
                 if of_layer[k] not in {-1, index}:

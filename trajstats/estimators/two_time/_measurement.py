@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import LAYER, PAIR, REPLICA, STEP, STEP_PRIME, WEIGHTS, annotate
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators.two_time._dask_blocks import Plan, as_array, block_sums, later, plan_blocks, stack
 from trajstats.estimators.two_time._groups import Groups, Per, read_groups
 from trajstats.estimators.two_time._observables import (
@@ -233,7 +233,7 @@ def prepare(
     asked = read_observables(observables, wavenumber)
     for kind, given, allowed in (("method", method, METHODS), ("on_nan", on_nan, ON_NAN)):
         if given not in allowed:
-            raise ArgumentError(unknown(kind, given, allowed))
+            raise ArgumentError(unknown_name_message(kind, given, allowed))
     if blocks is not None and not 1 <= blocks <= trajectory["layer_stop"].values[-1]:
         msg = f"blocks={blocks}: give 1 or more random blocks, at most one per parameter"
         raise ArgumentError(msg)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import erf
 
-from trajstats.errors import ArgumentError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, NonFiniteError, unknown_name_message
 from trajstats.estimators.two_time._pair_kernels import BOUNDS
 from trajstats.estimators.two_time._sums import Request, Sums
 
@@ -122,7 +122,7 @@ def read_observables(observables: str | Sequence[str], wavenumber: Any) -> tuple
     asked = [observables] if isinstance(observables, str) else list(observables)
     for name in asked:
         if name not in NAMES:
-            raise ArgumentError(unknown("observable", name, NAMES))
+            raise ArgumentError(unknown_name_message("observable", name, NAMES))
     if SCATTERING in asked and wavenumber is None:
         msg = f"{SCATTERING} needs wavenumber=[...] (inverse weight units), for example 1 / sqrt(msd) of a typical lag"
         raise ArgumentError(msg)

@@ -11,7 +11,7 @@ from scipy import stats
 from trajstats.data._clocks import pair_clock, pair_coords
 from trajstats.data._inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import PAIR, REPLICA, annotate, check_trajectory
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators._checkpoints import saved_rows
 from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, later, stack
 from trajstats.estimators.two_time._groups import Per
@@ -84,7 +84,7 @@ def van_hove(
     True
     """
     if scale not in SCALES:
-        raise ArgumentError(unknown("scale", scale, SCALES))
+        raise ArgumentError(unknown_name_message("scale", scale, SCALES))
     if bins < 2 or not reach > 1e-3:
         msg = f"bins={bins}, reach={reach}: give at least 2 bins and a reach above 0.001"
         raise ArgumentError(msg)

@@ -8,7 +8,7 @@ import xarray as xr
 from trajstats.data._clocks import check_clock, choose_clock, unit_of
 from trajstats.data._inputs import MATRIX, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, annotate, check_trajectory, clock_values
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, later, stack
 from trajstats.estimators.two_time._groups import Per
 from trajstats.estimators.two_time._measurement import prepare
@@ -269,7 +269,9 @@ def loss_regimes(
     trajectory = check_trajectory(trajectory, sketched=True)
     known = [str(k) for k, v in trajectory.data_vars.items() if v.dims == (REPLICA, STEP)]
     if series not in known:
-        raise ArgumentError(unknown("series", series, known, do="Record it with append(step, weights, loss=...)."))
+        raise ArgumentError(
+            unknown_name_message("series", series, known, do="Record it with append(step, weights, loss=...).")
+        )
     clock = choose_clock(trajectory, clock)
     times = clock_values(trajectory, clock).astype(np.float64)
     check_clock(times, trajectory[STEP].values, clock)

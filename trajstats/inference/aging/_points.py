@@ -11,7 +11,7 @@ import xarray as xr
 
 from trajstats.data._clocks import clock_of
 from trajstats.data.schema import LAG, LAYER, PAIR, REPLICA, STEP, WAITING_TIME
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown_name_message
 from trajstats.inference._options import real_values
 from trajstats.inference._replica_checks import check_copies, check_on_nan, check_trend, finite_part, level_flags
 from trajstats.inference._scaling import own_unit
@@ -147,12 +147,12 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     if LAYER not in delta.dims:
         own = str(delta[LAYER].values) if LAYER in delta.coords else "total"
         if over not in ("total", own):
-            raise ArgumentError(unknown("over", over, dict.fromkeys(["total", own])))
+            raise ArgumentError(unknown_name_message("over", over, dict.fromkeys(["total", own])))
         return delta, own
     names = [str(name) for name in delta[LAYER].values]
     if over != "total":
         if over not in names:
-            raise ArgumentError(unknown("over", over, ["total", *names]))
+            raise ArgumentError(unknown_name_message("over", over, ["total", *names]))
         return _one_layer(delta, names.index(over)), over
     if len(names) == 1:
         return delta.isel({LAYER: 0}), "total" if names[0] in ("all", "total") else names[0]

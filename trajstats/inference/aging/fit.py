@@ -12,7 +12,7 @@ import xarray as xr
 from trajstats.data._clocks import CLOCK, REASON, carried_clock, clock_attrs
 from trajstats.data._inputs import DELTA, accepts
 from trajstats.data.schema import LAG, PAIR, REPLICA, STEP, WAITING_TIME
-from trajstats.errors import ArgumentError, TooFewReplicasError, optional_package, unknown
+from trajstats.errors import ArgumentError, TooFewReplicasError, optional_package, unknown_name_message
 from trajstats.inference._identifiability import runs_into
 from trajstats.inference._options import check_sampling, check_switches, generator
 from trajstats.inference._priors import Priors, merged_priors
@@ -232,11 +232,13 @@ def _used(points: Points) -> str:
 
 def _check_options(estimator: str | MasterCurve, likelihood: str) -> tuple[str, MasterCurve | None]:
     if likelihood not in LIKELIHOODS:
-        raise ArgumentError(unknown("likelihood", likelihood, LIKELIHOODS))
+        raise ArgumentError(unknown_name_message("likelihood", likelihood, LIKELIHOODS))
     if isinstance(estimator, MasterCurve):
         return estimator.name, estimator
     if estimator not in ESTIMATORS:
-        raise ArgumentError(unknown("estimator", estimator, ESTIMATORS, do="Or give a MasterCurve of your own."))
+        raise ArgumentError(
+            unknown_name_message("estimator", estimator, ESTIMATORS, do="Or give a MasterCurve of your own.")
+        )
     return estimator, MASTER_CURVES.get(estimator)
 
 
@@ -251,7 +253,7 @@ def _check_seeds(name: str, points: Points) -> None:
 
 def _check_groups(groups: str, name: str, likelihood: str, points: Points) -> None:
     if groups not in GROUPS:
-        raise ArgumentError(unknown("groups", groups, GROUPS))
+        raise ArgumentError(unknown_name_message("groups", groups, GROUPS))
     if likelihood not in ("wick", "iid") or name == "threshold":
         msg = (
             f"groups={groups!r} with estimator={name!r}, likelihood={likelihood!r}: an error from scatter or from a "

@@ -12,7 +12,7 @@ import xarray as xr
 from trajstats.data._clocks import REASON, choose_clock, default_reason, unit_of
 from trajstats.data._inputs import LOSS, accepts
 from trajstats.data.schema import REPLICA, STEP
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, optional_package, unknown_name_message
 from trajstats.inference._options import check_count, check_sampling, check_switches, generator, real_values
 from trajstats.inference._priors import Priors, check_free, merged_priors, named_priors
 from trajstats.inference._scaling import rounded
@@ -130,7 +130,7 @@ def fit_decay(
     True
     """
     if curve not in CURVES:
-        raise ArgumentError(unknown("curve", curve, CURVES))
+        raise ArgumentError(unknown_name_message("curve", curve, CURVES))
     check_sampling(sampler, max_steps)
     check_switches(floor=floor, evidence=evidence, progress=progress)
     check_count("bins_per_decade", bins_per_decade)

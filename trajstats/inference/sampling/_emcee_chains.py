@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.store._results import load_kept, remove_kept, save_kept
-from trajstats.errors import ArgumentError, FitError, StoreError, unknown
+from trajstats.errors import ArgumentError, FitError, StoreError, unknown_name_message
 
 TAU_FACTOR = 50
 TAU_STABLE = 0.05
@@ -52,7 +52,7 @@ def sample_posterior(
     than 50 autocorrelation times and their estimate moved by less than 5 %, or at `max_steps`.
     """
     if moves not in MOVES:
-        raise ArgumentError(unknown("moves", moves, MOVES))
+        raise ArgumentError(unknown_name_message("moves", moves, MOVES))
     if chains < 2 or max_steps < 1:
         msg = (
             f"chains={chains}, max_steps={max_steps}: R-hat compares independent ensembles, give at least 2 and 1 step"

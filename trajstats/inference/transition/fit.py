@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.errors import ArgumentError, optional_package, unknown
+from trajstats.errors import ArgumentError, optional_package, unknown_name_message
 from trajstats.inference._options import check_sampling, check_switches, generator, positive_number
 from trajstats.inference._priors import Priors, check_free
 from trajstats.inference.results import FitResult
@@ -116,7 +116,7 @@ def fit_divergence(
     check_sampling(sampler, max_steps)
     check_switches(stuck=stuck, evidence=evidence, progress=progress)
     if groups not in GROUPS:
-        raise ArgumentError(unknown("groups", groups, GROUPS))
+        raise ArgumentError(unknown_name_message("groups", groups, GROUPS))
     rng = generator(rng)
     if evidence:
         optional_package("dynesty", "the evidence", "trajstats[evidence]")

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, clock_values
-from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown
+from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown_name_message
 from trajstats.inference._options import positive_number, real_values
 from trajstats.inference._scaling import own_unit
 from trajstats.inference.transition._likelihood import LearningTimes
@@ -68,7 +68,7 @@ def learning_times(
     chosen = clock if clock != PROPER_TIME or any(clock in run.variables for run in nodes.values()) else STEP
     for name, run in nodes.items():
         if series not in run:
-            raise ArgumentError(unknown("series", series, [str(v) for v in run.data_vars]))
+            raise ArgumentError(unknown_name_message("series", series, [str(v) for v in run.data_vars]))
         if chosen not in run.variables:
             msg = f"run {name!r} has no clock {chosen!r}, and times of two clocks do not compare: give clock='step'"
             raise ArgumentError(msg)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trajstats.data._inputs import FITS, accepts
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.inference.results import FitResult
 from trajstats.report.plots._style import CATEGORIES, axes
 
@@ -43,7 +43,7 @@ def plot_posterior(fits: Mapping[str, FitResult], /, coefficient: str = "mu", *,
         raise ArgumentError(msg)
     for fit in fits.values():
         if coefficient not in fit.posterior:
-            raise ArgumentError(unknown("coefficient", coefficient, [str(name) for name in fit.posterior]))
+            raise ArgumentError(unknown_name_message("coefficient", coefficient, [str(name) for name in fit.posterior]))
     ax = axes(ax)
     top = 0.0
     for (label, fit), colour in zip(fits.items(), CATEGORIES * len(fits), strict=False):

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import betainc
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 LATTICES = ("mean_field", "line")
 
@@ -44,7 +44,7 @@ def trap_exponent(x: float, /, *, lattice: str = "mean_field") -> float:
     0.6666666666666666
     """
     if lattice not in LATTICES:
-        raise ArgumentError(unknown("lattice", lattice, LATTICES))
+        raise ArgumentError(unknown_name_message("lattice", lattice, LATTICES))
     if not 0 < x < 1:
         msg = f"x={x}: a trap model ages for 0 < x < 1"
         raise ArgumentError(msg)

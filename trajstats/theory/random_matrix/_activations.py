@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 from scipy.optimize import brentq
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 
 # Beyond 8.6 standard deviations the Gaussian weight is below float64 resolution.
 _REACH = 8.6
@@ -129,7 +129,9 @@ def activation(given: str | Activation) -> Activation:
     if isinstance(given, Activation):
         return given
     if given not in ACTIVATIONS:
-        raise ArgumentError(unknown("activation", given, ACTIVATIONS, do="Or give an Activation(name, f, df, kinks)."))
+        raise ArgumentError(
+            unknown_name_message("activation", given, ACTIVATIONS, do="Or give an Activation(name, f, df, kinks).")
+        )
     return ACTIVATIONS[given]
 
 

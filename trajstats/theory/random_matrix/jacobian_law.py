@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, TrajstatsError, unknown
+from trajstats.errors import ArgumentError, TrajstatsError, unknown_name_message
 from trajstats.theory.random_matrix import _activations as activations
 from trajstats.theory.random_matrix._activations import Activation, per_layer, variance_map
 from trajstats.theory.random_matrix._continuation import real_point, solve_points
@@ -95,7 +95,7 @@ class JacobianLaw(SpectralLaw):
     ) -> None:
         self.depth, self.widths = _depth_and_widths(depth, widths)
         if weights not in ("gaussian", "orthogonal"):
-            raise ArgumentError(unknown("weights", weights, ("gaussian", "orthogonal")))
+            raise ArgumentError(unknown_name_message("weights", weights, ("gaussian", "orthogonal")))
         self.weights = weights
         self.activation = activations.activation(activation)
         self.input_second_moment = float(input_second_moment)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trajstats.errors import ArgumentError, unknown
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.theory.random_matrix._activations import Activation, activation
 
 Draw = Callable[[np.random.Generator, tuple[int, int], float], np.ndarray]
@@ -134,7 +134,7 @@ def weight_law(given: str | Draw) -> Draw:
     if not isinstance(given, str):
         return given
     if given not in WEIGHT_LAWS:
-        raise ArgumentError(unknown("weight law", given, WEIGHT_LAWS, do="Or give a CheckpointLaw."))
+        raise ArgumentError(unknown_name_message("weight law", given, WEIGHT_LAWS, do="Or give a CheckpointLaw."))
     return WEIGHT_LAWS[given]
 
 
