@@ -15,6 +15,7 @@ from trajstats.data._buffer_tensors import BufferTensor, pack_buffer
 from trajstats.data.ingest._continuity import out_of_line, repeated_tensors
 from trajstats.data.ingest._plan import IngestPlan
 from trajstats.data.ingest._series import Finding, Series
+from trajstats.data.safety._budget import read_attribute
 from trajstats.data.schema import WEIGHTS
 from trajstats.data.store._layout import (
     COMMITTED,
@@ -83,7 +84,8 @@ class Streaming:
                 msg = f"{self.place} exists and was not made from these checkpoints; choose another path or delete it"
                 raise StoreError(msg)
             check_same_layers(group, self.series.layers)
-            self.plan.findings += [Finding(*entry) for entry in json.loads(str(known.get("content_findings", "[]")))]
+            if "content_findings" in known:
+                self.plan.findings += read_attribute(self.place, known, "content_findings", _findings_from_json)
             self._write(tiles, int(known[COMMITTED]))
             self._compare_along(group)
             findings = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in self.plan.findings])
@@ -221,3 +223,15 @@ class Streaming:
         if found and self.on_finding == "raise":
             raise SchemaError("\n".join(str(finding) for finding in found))
         self.plan.findings += found
+
+
+def _findings_from_json(text: Any) -> list[Finding]:
+    """Read findings that a store keeps, each a list of four texts; anything else is a ValueError."""
+    entries = json.loads(text)
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, list) and len(entry) == 4 and all(isinstance(part, str) for part in entry)
+        for entry in entries
+    ):
+        msg = "findings are lists of four texts"
+        raise ValueError(msg)
+    return [Finding(*entry) for entry in entries]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from trajstats.errors import StoreError, TrajstatsError, UnsafeInputError
 
@@ -22,6 +22,7 @@ OBJECTS = 1_000_000
 BYTES = 32 * 2**20
 # Members that are compressed may unpack to this many times their size; weights compress by less than 5.
 UNPACK_RATIO = 20
+T = TypeVar("T")
 
 
 class Budget:
@@ -116,6 +117,13 @@ def foreign(where: str, do: str = "It is truncated or damaged") -> Iterator[None
         text = " ".join(", ".join(shorten(part, 160).strip("'\"") for part in error.args).split())
         msg = f"{where} cannot be read ({type(error).__name__}: {text:.160}). {do}"
         raise StoreError(msg) from error
+
+
+def read_attribute(place: object, attrs: Mapping[str, Any], name: str, parse: Callable[[Any], T]) -> T:
+    """Read one attribute of a store that somebody else may have written; what is wrong with it is a StoreError."""
+    where = f"{place}/zarr.json: the attribute {name!r}, which is {shorten(attrs.get(name))},"
+    with foreign(where, "Restore zarr.json from a copy"):
+        return parse(attrs[name])
 
 
 def json_object(raw: bytes, where: str, budget: Budget) -> dict[str, Any]:

@@ -98,12 +98,7 @@ class _Claims:
         self.small_bytes += small_bytes
 
     def compare(self, place: Place, files: int) -> None:
-        if self.tiles > FREE_TILES + 4 * files:
-            msg = (
-                f"{place}: the metadata claim {self.tiles} files of data, and {files} are in the folder; most of the "
-                "store is missing, or the metadata are damaged. Restore it from a copy"
-            )
-            raise UnsafeInputError(msg)
+        check_claims(place, self.tiles, files)
         if self.small_bytes > FREE_BYTES:
             stored = sum(place.folder.size(key) or 0 for key in place.folder.files())
             if self.small_bytes > SMALL_RATIO * stored:
@@ -112,6 +107,16 @@ class _Claims:
                     "folder; the metadata are damaged or made to exhaust memory, and the store is not read"
                 )
                 raise UnsafeInputError(msg)
+
+
+def check_claims(place: Place, claimed: int, there: int) -> None:
+    """Refuse metadata that claim many more files of data than there are."""
+    if claimed > FREE_TILES + 4 * there:
+        msg = (
+            f"{place}: the metadata claim {claimed} files of data, and {there} are there; most of the "
+            "store is missing, or the metadata are damaged. Restore it from a copy"
+        )
+        raise UnsafeInputError(msg)
 
 
 def _nothing(place: Place) -> Exception:

@@ -32,8 +32,8 @@ def check_layers(layers: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ..
 
 def check_same_layers(group: zarr.Group, layers: Mapping[str, tuple[int, ...]]) -> None:
     """Check that a store holds the layers a writer is about to append."""
-    names = [str(name) for name in np.asarray(array_of(group, LAYER)[...])]
-    with foreign(f"{group.store}: the shapes of the layers", "They are damaged; restore the store from a copy"):
+    with foreign(f"{group.store}: the layers", "They are damaged; restore the store from a copy"):
+        names = [str(name) for name in np.asarray(array_of(group, LAYER)[...])]
         shapes = [tuple(json.loads(str(text))) for text in np.asarray(array_of(group, "layer_shape")[...])]
         stored = dict(zip(names, shapes, strict=True))
     if list(stored.items()) != list(layers.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from trajstats.data._buffers import TENSORS
 from trajstats.data._digests import LayerFacts
 from trajstats.data.safety._codecs import bounded
 from trajstats.data.schema import LAYER, REPLICA, SKETCH, STEP, WEIGHTS
-from trajstats.data.store._guard import node_names, read_json
+from trajstats.data.store._guard import FREE_TILES, check_claims, node_names, read_json
 from trajstats.data.store._layout import (
     BUFFER_BYTES,
     COMMITTED,
@@ -297,15 +298,24 @@ class Tiles:
 
     def small_chunks(self, rows: int) -> dict[str, str]:
         """List the chunks that the arrays beside the weights must have: key -> name of the array."""
-        keys: dict[str, str] = {}
+        grids: dict[str, list[int]] = {}
         for name, array in self.arrays(committed=True).items():
-            if name in self._tiled:
-                continue
-            dims = dims_of(array)
-            shape = [rows if dim == STEP else n for dim, n in zip(dims, array.shape, strict=True)]
-            grid = [-(-n // c) for n, c in zip(shape, array.chunks, strict=True)]
-            keys |= {"/".join([name, "c", *map(str, index)]): name for index in np.ndindex(*grid)}
-        return keys
+            if name not in self._tiled:
+                dims = dims_of(array)
+                shape = [rows if dim == STEP else n for dim, n in zip(dims, array.shape, strict=True)]
+                grids[name] = [-(-n // c) for n, c in zip(shape, array.chunks, strict=True)]
+        self._believe(rows, sum(map(math.prod, grids.values())))
+        return {"/".join([n, "c", *map(str, i)]): n for n, grid in grids.items() for i in np.ndindex(*grid)}
+
+    def _believe(self, rows: int, small: int) -> None:
+        """Refuse more files than a place that is no folder can have, before one is named; folders were compared."""
+        claimed = small + sum(
+            slabs(layout, rows) * math.prod(layout.row_shape[:-1]) * -(-layout.row_shape[-1] // layout.shard)
+            for layout in filter(None, (self.layout, self.buffers))
+        )
+        if self.place.local is None and claimed > FREE_TILES:
+            there = sum(len(self.place.list_under(name)) for name in self.names())
+            check_claims(self.place, claimed, there)
 
     def missing_in(self, bounds: Sequence[tuple[int, int]], *, buffers: bool = False) -> list[str]:
         """List the files missing from a range of rows and parameters, given as (start, stop) of each dimension."""

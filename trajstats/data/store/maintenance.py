@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data._buffers import BUFFERS, buffers_at, tensors_of
+from trajstats.data.safety._budget import read_attribute, shorten
+from trajstats.data.safety._credentials import without_credentials
 from trajstats.data.schema import PARAMETER, REPLICA, SKETCH, STEP, WEIGHTS, check_trajectory, layer_shapes
 from trajstats.data.sketch import Sketch
 from trajstats.data.store._buffer_rows import as_given
@@ -48,7 +50,11 @@ def compact(path: Any, /, *, take_over: bool = False) -> None:
         return
     run = open_trajectory(path, damaged="raise")
     TrajectoryWriter(
-        path, layer_shapes(run), buffers=as_given(tensors_of(run)), sketch=_sketch_of(run.attrs), take_over=take_over
+        path,
+        layer_shapes(run),
+        buffers=as_given(tensors_of(run)),
+        sketch=_sketch_of(path, run.attrs),
+        take_over=take_over,
     ).close()
 
 
@@ -168,8 +174,9 @@ def copy(
         raise StoreError(msg)
     total = run.sizes[STEP]
     layout = plan_layout(variable, source.layout.row_shape, kind, expected_rows=total, rows=rows, columns=columns)
-    sketch = _sketch_of(run.attrs)
     layers = layer_shapes(run)
+    sketch = _sketch_of(path, run.attrs)
+    _check_sketch(path, sketch, layers, source.layout.row_shape)
     extra = {} if sketch is None else sketch.coordinates(layers)
     attrs = {str(k): v for k, v in run.attrs.items() if k not in _OWN_ATTRS}
     lock = WriterLock(place)
@@ -202,12 +209,20 @@ def copy(
         lock.release(remove_journal=finished)
 
 
-def _sketch_of(attrs: Mapping[str, Any]) -> Sketch | None:
+def _sketch_of(path: Any, attrs: Mapping[str, Any]) -> Sketch | None:
     if "sketch_kind" not in attrs:
         return None
-    return Sketch(
-        buckets=int(attrs["sketch_buckets"]),
-        hashes=int(attrs["sketch_hashes"]),
-        seed=int(attrs["sketch_seed"]),
-        kind=str(attrs["sketch_kind"]),
-    )
+    read = partial(read_attribute, without_credentials(path), attrs)
+    numbers = {name: read(f"sketch_{name}", int) for name in ("buckets", "hashes", "seed")}
+    kind = read("sketch_kind", str)
+    return Sketch(**numbers, kind=kind)
+
+
+def _check_sketch(path: Any, sketch: Sketch | None, layers: Mapping[str, tuple[int, ...]], row: Any) -> None:
+    """Refuse attributes that describe other sketches than are stored, before anything of their size is made."""
+    if sketch is not None and sketch.shape(layers) != tuple(row):
+        msg = (
+            f"{without_credentials(path)}/zarr.json: sketch_hashes and sketch_buckets give rows of shape "
+            f"{shorten(sketch.shape(layers))}; the stored ones have {shorten(tuple(row))}. Restore it from a copy"
+        )
+        raise StoreError(msg)

@@ -1,0 +1,156 @@
+"""Stores from strangers: attributes of other types, with checksums that hold, and metadata that claim too much."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import trajstats as ts
+from trajstats.data.ingest.into_store import ingest
+from trajstats.data.sketch import Sketch
+from trajstats.data.store import maintenance
+from trajstats.data.store._metadata_sums import with_sums
+
+
+def reseal(path, **attrs):
+    """Change attributes of a store, and make its checksums hold again."""
+    node = json.loads((path / "zarr.json").read_text())
+    sums = node["attributes"]["checksums"]
+    arrays = {name: value for name, value in sums.items() if (path / name / "zarr.json").exists()}
+    node["attributes"] = with_sums({**node["attributes"], **attrs}, arrays)
+    (path / "zarr.json").write_text(json.dumps(node))
+
+
+@pytest.fixture
+def sketched(tmp_path):
+    """A sketched run that ended early."""
+    writer = ts.TrajectoryWriter(tmp_path / "live.zarr", {"w": (6,)}, sketch=Sketch(buckets=4, hashes=2, seed=1))
+    for step in range(3):
+        writer.append(step, np.arange(6.0) + step)
+    shutil.copytree(tmp_path / "live.zarr", tmp_path / "run.zarr")
+    writer.close()
+    (tmp_path / "run.zarr" / "journal" / "lock").unlink(missing_ok=True)
+    return tmp_path / "run.zarr"
+
+
+@pytest.mark.parametrize("value", ["x", ["a"], {"a": 1}, "[" * 100_000, None])
+@pytest.mark.parametrize("name", ["sketch_buckets", "sketch_hashes", "sketch_seed"])
+def test_attributes_of_a_sketch_that_are_no_numbers(sketched, tmp_path, name, value):
+    reseal(sketched, **{name: value})
+    for work in (lambda: maintenance.copy(sketched, tmp_path / "out.zarr"), lambda: maintenance.compact(sketched)):
+        with pytest.raises(ts.StoreError, match=rf"run\.zarr/zarr\.json.*{name}") as caught:
+            work()
+        assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_attributes_of_another_sketch_than_is_stored(sketched, tmp_path):
+    reseal(sketched, sketch_hashes=10**40)
+    with pytest.raises(ts.StoreError, match="sketch_hashes and sketch_buckets") as caught:
+        maintenance.copy(sketched, tmp_path / "out.zarr")
+    assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize("value", [0, None, "x", "[1]", '[["a"]]', "[[1, 2, 3, 4]]", '{"a": 1}', "[" * 100_000])
+def test_findings_of_an_ingest_that_are_none(tmp_path, value):
+    source = {step: {"w": np.full(5, step + 1.0)} for step in range(3)}
+    out = tmp_path / "run.zarr"
+    ingest(source, out)
+    reseal(out, state="writing", committed_rows=0, content_findings=value)
+    with pytest.raises(
+        (ts.StoreError, ts.UnsafeInputError), match=r"run\.zarr/zarr\.json: the attribute 'content_findings'"
+    ) as caught:
+        ingest(source, out)
+    assert len(str(caught.value)) < 1000
+
+
+# Each child makes its own attack, so that memory is that of one store.
+CHILD = """
+import json, os, resource, sys, time
+from pathlib import Path
+import numpy as np
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+import trajstats as ts
+
+place, what, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with ts.TrajectoryWriter(place, {"w": (3,)}) as writer:
+    writer.append(0, np.ones(3), loss=1.0)
+ts.open_trajectory(place).load()
+root = Path(place)
+
+def edit(name, change):
+    node = json.loads((root / name).read_text())
+    change(node)
+    (root / name).write_text(json.dumps(node))
+
+def forget(node):
+    node.pop("consolidated_metadata", None)
+    node["attributes"].pop("checksums")
+    if what == "plain":
+        for name in ("store_format", "committed_rows", "state", "uid"):
+            node["attributes"].pop(name)
+    elif what != "text":
+        node["attributes"]["committed_rows"] = rows
+
+def claim(node):
+    dims = node.get("dimension_names") or []
+    if "step" in dims:
+        node["shape"][dims.index("step")] = rows
+
+edit("zarr.json", forget)
+if what == "text":
+    edit("layer/zarr.json", lambda node: node.update(codecs=[{"name": "vlen-utf8", "configuration": {}}]))
+    chunk = next(file for file in (root / "layer" / "c").rglob("*") if file.is_file())
+    chunk.write_bytes((2**32 - 1).to_bytes(4, "little") + b"\\x01\\0\\0\\0w")
+else:
+    for file in root.glob("*/zarr.json"):
+        edit(file.relative_to(root), claim)
+if what == "remote":
+    edit("weights/zarr.json", lambda n: n["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(1, 32))
+    new = default_buffer_prototype().buffer.from_bytes
+    files = [file for file in root.rglob("*") if file.is_file()]
+    place = MemoryStore({file.relative_to(root).as_posix(): new(file.read_bytes()) for file in files})
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.process_time()
+try:
+    ts.open_trajectory(place)
+    found = "ACCEPTED"
+except ts.UnsafeInputError as error:
+    found = str(error)
+used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(json.dumps([found, time.process_time() - start, used]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "rows", "match"),
+    [
+        ("own", 2 * 10**9, "elements"),
+        ("plain", 2 * 10**9, "elements"),
+        ("plain", 6 * 10**7, "claim"),
+        ("remote", 6 * 10**7, "claim"),
+        ("text", 1, "claims 4294967295 strings"),
+    ],
+)
+def test_claims_are_refused_in_two_seconds_and_200_mib(tmp_path, what, rows, match):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path / "run.zarr"), what, str(rows)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, seconds, mib = json.loads(done.stdout)
+    assert match in found
+    assert len(found) < 1000
+    assert seconds < 2.0
+    assert mib < 200
