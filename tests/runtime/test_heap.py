@@ -1,4 +1,4 @@
-"""Memory is kept at hand where dask's setting would page it in anew for every array, and only while a task runs."""
+"""Freed memory is reused while a task runs where dask's setting would map every array again."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import pytest
 COUNT = """
 import resource
 import numpy as np
-from trajstats.heap import memory_kept
+from trajstats.runtime._memory import memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

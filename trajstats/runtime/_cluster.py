@@ -1,4 +1,4 @@
-"""What a cluster is asked and how its loss is told: the client, the memory of its workers, the errors of dask."""
+"""Query a dask cluster and report its failures as ClusterError."""
 
 from __future__ import annotations
 
@@ -94,16 +94,19 @@ def client_for(scheduler: Any) -> tuple[Any, bool]:
 
 
 @contextmanager
-def explained(resume: str) -> Iterator[None]:
-    """Word what a broken cluster raises."""
+def cluster_errors(resume: str) -> Iterator[None]:
+    """Raise the errors of a broken cluster as ClusterError, which says how to resume."""
     try:
         yield
     except Exception as error:
         kind = type(error).__name__
         if kind in {"KilledWorker", "BrokenProcessPool"}:
-            msg = f"workers died at their task, most likely for want of memory: {error}. Give them more. {resume}"
+            msg = (
+                f"workers died during a task, most likely because memory ran out: {error}. Give them more memory. "
+                f"{resume}"
+            )
             raise ClusterError(msg) from error
-        if lost(error):
+        if is_scheduler_lost(error):
             why = " ".join(str(error).split())
             msg = (
                 f"the dask scheduler was lost ({kind}: {why:.160}). Start it again, connect with "
@@ -113,8 +116,8 @@ def explained(resume: str) -> Iterator[None]:
         raise
 
 
-def lost(error: BaseException) -> bool:
-    """Say whether an error means that the scheduler is gone."""
+def is_scheduler_lost(error: BaseException) -> bool:
+    """Return whether an error means that the connection to the scheduler is lost."""
     if isinstance(error, OSError) and "trying to connect" in str(error):  # what a call to the scheduler itself raises
         return True
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
@@ -163,7 +166,7 @@ def _physical_memory() -> int:
 
 
 def network_threads(network: Network) -> int | None:
-    """Say how many threads a network's framework takes."""
+    """Return how many threads the framework of a network uses."""
     found = getattr(network, "threads", 1)
     return None if found is None else int(found)
 
@@ -208,7 +211,7 @@ def _workers(client: Any, workers: int | None) -> dict[str, tuple[int, int]]:
 
 @contextmanager
 def computing(scheduler: str | None = None, workers: int | None = None) -> Iterator[None]:
-    """Compute on the dask cluster at an address, or in so many threads of this machine; by default as dask is set."""
+    """Compute on the dask cluster at an address, or in so many threads here; by default as dask is configured."""
     if workers is not None:
         with dask.config.set(scheduler="synchronous" if workers == 1 else "threads", num_workers=workers):
             warn_if_oversubscribed()

@@ -14,7 +14,7 @@ from trajstats.estimators._checkpoints import MEMORY, UNITS, at_least_one, check
 from trajstats.estimators.curvature._dask_tasks import ANEW, at_workers, checkpoints, run_checkpoints, run_losses
 from trajstats.estimators.curvature._tasks import Plan, finite_losses, pairs_task, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
-from trajstats.runtime._cluster import explained
+from trajstats.runtime._cluster import cluster_errors
 
 
 @accepts(NETWORK, TRAJECTORY)
@@ -91,7 +91,7 @@ def extreme_eigenpairs(
     plan = Plan(kind, False, order, 0, 1, entropy, selection)
     cells = checkpoints(trajectory, rows)
 
-    with explained(ANEW):
+    with cluster_errors(ANEW):
         shared = at_workers(network)
         finite_losses(run_losses(shared, trajectory, cells), cells)
         results = run_checkpoints(pairs_task, shared, trajectory, cells, plan, (top, bottom))

@@ -17,7 +17,7 @@ from trajstats.estimators.curvature._dask_tasks import at_workers, checkpoints, 
 from trajstats.estimators.curvature._task_store import TaskStore
 from trajstats.estimators.curvature._tasks import Checkpoint, Plan, finite_losses, probes_per_chunk
 from trajstats.network import CurvatureKind, Network
-from trajstats.runtime._cluster import explained
+from trajstats.runtime._cluster import cluster_errors
 
 METHODS = ("auto", "exact", "lanczos")
 # Up to this many parameters `auto` diagonalises the dense matrix: as cheap as ten probes of eighty steps.
@@ -148,7 +148,7 @@ def hessian_spectrum(
     kept_at = "Nothing is kept; give store= a path." if store is None else f"Finished tasks are kept in {store}."
 
     how = f"{kept_at} The same call again does the missing tasks."
-    with resumable(how), explained(how):
+    with resumable(how), cluster_errors(how):
         shared = at_workers(network)
         losses = finite_losses(run_losses(shared, trajectory, cells), cells)
         kept = None if store is None else _opened(store, plan, layers, source, losses, cells)

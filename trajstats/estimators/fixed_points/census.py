@@ -10,8 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trajstats.data.schema import annotate
-from trajstats.errors import ArgumentError, NonFiniteError, unknown_name_message
-from trajstats.estimators._checkpoints import one_checkpoint
+from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators.fixed_points._attractors import gather
 from trajstats.estimators.fixed_points._basins import _dataset
 from trajstats.estimators.fixed_points._iteration import (
@@ -21,12 +20,11 @@ from trajstats.estimators.fixed_points._iteration import (
     iterate,
     root_search,
 )
+from trajstats.estimators.fixed_points._map_checks import check_map, check_starts, check_tolerance, value_precision
 from trajstats.network import Network
 
 METHODS = ("iterate", "newton")
 _BYTES = 512 * 2**20
-# Tolerances below this many units of the map's rounding cannot be met for sure.
-_FINEST = 32.0
 
 
 def fixed_point_census(
@@ -49,9 +47,9 @@ def fixed_point_census(
 
     Every start is iterated, :math:`x_{t+1}=F(x_t)`, all in one batch, until for some p up to `max_period`
     :math:`\max_i|x_{t+p}-x_t|_i\le\epsilon\max(1,|x|)`. End points are polished by Newton on :math:`F^p(x)=x` and
-    merged; each start is then a
-    ``fixed_point``, a ``cycle`` (with its smallest period), ``unconverged`` (slow, chaotic, or a longer cycle) or
-    ``diverged``. Stability is the spectral radius of the Jacobian of :math:`F^p` at the point, below one.
+    merged; each start is then a ``fixed_point``, a ``cycle`` (with its smallest period), ``unconverged`` (slow,
+    chaotic, or a longer cycle) or ``diverged``. A point is stable if the spectral radius of the
+    Jacobian of :math:`F^p` there is below one.
 
     Parameters
     ----------
@@ -79,11 +77,11 @@ def fixed_point_census(
     max_iterations : int
         Most iterations of a start.
     max_period : int
-        Longest cycle told from no convergence.
+        Longest cycle that is searched for.
     level : float
         Level of the intervals.
     workers : int
-        Threads that iterate parts of the starts side by side; the map must then be safe to call from threads. The
+        Threads that iterate parts of the starts in parallel; the map must then be safe to call from threads. The
         numbers do not depend on it.
 
     Returns
@@ -91,11 +89,10 @@ def fixed_point_census(
     xarray.Dataset
         Per attractor: ``point`` (attractor, dim), ``period``, ``spectral_radius``, ``stable``, ``residual``, ``count``,
         ``share`` with ``share_low`` and ``share_high`` (Wilson), by falling share. Per start: ``status``, ``label``
-        (index
-        of the attractor, -1 for none), ``iterations``. ``distinct`` and ``distinct_stderr`` (sample_size): attractors
-        expected among that many of the starts (the saturation curve). ``n_fixed_points`` (the paper's Q), ``n_cycles``,
-        ``missed`` (Chao's lower bound of attractors not seen), ``missed_share`` and ``missed_share_high``
-        (Good-Turing: the share of starts that lead to them).
+        (index of the attractor, -1 for none), ``iterations``. ``distinct`` and ``distinct_stderr`` (sample_size):
+        attractors expected among that many of the starts (the saturation curve). ``n_fixed_points`` (the paper's Q),
+        ``n_cycles``, ``missed`` (Chao's lower bound of attractors not seen), ``missed_share`` and
+        ``missed_share_high`` (Good-Turing: the share of starts that lead to them).
 
     Raises
     ------
@@ -109,7 +106,7 @@ def fixed_point_census(
     Cost: one batched call of the map per iteration on the starts still moving, plus one Newton polish per distinct
     attractor (2N calls if the Jacobian is by differences). A start that is only slow (edge of chaos) is never counted
     as having no fixed point: it is unconverged. Neutral points (a multiplier of modulus one, such as permutations) are
-    kept where a start returns to the last digit, and are not stable.
+    counted where a start returns to the last digit, and are not stable.
 
     References
     ----------
@@ -122,17 +119,17 @@ def fixed_point_census(
     >>> int(census.n_fixed_points), bool(census.stable.all())
     (4, True)
     """
-    function, derivative = _map_of(map, dim, weights, jacobian)
+    function, derivative = check_map(map, dim, weights, jacobian)
     if method not in METHODS:
         raise ArgumentError(unknown_name_message("method", method, METHODS))
     entropy = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else int(rng)
-    points = _starts(starts, dim, start_scale, entropy)
+    points = check_starts(starts, dim, start_scale, entropy)
     if min(max_iterations, max_period, workers) < 1 or not 0 < level < 1:
         msg = f"{max_iterations=}, {max_period=} and {workers=} must be at least 1, {level=} between 0 and 1"
         raise ArgumentError(msg)
-    eps = _precision(function, points)
+    eps = value_precision(function, points)
     call = checked_map(function, dim)
-    tolerance = _tolerance(tolerance, eps)
+    tolerance = check_tolerance(tolerance, eps)
     slope = derivative if derivative is not None else difference_jacobian(call, eps)
     ends = _ends(call, slope, points, method, tolerance, max_iterations, max_period, workers)
     found, status, label = gather(call, slope, ends, eps=eps)
@@ -160,62 +157,6 @@ def fixed_point_census(
     )
 
 
-def _map_of(
-    given: Any, dim: int, weights: Any, jacobian: Callable[[np.ndarray], np.ndarray] | None
-) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray] | None]:
-    if int(dim) != dim or dim < 1:
-        msg = f"dim={dim}: give the dimension of the space, at least 1"
-        raise ArgumentError(msg)
-    if not hasattr(given, "input_jacobian"):
-        if weights is not None or not callable(given):
-            msg = "give a callable on batches, or a Network together with weights"
-            raise ArgumentError(msg)
-        return given, jacobian or getattr(given, "jacobian", None)
-    if weights is None:
-        msg = "a Network is a map only at given weights: pass weights=run.sel(replica=..., step=...)"
-        raise ArgumentError(msg)
-    if not given.n_inputs == given.n_outputs == dim:
-        msg = f"the network maps {given.n_inputs} to {given.n_outputs}; fixed points need {dim} of both (dim={dim})"
-        raise ArgumentError(msg)
-    net, w = one_checkpoint(given, weights)
-    own = jacobian or (lambda x: np.asarray(net.input_jacobian(w, x), dtype=np.float64))
-    return lambda x: net.outputs(w, x), own
-
-
-def _starts(starts: int | np.ndarray, dim: int, scale: float, entropy: int) -> np.ndarray:
-    if np.ndim(starts) == 0:
-        count = int(starts)
-        if count < 1 or not scale > 0:
-            msg = f"starts={starts} must be at least 1 and start_scale={scale} positive"
-            raise ArgumentError(msg)
-        return scale * np.random.default_rng(entropy).standard_normal((count, dim))
-    points = np.array(starts, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != dim or not len(points):
-        msg = f"starts have shape {points.shape}; give (start, {dim})"
-        raise ArgumentError(msg)
-    if not np.isfinite(points).all():
-        msg = "starts hold NaN or infinity"
-        raise NonFiniteError(msg)
-    return points
-
-
-def _precision(function: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> float:
-    kind = np.asarray(function(points[:1])).dtype
-    return float(np.finfo(kind).eps) if np.issubdtype(kind, np.floating) else float(np.finfo(np.float64).eps)
-
-
-def _tolerance(tolerance: float | None, eps: float) -> float:
-    if tolerance is None:
-        return 1e-10 if eps < 1e-10 else max(1e-5, _FINEST * eps)
-    if not tolerance >= _FINEST * eps:
-        msg = (
-            f"tolerance={tolerance} is below the map's precision: its values have eps={eps:.3g}, "
-            f"so at least {_FINEST * eps:.3g} is needed. Evaluate the map in float64, or raise the tolerance."
-        )
-        raise ArgumentError(msg)
-    return float(tolerance)
-
-
 def _ends(
     call: Any,
     slope: Any,
@@ -227,8 +168,7 @@ def _ends(
     workers: int,
 ) -> Iterated:
     # Chunks of starts bounded by bytes: Jacobians for the root search, a dozen copies of the points otherwise. Chunks
-    # of
-    # at most 1,000 keep the batch in cache, and give the threads their shares.
+    # of at most 1,000 keep the batch in cache and share the work among the threads.
     each = 8 * points.shape[1] * (12 if method == "iterate" else 6 * points.shape[1])
     chunk = min(1_000, max(1, _BYTES // each))
 
@@ -267,7 +207,7 @@ def attractor_slice(
     map : callable or Network
         Batches (b, N) to (b, N), or a network at `weights`.
     census : xarray.Dataset
-        What `fixed_point_census` gave for this map.
+        The result of `fixed_point_census` for this map.
     origin, first, second : array (dim,)
         The plane's o, a and b.
     extent : float
@@ -282,8 +222,8 @@ def attractor_slice(
     Returns
     -------
     xarray.Dataset
-        ``label`` (v, u): index of the census's attractor, -1 unconverged or diverged, -2 an attractor that the census
-        has not.
+        ``label`` (v, u): index of the census's attractor, -1 unconverged or diverged, -2 an attractor that is not
+        in the census.
 
     Raises
     ------
@@ -311,7 +251,7 @@ def attractor_slice(
     True
     """
     dim = census.sizes["dim"]
-    function, _ = _map_of(map, dim, weights, None)
+    function, _ = check_map(map, dim, weights, None)
     vectors = [np.asarray(v, dtype=np.float64) for v in (origin, first, second)]
     if any(v.shape != (dim,) for v in vectors):
         msg = f"origin, first and second have shapes {[v.shape for v in vectors]}; each must be ({dim},)"

@@ -12,7 +12,7 @@ from trajstats.data._inputs import NUMBERS, accepts
 from trajstats.data.schema import annotate
 from trajstats.errors import ArgumentError
 from trajstats.estimators.fixed_points.census import fixed_point_census
-from trajstats.estimators.two_time._dask_blocks import as_array, later, stack
+from trajstats.estimators.two_time._dask_blocks import as_array, delay, stack
 from trajstats.theory.random_matrix.random_nets import Draw, RandomNet, weight_law
 
 _COUNTS = (
@@ -126,7 +126,7 @@ def census_scan(
         a, b, c, d, _ = index
         key = np.random.SeedSequence(entropy, spawn_key=index)
         layout = (int(widths[c]),) * (int(depths[d]) + 1)
-        job = later(_one, {**net, "widths": layout, "law": laws[a], "scale": float(scales[b])}, census, key)
+        job = delay(_one, {**net, "widths": layout, "law": laws[a], "scale": float(scales[b])}, census, key)
         cells.append(as_array(job, (len(_COUNTS),)))
     table = stack(cells).reshape(*shape, len(_COUNTS))
     dims = ("law", "scale", "width", "depth", "seed")

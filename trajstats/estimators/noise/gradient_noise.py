@@ -22,7 +22,7 @@ from trajstats.estimators.curvature._dask_tasks import ANEW, at_workers, checkpo
 from trajstats.estimators.curvature._tasks import Checkpoint
 from trajstats.estimators.noise._ratio import RatioMoments, ratio_moments
 from trajstats.network import Network
-from trajstats.runtime._cluster import explained
+from trajstats.runtime._cluster import cluster_errors
 
 KINDS = ("minibatch", "sample")
 GROUPS = ("layer", "all")
@@ -131,7 +131,7 @@ def gradient_noise(
     stops = trajectory["layer_stop"].values if per == "layer" else np.array([trajectory.sizes[PARAMETER]])
     chosen = np.arange(n) if examples is None else np.sort(np.random.default_rng(rng).permutation(n)[:examples])
     cells = checkpoints(trajectory, rows)
-    with explained(ANEW):
+    with cluster_errors(ANEW):
         shared = at_workers(network)
         if batches is not None:
             results = run_checkpoints(_fixed, shared, trajectory, cells, [np.asarray(b) for b in batches], stops)

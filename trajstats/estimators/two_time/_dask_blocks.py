@@ -1,4 +1,4 @@
-"""Sums over blocks of parameters, on dask: the only module of the estimators that imports it."""
+"""Plan sums over blocks of parameters and run them as dask tasks."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def plan_blocks(
     block_bytes: int | None = None,
     memory_limit: int | None = None,
 ) -> Plan:
-    """Choose the block width, and refuse what cannot fit."""
+    """Choose the block width; reject a request that does not fit in memory."""
     weights = trajectory[WEIGHTS]
     n, n_replicas = weights.sizes[PARAMETER], weights.sizes[REPLICA]
     column = request.n_rows * max(4, weights.dtype.itemsize)
@@ -193,18 +193,18 @@ def block_sums(
     return out
 
 
-def later(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function when the result is computed."""
+def delay(function: Callable[..., Any], *args: Any) -> Any:
+    """Return the call of a function as a lazy dask value."""
     return dask.delayed(function, pure=True, traverse=False)(*args)
 
 
 def as_array(value: Any, shape: tuple[int, ...]) -> da.Array:
-    """See a Delayed array as a dask array."""
+    """Return a lazy value as a dask array of known shape."""
     return da.from_delayed(value, shape, dtype=np.float64)
 
 
 def stack(arrays: list[da.Array]) -> da.Array:
-    """Put the results of replicas side by side."""
+    """Stack the arrays of the replicas along a new first axis."""
     return da.stack(arrays)
 
 
@@ -234,7 +234,7 @@ def _pieces(
 
 
 class Unseen:
-    """Hides from dask what a task shall read itself."""
+    """A variable that dask does not look into, so that the task reads it."""
 
     def __init__(self, variable: xr.Variable) -> None:
         self.variable = variable

@@ -12,7 +12,7 @@ import xarray as xr
 
 from trajstats.data.schema import LAYER, PAIR, REPLICA, STEP, STEP_PRIME, WEIGHTS, annotate
 from trajstats.errors import ArgumentError, unknown_name_message
-from trajstats.estimators.two_time._dask_blocks import Plan, as_array, block_sums, later, plan_blocks, stack
+from trajstats.estimators.two_time._dask_blocks import Plan, as_array, block_sums, delay, plan_blocks, stack
 from trajstats.estimators.two_time._groups import Groups, Per, read_groups
 from trajstats.estimators.two_time._observables import (
     OBSERVABLES,
@@ -57,7 +57,7 @@ class Job:
         values = [as_array(v, shape) for v in self._values(trajectory, sums, limits)]
         out = self._labelled(trajectory, stack(values), (PAIR,), coords, self.names)
         if limits is not None:
-            found = [as_array(later(_distances, v, self.request.first, len(self.groups)), shape[1:]) for v in limits]
+            found = [as_array(delay(_distances, v, self.request.first, len(self.groups)), shape[1:]) for v in limits]
             out = self._with_distance(out, stack(found), PAIR)
         if FLOOR in trajectory and trajectory[FLOOR].dims == (REPLICA, STEP, LAYER):
             out = out.assign_coords({FLOOR: self._floor(trajectory, coords)})
@@ -76,7 +76,7 @@ class Job:
         first, second = self.rows[self.request.first], self.rows[self.request.second]
         shape = (self._width, n, n, n_keys)
         values = [
-            as_array(later(_symmetric, v, first, second, n, same), shape)
+            as_array(delay(_symmetric, v, first, second, n, same), shape)
             for v in self._values(trajectory, sums, limits)
         ]
         steps = trajectory[STEP].values
@@ -85,12 +85,12 @@ class Job:
         coords = {STEP: steps, STEP_PRIME: steps, **clocks}
         out = self._labelled(trajectory, stack(values), (STEP, STEP_PRIME), coords, self.names)
         if VELOCITY in self.arguments["observables"]:
-            cosines = [as_array(later(finish_velocity, s, self.request, n_keys), shape[1:]) for s in sums]
+            cosines = [as_array(delay(finish_velocity, s, self.request, n_keys), shape[1:]) for s in sums]
             also = self._labelled(trajectory, stack(cosines)[:, None], (STEP, STEP_PRIME), coords, (VELOCITY,))
             out[VELOCITY] = also[VELOCITY]
         if limits is not None:
             every = np.arange(self.request.n_rows)
-            found = [as_array(later(_distances, v, every, len(self.groups)), (n, len(self.groups))) for v in limits]
+            found = [as_array(delay(_distances, v, every, len(self.groups)), (n, len(self.groups))) for v in limits]
             out = self._with_distance(out, stack(found), STEP)
         return self._annotated(out, trajectory, "all_pairs")
 
@@ -107,7 +107,7 @@ class Job:
             of, none = self.request, np.empty(0, dtype=np.int64)
             alone = Request(of.n_rows, none, none, frozenset({"rows"}), of.layer_stop, of.group_of_layer)
             moments = block_sums(trajectory, self.rows, alone, self.plan)
-            limits = [later(distances, m, self.groups.sizes, self.overlap_k, of.n_rows) for m in moments]
+            limits = [delay(distances, m, self.groups.sizes, self.overlap_k, of.n_rows) for m in moments]
         return block_sums(trajectory, self.rows, self.request, self.plan, limits), limits
 
     def _values(self, trajectory: xr.Dataset, sums: list[Any], limits: list[Any] | None) -> list[Any]:
@@ -118,7 +118,7 @@ class Job:
             blame = partial(_blame, layers, steps, str(trajectory[REPLICA].values[r]))
             limit = None if limits is None else limits[r]
             args = (total, self.request, self.names, self.sizes, limit, blame if self.on_nan == "raise" else None)
-            out.append(later(finish, *args))
+            out.append(delay(finish, *args))
         return out
 
     def _labelled(

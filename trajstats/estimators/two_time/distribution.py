@@ -13,7 +13,7 @@ from trajstats.data._inputs import PAIRS, TRAJECTORY, accepts
 from trajstats.data.schema import PAIR, REPLICA, annotate, check_trajectory
 from trajstats.errors import ArgumentError, unknown_name_message
 from trajstats.estimators._checkpoints import saved_rows
-from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, later, stack
+from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, delay, stack
 from trajstats.estimators.two_time._groups import Per
 from trajstats.estimators.two_time._measurement import prepare
 from trajstats.estimators.two_time._sums import UNIT, Sums, merge
@@ -106,10 +106,10 @@ def van_hove(
     moments = job.listed(trajectory, pair_coords(trajectory, first, second, about), about)
     group = [] if job.groups.dim is None else [job.groups.dim]
     rms = np.sqrt(moments["msd"].transpose(REPLICA, PAIR, *group).data.reshape(-1, first.size, len(job.groups)))
-    scales = [later(np.asarray, rms[r]) for r in range(rms.shape[0])]
+    scales = [delay(np.asarray, rms[r]) for r in range(rms.shape[0])]
     totals = block_sums(trajectory, job.rows, wanted, job.plan, scales, function=_count)
     shape = (first.size, len(job.groups), bins + 2)
-    counts = stack([as_array(later(_dense, t, shape), shape) for t in totals])
+    counts = stack([as_array(delay(_dense, t, shape), shape) for t in totals])
     if not group:
         counts = counts[:, :, 0]
     edges = np.linspace(low, high, bins + 1)

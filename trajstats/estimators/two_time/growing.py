@@ -18,7 +18,7 @@ from trajstats.errors import ArgumentError, StoreError, StoreNotFoundError, resu
 from trajstats.estimators.two_time._measurement import DISTANCE, prepare
 from trajstats.estimators.two_time._observables import VELOCITY
 from trajstats.estimators.two_time.measures import all_pairs
-from trajstats.runtime._cluster import explained
+from trajstats.runtime._cluster import cluster_errors
 
 
 @accepts(MATRICES, TRAJECTORY)
@@ -162,7 +162,7 @@ def cached_pairs(run: xr.Dataset, /, path: str | os.PathLike[str], **options: An
             return previous
     kept = "is as it was" if path.exists() else "is not made"
     how = f"{path} {kept}. The same call again computes the missing pairs."
-    with resumable(how), explained(how):
+    with resumable(how), cluster_errors(how):
         save_kept(path, wanted.compute().drop_encoding())
     return open_kept(path)
 

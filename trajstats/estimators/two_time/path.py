@@ -9,7 +9,7 @@ from trajstats.data._clocks import check_clock, choose_clock, unit_of
 from trajstats.data._inputs import MATRIX, TRAJECTORY, accepts
 from trajstats.data.schema import REPLICA, STEP, STEP_PRIME, annotate, check_trajectory, clock_values
 from trajstats.errors import ArgumentError, unknown_name_message
-from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, later, stack
+from trajstats.estimators.two_time._dask_blocks import as_array, block_sums, delay, stack
 from trajstats.estimators.two_time._groups import Per
 from trajstats.estimators.two_time._measurement import prepare
 from trajstats.estimators.two_time._sums import Request, Sums
@@ -83,7 +83,7 @@ def path_statistics(trajectory: xr.Dataset, /, *, per: Per = "all", method: str 
     job = prepare(trajectory, pairs[:, 0], pairs[:, 1], observables="correlation", per=per, method=method)
     shape = (len(PATH), n, len(job.groups))
     sums = block_sums(trajectory, job.rows, job.request, job.plan)
-    values = stack([as_array(later(_path, s, job.request, shape), shape) for s in sums])
+    values = stack([as_array(delay(_path, s, job.request, shape), shape) for s in sums])
     clocks = {str(k): (STEP, c.values) for k, c in trajectory.coords.items() if c.dims == (STEP,)}
     out = xr.Dataset(coords={REPLICA: trajectory[REPLICA].values, **clocks, **job.groups.coords()})
     arguments = {"per": job.groups.argument, "method": method}

@@ -18,7 +18,14 @@ from trajstats.data._clocks import CLOCK
 from trajstats.errors import ArgumentError, TrajstatsError, resumable
 from trajstats.inference._options import check_count
 from trajstats.inference.results import FitResult
-from trajstats.runtime._cluster import client_for, explained, in_process, local_threads, lost, warn_if_oversubscribed
+from trajstats.runtime._cluster import (
+    client_for,
+    cluster_errors,
+    in_process,
+    is_scheduler_lost,
+    local_threads,
+    warn_if_oversubscribed,
+)
 from trajstats.runtime._memory import memory_kept
 from trajstats.runtime._threads import ProcessSetting, one_thread
 
@@ -104,7 +111,7 @@ def run_members(
     with ExitStack() as stack:
         backend = _backend(scheduler, workers, stack)
         stack.enter_context(resumable(resume))
-        stack.enter_context(explained(resume))
+        stack.enter_context(cluster_errors(resume))
         backend.warn_if_oversubscribed()
 
         def work(which: Sequence[int], size: int) -> None:
@@ -251,7 +258,7 @@ class _Cluster:
                         # An error, or lost with its worker since it came and being done again: waits for that.
                         result = future.result()
                     except Exception as error:
-                        if lost(error):
+                        if is_scheduler_lost(error):
                             raise
                         result = error
                 finished(numbers[future.key], result)
