@@ -297,9 +297,9 @@ BAD = {
     "missing checkpoint": (
         {"steps": [10, 57]},
         ArgumentError,
-        "no checkpoint at step 57; the nearest saved one is 100",
+        "step 57 was not saved; the nearest saved one is 100",
     ),
-    "no steps": ({"steps": []}, ArgumentError, "asks for nothing"),
+    "no steps": ({"steps": []}, ArgumentError, "chooses nothing"),
     "layer": ({"layers": ["al"]}, ArgumentError, "did you mean 'all'"),
     "seed": ({"rng": None}, ArgumentError, "rng=None"),
     "memory": ({"method": "lanczos", "memory": 1000}, ArgumentError, "Raise memory, lower order"),
