@@ -33,7 +33,6 @@ SKETCH = "sketch"
 SKETCH_DIMS = (REPLICA, STEP, "hash", "bucket")
 CLOCKS = ("step", "epoch", "proper_time")
 CLOCK_UNITS = {"step": "optimiser steps", "epoch": "epochs", "proper_time": "sum of learning rates"}
-LAYER_KINDS = ("weight", "bias", "norm", "other")
 STORED_DTYPES = ("float16", "float32", "float64")
 
 

@@ -40,21 +40,18 @@ def sketched(tmp_path):
 
 @pytest.mark.parametrize("value", ["x", ["a"], {"a": 1}, "[" * 100_000, None])
 @pytest.mark.parametrize("name", ["sketch_buckets", "sketch_hashes", "sketch_seed"])
-def test_attributes_of_a_sketch_that_are_no_numbers(sketched, tmp_path, name, value):
+def test_attributes_of_a_sketch_that_are_no_numbers(sketched, name, value):
     reseal(sketched, **{name: value})
-    for work in (lambda: maintenance.copy(sketched, tmp_path / "out.zarr"), lambda: maintenance.compact(sketched)):
-        with pytest.raises(ts.StoreError, match=rf"run\.zarr/zarr\.json.*{name}") as caught:
-            work()
-        assert len(str(caught.value)) < 1000
-    assert not (tmp_path / "out.zarr").exists()
+    with pytest.raises(ts.StoreError, match=rf"run\.zarr/zarr\.json.*{name}") as caught:
+        maintenance.compact(sketched)
+    assert len(str(caught.value)) < 1000
 
 
-def test_attributes_of_another_sketch_than_is_stored(sketched, tmp_path):
+def test_attributes_of_another_sketch_than_is_stored(sketched):
     reseal(sketched, sketch_hashes=10**40)
     with pytest.raises(ts.StoreError, match="sketch_hashes and sketch_buckets") as caught:
-        maintenance.copy(sketched, tmp_path / "out.zarr")
+        maintenance.compact(sketched)
     assert len(str(caught.value)) < 1000
-    assert not (tmp_path / "out.zarr").exists()
 
 
 @pytest.mark.parametrize("value", [0, None, "x", "[1]", '[["a"]]', "[[1, 2, 3, 4]]", '{"a": 1}', "[" * 100_000])

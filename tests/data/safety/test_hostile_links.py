@@ -10,7 +10,7 @@ import xarray as xr
 import trajstats as ts
 from trajstats.data.store.files import _folder as folder_module
 from trajstats.data.store.files._folder import Folder, check_plain
-from trajstats.data.store.maintenance import append_from, compact, copy, delete_after
+from trajstats.data.store.maintenance import append_from, compact, delete_after
 from trajstats.data.store.verification import verify
 
 LAYERS = {"w": (3,)}
@@ -93,8 +93,7 @@ def actions(path, tmp_path):
         "compact": lambda: compact(path),
         "delete_after": lambda: delete_after(path, 0),
         "append_from": lambda: append_from(path, more),
-        "copy out": lambda: copy(path, tmp_path / "copy.zarr"),
-        "copy in": lambda: copy(finished(tmp_path / "good.zarr"), path),
+        "append_from out": lambda: append_from(tmp_path / "copy.zarr", path),
         "ingest": lambda: ts.ingest(checkpoints, path),
         "sweep": lambda: ts.open_sweep(path).load(),
     }

@@ -1,4 +1,4 @@
-"""Stores as wholes: finished, extended, cut, copied."""
+"""Stores as wholes: finished, appended to, cut."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import trajstats as ts
-from trajstats.data.sketch import Sketch
-from trajstats.data.store.maintenance import append_from, compact, copy, delete_after
+from trajstats.data.store.maintenance import append_from, compact, delete_after
 from trajstats.data.store.verification import verify
 
 LAYERS = {"a": (300,), "b": (10, 20)}
@@ -23,26 +22,6 @@ def record(path, weights, start=0, **options):
         for k, row in enumerate(weights, start=start):
             writer.append(k, row, loss=k, epoch=k / 4)
     return path
-
-
-@pytest.mark.parametrize("tile", [{}, {"rows": 7, "columns": 64}, {"rows": 1, "columns": 500}])
-def test_copy_to_another_layout(tmp_path, weights, tile):
-    path = record(tmp_path / "a.zarr", weights[:40], attrs={"lr": 0.5}, replica=4)
-    copy(path, tmp_path / "b.zarr", **tile)
-    a, b = ts.open_trajectory(path), ts.open_trajectory(tmp_path / "b.zarr")
-    assert verify(tmp_path / "b.zarr").ok
-    for name in a.variables:
-        np.testing.assert_array_equal(a[name].values, b[name].values, err_msg=str(name))
-    assert b.lr == 0.5
-    with pytest.raises(ts.StoreError, match="exists"):
-        copy(path, tmp_path / "b.zarr")
-
-
-def test_copy_of_sketches(tmp_path, weights):
-    path = record(tmp_path / "a.zarr", weights[:9], sketch=Sketch(buckets=64, hashes=3))
-    copy(path, tmp_path / "b.zarr", rows=4)
-    a, b = ts.open_trajectory(path), ts.open_trajectory(tmp_path / "b.zarr")
-    np.testing.assert_array_equal(a.sketch.values, b.sketch.values)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 63, 64, 65, 99, 100])

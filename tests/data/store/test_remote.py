@@ -17,7 +17,7 @@ from trajstats.data.safety._credentials import without_credentials
 from trajstats.data.store.files import _retrying as retrying
 from trajstats.data.store.files._place import Place
 from trajstats.data.store.files._retrying import RetryingStore, is_transient
-from trajstats.data.store.maintenance import copy
+from trajstats.data.store.maintenance import append_from
 
 SECRET = "pa55w0rd"
 LAYERS = {"w": (3, 4), "b": (5,)}
@@ -72,7 +72,7 @@ def url(request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["memory", "file", "s3"])
-def test_a_store_at_a_url_is_written_continued_read_checked_and_copied(kind, tmp_path, request):
+def test_a_store_at_a_url_is_written_continued_read_checked_and_appended_from(kind, tmp_path, request):
     start = {"memory": "memory://", "file": f"file://{tmp_path}"}.get(kind) or request.getfixturevalue("s3")
     url = f"{start}/{tmp_path.name}.zarr"
     record(url, (0, 1))
@@ -82,7 +82,7 @@ def test_a_store_at_a_url_is_written_continued_read_checked_and_copied(kind, tmp
     assert run.source == url
     assert ts.verify(url).ok
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(run)).weights, run.weights)
-    copy(url, tmp_path / "local.zarr")
+    append_from(tmp_path / "local.zarr", url)
     check(tmp_path / "local.zarr")
     pairs = ts.time_pairs(run, waiting_time=[1], lag=[4, 8])
     expected = [((row(1 + lag).astype(float) - row(1)) ** 2).mean() for lag in (4, 8)]

@@ -13,6 +13,7 @@ from trajstats.data._buffer_tensors import BufferTensor, common_type, pack_buffe
 from trajstats.data._buffers import BUFFERS, TENSORS
 from trajstats.data.safety._budget import foreign
 from trajstats.data.store._layout import COMMITTED
+from trajstats.data.store._rows import StoredArray
 from trajstats.data.store._tiles import Tiles
 from trajstats.data.store.files._place import Place
 from trajstats.data.store.journal._files import open_journal
@@ -105,57 +106,31 @@ class JournalBuffers:
             at = end
 
 
-class StoredBuffers:
-    """The buffers of one store as an array (replica, step, buffer) that reads what is asked for."""
+class StoredBuffers(StoredArray):
+    """The buffers of one store as a lazy array (replica, step, buffer)."""
 
     def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
-        self._target = target
+        super().__init__(target)
         self._records = list(records)
-        self._tiles: Tiles | None = None
         self.tensors = self._open().tensors
         self.shape = (1, rows, sum(tensor.size for tensor in self.tensors))
         self.dtype = common_type(self.tensors)
-        self.ndim = len(self.shape)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tiles": None}
-
-    def _open(self) -> Tiles:
-        if self._tiles is None:
-            self._tiles = Tiles(Place(self._target))
-        return self._tiles
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        wanted = key if isinstance(key, tuple) else (key,)
-        wanted += (slice(None),) * (self.ndim - len(wanted))
-        single = tuple(axis for axis, k in enumerate(wanted) if not isinstance(k, slice))
-        ranges = [
-            range(*(k if isinstance(k, slice) else slice(int(k), int(k) + 1)).indices(n))
-            for k, n in zip(wanted, self.shape, strict=True)
-        ]
-        out = np.empty([len(r) for r in ranges], dtype=self.dtype)
-        if out.size:
-            rows, columns = ([min(r), max(r) + 1] for r in ranges[1:])
-            block = self._values(*rows, *columns)
-            out[...] = block[None, :: abs(ranges[1].step), :: abs(ranges[2].step)][
-                :, :: 1 if ranges[1].step > 0 else -1, :: 1 if ranges[2].step > 0 else -1
-            ]
-        return out.reshape([n for axis, n in enumerate(out.shape) if axis not in single])
-
-    def _values(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
-        out = np.empty((stop - first, end - start), dtype=self.dtype)
+    def _read(self, bounds: list[tuple[int, int]]) -> np.ndarray:
+        _, (first, stop), (start, end) = bounds
+        out = np.empty((1, stop - first, end - start), dtype=self.dtype)
         element = byte = 0
         for tensor in self.tensors:
             low, high = max(start, element), min(end, element + tensor.size)
             if low < high:
                 item = tensor.stored.itemsize
-                raw = self.raw(first, stop, byte + (low - element) * item, byte + (high - element) * item)
+                raw = self._raw(first, stop, byte + (low - element) * item, byte + (high - element) * item)
                 values = unpack_buffer(tensor, raw.tobytes()).reshape(stop - first, high - low)
-                out[:, low - start : high - start] = values
+                out[0, :, low - start : high - start] = values
             element, byte = element + tensor.size, byte + tensor.nbytes
         return out
 
-    def raw(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
+    def _raw(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
         """Read the bytes from `start` to `end` of rows, (row, byte) of uint8."""
         out = np.empty((stop - first, end - start), dtype=np.uint8)
         records = self._records
@@ -172,7 +147,7 @@ class StoredBuffers:
                 if tiled <= in_journal:
                     raise
                 self._records = [record for record in records if record.row >= tiled]
-                out[split - first :] = self.raw(split, stop, start, end)
+                out[split - first :] = self._raw(split, stop, start, end)
         return out
 
     def _read_tiles(self, out: np.ndarray, first: int, start: int) -> None:

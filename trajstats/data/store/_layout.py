@@ -30,7 +30,7 @@ from trajstats.data.schema import (
     layer_coords,
 )
 from trajstats.data.store.files._place import Place
-from trajstats.errors import ArgumentError, StoreError
+from trajstats.errors import StoreError
 
 STORE_FORMAT = 2
 READ_FORMATS = (1, STORE_FORMAT)  # format 1 has no digests and no buffers
@@ -79,12 +79,6 @@ class Layout:
         """Bytes of one row."""
         return self.size * self.dtype.itemsize
 
-    @property
-    def files_across(self) -> int:
-        """Number of files that one slab of rows is kept in."""
-        lead = math.prod(self.row_shape[:-1])
-        return lead * -(-self.row_shape[-1] // self.shard)
-
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[tuple[Any, ...], slice]]:
         """Walk over a slab, a few files at a time: index into the array, range of the flat row."""
         last = self.row_shape[-1]
@@ -105,7 +99,6 @@ def plan_layout(
     *,
     expected_rows: int = EXPECTED_ROWS,
     rows: int | None = None,
-    columns: int | None = None,
 ) -> Layout:
     """Choose tiles of about 4 MiB and, where they would make too many files, shards of several tiles."""
     kind = np.dtype(dtype)
@@ -114,12 +107,7 @@ def plan_layout(
         rows = TILE_ROWS
         while rows < 1024 and 2 * rows * last * kind.itemsize <= TILE_BYTES:
             rows *= 2
-    if columns is None:
-        columns = max(1, TILE_BYTES // (TILE_ROWS * kind.itemsize))
-    if rows < 1 or columns < 1:
-        msg = f"tiles of {rows} rows x {columns} columns: both must be at least 1"
-        raise ArgumentError(msg)
-    columns = min(columns, last)
+    columns = min(max(1, TILE_BYTES // (TILE_ROWS * kind.itemsize)), last)
     shard = columns
     while shard < last and math.prod(row_shape[:-1]) * -(-last // shard) * -(-expected_rows // rows) > MAX_FILES:
         shard *= 2

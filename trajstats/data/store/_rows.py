@@ -17,20 +17,23 @@ from trajstats.data.store.journal._records import Record
 from trajstats.errors import StoreError, UnsafeInputError
 
 
-class StoredRows:
-    """The rows of one store as an array that reads what is asked for: tiles first, then the journal."""
+class StoredArray:
+    """An array of one store that reads only the ranges an index needs; subclasses say how a block is read."""
 
-    def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __init__(self, target: Any) -> None:
         self._target = target
-        self._records = {record.row: record for record in records}
         self._tiles: Tiles | None = None
-        layout = self._open().layout
-        self.shape = (1, rows, *layout.row_shape)
-        self.dtype = layout.dtype
-        self.ndim = len(self.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tiles": None}
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
 
     def _open(self) -> Tiles:
         if self._tiles is None:
@@ -39,21 +42,35 @@ class StoredRows:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         wanted = key if isinstance(key, tuple) else (key,)
-        wanted = tuple(k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in wanted)
         wanted += (slice(None),) * (self.ndim - len(wanted))
-        ranges = [range(*k.indices(n)) for k, n in zip(wanted, self.shape, strict=True)]
-        bounds = [(r[0], r[-1] + 1) if len(r) and r.step > 0 else (0, 0) for r in ranges]
-        block = self._read(bounds)
-        within = tuple(slice(None, None, r.step) if r.step > 0 else slice(0, 0) for r in ranges)
-        keep = tuple(i for i, k in enumerate(key if isinstance(key, tuple) else (key,)) if not isinstance(k, slice))
-        block = block[within]
-        return block.reshape([n for i, n in enumerate(block.shape) if i not in keep])
+        ranges = [
+            range(n)[k] if isinstance(k, slice) else range(n)[range(n)[int(k)] :][:1]
+            for k, n in zip(wanted, self.shape, strict=True)
+        ]
+        if all(ranges):
+            block = self._read([(min(r[0], r[-1]), max(r[0], r[-1]) + 1) for r in ranges])
+            block = block[tuple(slice(None, None, r.step) for r in ranges)]
+        else:
+            block = np.empty([len(r) for r in ranges], dtype=self.dtype)
+        return block.reshape([n for n, k in zip(block.shape, wanted, strict=True) if isinstance(k, slice)])
+
+    def _read(self, bounds: list[tuple[int, int]]) -> np.ndarray:
+        raise NotImplementedError
+
+
+class StoredRows(StoredArray):
+    """The rows of one store as a lazy array: tiles first, then the journal."""
+
+    def __init__(self, target: Any, rows: int, records: Sequence[Record] = ()) -> None:
+        super().__init__(target)
+        self._records = {record.row: record for record in records}
+        layout = self._open().layout
+        self.shape = (1, rows, *layout.row_shape)
+        self.dtype = layout.dtype
 
     def _read(self, bounds: list[tuple[int, int]]) -> np.ndarray:
         first, stop = bounds[1]
         out = np.empty([b - a for a, b in bounds], dtype=self.dtype)
-        if not out.size:
-            return out
         in_journal = min((row for row in self._records if row >= first), default=stop)
         split = min(max(first, in_journal), stop)
         if split > first:
@@ -90,7 +107,7 @@ class StoredRows:
             raise StoreError(msg) from error
         # zarr gives the fill value, NaN, for a file that is not there, so only NaN needs a closer look.
         if np.isnan(out[..., ::1]).any() and (lost := tiles.missing_in(bounds)):
-            raise StoreError(missing_tiles(tiles.place, lost))
+            raise StoreError(missing_tiles_message(tiles.place, lost))
 
     def _read_row(self, out: np.ndarray, row: int, bounds: list[tuple[int, int]]) -> None:
         tiles = self._open()
@@ -120,27 +137,21 @@ def _grid(bounds: Sequence[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
     return (tuple(i + a for i, (a, _) in zip(index, bounds, strict=True)) for index in np.ndindex(*lengths))
 
 
-def missing_tiles(place: Place, keys: Sequence[str]) -> str:
-    """Word the error about tiles that are not there."""
+def missing_tiles_message(place: Place, keys: Sequence[str]) -> str:
+    """Format the error message for missing tiles."""
     shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
     return (
-        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.verify(path) tells which layers they "
+        f"{place}: {len(keys)} tiles are missing: {shown}. trajstats.verify(path) lists the layers they "
         "belong to; open_trajectory(path, damaged='drop') opens the layers that are whole."
     )
 
 
 def stored_rows(variable: xr.Variable) -> StoredRows | None:
     """Find the store behind a lazy variable, where it is the whole of one run as `open_trajectory` gave it."""
-    found = stored_source(variable)
-    return found if isinstance(found, StoredRows) else None
-
-
-def stored_source(variable: xr.Variable) -> Any:
-    """Find the array-like of a store behind a lazy variable of one run; None if there is none."""
     if variable.chunks is None:
         return None
     source = f"original-{variable.data.name}"
     layer = variable.data.dask.layers.get(source)
     found = None if layer is None else layer.get(source)
     found = getattr(found, "value", found)
-    return found if getattr(found, "shape", None) == variable.shape else None
+    return found if isinstance(found, StoredRows) and found.shape == variable.shape else None

@@ -1,4 +1,4 @@
-"""What is done to a store as a whole: finish it, extend it, cut it, lay it out anew."""
+"""Operations on whole stores: finish a run, append rows to it, delete its last rows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from trajstats.data._buffers import BUFFERS, buffers_at, tensors_of
+from trajstats.data._buffers import buffers_at, tensors_of
 from trajstats.data.safety._budget import read_attribute, shorten
 from trajstats.data.safety._credentials import without_credentials
-from trajstats.data.schema import PARAMETER, REPLICA, SKETCH, STEP, WEIGHTS, check_trajectory, layer_shapes
+from trajstats.data.schema import PARAMETER, REPLICA, STEP, WEIGHTS, check_trajectory, layer_shapes
 from trajstats.data.sketch import Sketch
 from trajstats.data.store._buffer_rows import as_given
 from trajstats.data.store._guard import check_zarr
-from trajstats.data.store._layout import COMMITTED, DIGEST, FINISHED, STATE, array_of, create_store, plan_layout
-from trajstats.data.store._recovery import check_store, check_vacant, clean, state_of
-from trajstats.data.store._rows import stored_source
-from trajstats.data.store._tiles import Rows, Tiles
+from trajstats.data.store._layout import COMMITTED, FINISHED, STATE, array_of
+from trajstats.data.store._recovery import check_store, clean
+from trajstats.data.store._tiles import Tiles
 from trajstats.data.store.files._lock import WriterLock
 from trajstats.data.store.files._place import Place
 from trajstats.data.store.journal._files import open_journal
@@ -49,13 +48,9 @@ def compact(path: Any, /, *, take_over: bool = False) -> None:
     if check_zarr(Place(path)).get(STATE) == FINISHED:
         return
     run = open_trajectory(path, damaged="raise")
-    TrajectoryWriter(
-        path,
-        layer_shapes(run),
-        buffers=as_given(tensors_of(run)),
-        sketch=_sketch_of(path, run.attrs),
-        take_over=take_over,
-    ).close()
+    layers, sketch = layer_shapes(run), _sketch_of(path, run.attrs)
+    _check_sketch(path, sketch, layers, Tiles(Place(path)).layout.row_shape)
+    TrajectoryWriter(path, layers, buffers=as_given(tensors_of(run)), sketch=sketch, take_over=take_over).close()
 
 
 def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | None = None) -> None:
@@ -152,59 +147,6 @@ def delete_after(path: Any, /, step: int | None = None, *, row: int | None = Non
         if known.get(STATE) == FINISHED:
             tiles.finish()
             finished = True
-    finally:
-        lock.release(remove_journal=finished)
-
-
-def copy(
-    path: Any, out: Any, /, *, rows: int | None = None, columns: int | None = None, dtype: str | None = None
-) -> None:
-    """Copy a store, in another layout if asked."""
-    run = open_trajectory(path)
-    variable = SKETCH if SKETCH in run else WEIGHTS
-    source = Tiles(Place(path))
-    kind = source.layout.dtype if dtype is None else np.dtype(dtype)
-    if variable == SKETCH and dtype not in (None, "float64"):
-        msg = f"dtype={dtype!r}: sketches are float64"
-        raise ArgumentError(msg)
-    place = Place(out, write=True)
-    check_vacant(place)
-    if state_of(place) is not None:
-        msg = f"{out} exists; choose a new path"
-        raise StoreError(msg)
-    total = run.sizes[STEP]
-    layout = plan_layout(variable, source.layout.row_shape, kind, expected_rows=total, rows=rows, columns=columns)
-    layers = layer_shapes(run)
-    sketch = _sketch_of(path, run.attrs)
-    _check_sketch(path, sketch, layers, source.layout.row_shape)
-    extra = {} if sketch is None else sketch.coordinates(layers)
-    attrs = {str(k): v for k, v in run.attrs.items() if k not in _OWN_ATTRS}
-    lock = WriterLock(place)
-    finished = False
-    try:
-        label = int(run[REPLICA].values[0])
-        create_store(
-            place, layout, layers, replica=label, attrs=attrs, extra=extra, buffers=source.tensors, expected_rows=total
-        )
-        state = stored_source(run.variables[BUFFERS]) if source.tensors else None
-        tiles = Tiles(place)
-        clocks = [str(n) for n, c in run.coords.items() if c.dims == (STEP,) and n != STEP]
-        names = [*clocks, *(str(n) for n, v in run.data_vars.items() if v.dims == (REPLICA, STEP))]
-        scalars = {name: run[name].values.reshape(-1) for name in names}
-        data = run[variable].data
-        for first in range(0, total, layout.rows):
-            stop = min(total, first + layout.rows)
-
-            def block(start: int, end: int, first: int = first, stop: int = stop) -> np.ndarray:
-                flat = data[0, first:stop].reshape(stop - first, -1) if variable == SKETCH else data[0, first:stop]
-                return np.asarray(flat[:, start:end].compute(), dtype=kind)
-
-            series = [{name: float(values[k]) for name, values in scalars.items()} for k in range(first, stop)]
-            digests = run[DIGEST].values[0, first:stop] if variable == SKETCH and DIGEST in run else None
-            rows_now = Rows(first, run[STEP].values[first:stop].tolist(), series, digests=digests)
-            tiles.write(rows_now, block, buffers=state and partial(state.raw, first, stop), clocks=clocks)
-        tiles.finish()
-        finished = True
     finally:
         lock.release(remove_journal=finished)
 

@@ -45,7 +45,7 @@ from trajstats.data.store._layout import (
     array_of,
 )
 from trajstats.data.store._metadata_sums import ATTRIBUTES
-from trajstats.data.store._rows import StoredRows, missing_tiles
+from trajstats.data.store._rows import StoredRows, missing_tiles_message
 from trajstats.data.store._tiles import Tiles, dims_of, layer_names
 from trajstats.data.store.files._place import Place
 from trajstats.data.store.journal._files import open_journal
@@ -224,7 +224,7 @@ def _checked(
     if damaged == "drop":  # of tiles only: what is lost of the rest concerns all layers
         lost = [key for key in lost if key.partition("/")[0] not in (tiles.variable, BUFFER_BYTES)]
     if lost := _needed(tiles, lost, layers):
-        raise StoreError(missing_tiles(place, lost))
+        raise StoreError(missing_tiles_message(place, lost))
     check_records(records, tiles.n_layers, str(place))
     trajectory = _dataset(target, tiles, rows, records, attrs, block_bytes)
     if damaged == "drop":

@@ -1,4 +1,8 @@
-"""One writer at a time: a lock that names its holder and falls with its process."""
+"""One writer at a time: a lock that names its holder and is released when its process ends.
+
+The package `filelock` opens a path, so it would follow a link in place of the folder `journal`; it also neither names
+the holder in its error nor notices a lock left by another host.
+"""
 
 from __future__ import annotations
 
