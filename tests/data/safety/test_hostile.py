@@ -410,7 +410,9 @@ MAKERS = {
 CHILD = """
 import json, os, resource, sys, time
 import numpy, h5py, xarray
-from trajstats.data import formats, formats_flat, formats_msgpack, formats_torch, formats_tree, ingest, guard, store
+from trajstats.data.formats import _archives, _folders, _msgpack, _open, _series_files, _torch_pickle
+from trajstats.data.ingest.into_store import ingest
+from trajstats.data.store import _guard, open, writer
 import trajstats as ts
 
 for name, folder in json.loads(sys.argv[1]):
@@ -420,7 +422,7 @@ for name, folder in json.loads(sys.argv[1]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     try:
-        ingest.ingest(folder, folder + ".zarr", step_from=lambda _: 1)
+        ingest(folder, folder + ".zarr", step_from=lambda _: 1)
         what = "ACCEPTED"
     except (ts.UnsafeInputError, ts.StoreError, ts.UnsupportedError) as error:
         what = type(error).__name__
