@@ -1,1 +1,1 @@
-"""What a trajectory is, how it gets in, how it is kept."""
+"""Trajectories: their schema, how they are read in, and how they are stored."""

@@ -1,4 +1,4 @@
-"""Buffers: what a network keeps beside its parameters and does not train, in its own types."""
+"""Buffers: the state of a network that is not trained, stored in its own types."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def tensor_digest(values: Any) -> int:
     """Compute the digest of a tensor: a number of 64 bits that equal tensors share.
 
     Values are compared as numbers: ``-0.0`` equals ``0.0``, and all NaN are equal. The shape is not part of it.
-    Two tensors that differ by chance have the same digest with probability 2**-64; it is no protection against forgery.
+    Two tensors that differ by chance have the same digest with probability 2**-64; it does not protect against forgery.
     """
     digest = TensorDigest()
     digest.update(values)

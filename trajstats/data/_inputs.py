@@ -41,12 +41,12 @@ def _along(*dims: str) -> Callable[[Any], bool]:
 
 
 def _is_delta(obj: Any) -> bool:
-    """Tell whether an object is an observable of listed pairs."""
+    """Check whether an object is an observable of listed pairs."""
     return _along(PAIR)(obj) and ({WAITING_TIME, LAG} <= set(obj.coords) or {"first", "second"} <= set(obj.coords))
 
 
 def _is_network(obj: Any) -> bool:
-    """Tell whether an object differentiates or evaluates a network at given weights; properties are not evaluated."""
+    """Check whether an object differentiates or evaluates a network at given weights; properties are not evaluated."""
     # Estimators need some members each, and a network of one's own may have no more. Torch modules may have such names.
     kind = type(obj)
     return (
@@ -55,14 +55,14 @@ def _is_network(obj: Any) -> bool:
 
 
 def _is_number_array(obj: Any) -> bool:
-    """Tell whether an object converts to an array of numbers."""
+    """Check whether an object converts to an array of numbers."""
     if isinstance(obj, xr.Dataset | Mapping | str | bytes | Path) or obj is None or _library(obj):
         return False
     return hasattr(obj, "__array__") or np.asarray(obj, dtype=object).dtype == object
 
 
 def _is_fit(obj: Any) -> bool:
-    """Tell whether an object is a FitResult, without importing it."""
+    """Check whether an object is a FitResult, without importing it."""
     return type(obj).__name__ == "FitResult"
 
 

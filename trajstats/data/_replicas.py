@@ -1,4 +1,4 @@
-"""Replicas that are no replicas: copies of one run, and attributes of runs that are joined."""
+"""Find copies among replicas, and join the attributes of runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def copied_rows(values: np.ndarray) -> list[tuple[int, int]]:
 
 
 def copies_message(copies: Sequence[tuple[int, int]], labels: Sequence[Any], what: str = "replica") -> str:
-    """Word an error about replicas that are copies."""
+    """Format the error message for replicas that are copies."""
     shown = "; ".join(f"{what} {labels[later]} is a copy of {what} {labels[first]}" for later, first in copies[:5])
     more = f"; {len(copies) - 5} more" if len(copies) > 5 else ""
     return f"{shown}{more}: copies are no independent runs, and errors over them would be 0. Keep one of each."
@@ -41,7 +41,7 @@ def copies_message(copies: Sequence[tuple[int, int]], labels: Sequence[Any], wha
 def joined_attrs(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the attributes of runs: what is the same stays, what differs becomes a JSON list in the order of the runs.
 
-    Settings kept as a JSON object are joined key by key.
+    Settings saved as a JSON object are joined key by key.
     """
     names = dict.fromkeys(name for one in attrs for name in one)
     joined = {name: _joined([_parsed(one.get(name)) for one in attrs]) for name in names}

@@ -108,7 +108,7 @@ def time_pairs(
 ) -> xr.Dataset:
     r"""Pick saved pairs of times (t_w, t_w + t).
 
-    The pairs carry their clock: `msd`, `two_time`, `van_hove` and the fits count in it unless told otherwise.
+    The pairs carry their clock: `msd`, `two_time`, `van_hove` and the fits use it unless another clock is given.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def time_pairs(
     waiting_time : sequence of float, optional
         Waiting times on `clock`; all saved ones if not given. Each must have been saved, to within `tolerance`.
     lag : sequence of float, optional
-        Lags on `clock`. A pair is kept when ``waiting_time + lag`` was saved to within `tolerance` of the lag; a
+        Lags on `clock`. A pair is included when ``waiting_time + lag`` was saved to within `tolerance` of the lag; a
         lag that no waiting time has is an error. Not together with `lags_per_decade`.
     lags_per_decade : int, optional
         Thin the saved lags of each waiting time to those nearest to a log grid with this many points a decade. With
@@ -256,7 +256,7 @@ def _rounded(time: float, clock: str) -> float:
 
 
 def is_saved(times: np.ndarray, wanted: float, clock: str) -> bool:
-    """Tell whether a time was saved, to within the rounding of its clock."""
+    """Check whether a time was saved, to within the rounding of its clock."""
     slack = 0.0 if clock == STEP else ROUNDING * abs(wanted)
     return bool((np.abs(times - wanted) <= slack).any())
 

@@ -77,7 +77,7 @@ def trajectory_dataset(
     clocks : mapping name -> array, (step,), optional
         Other clocks: ``proper_time``, ``epoch``.
     buffers : mapping name -> array, (replica, step, ...) or (step, ...), optional
-        State that is not trained, such as running statistics, kept in its own types.
+        State that is not trained, such as running statistics, saved in its own types.
     attrs : mapping, optional
         Attributes to add; anything that is not text or a number is stored as JSON.
 
@@ -304,7 +304,7 @@ def annotate(
     )
     if isinstance(result, xr.DataArray):
         result.name = name
-    # zarr v3 has no specification for fixed-width text: texts are kept as variable-length strings.
+    # zarr v3 has no specification for fixed-width text: texts are saved as variable-length strings.
     fixed = {key: coord.astype(object) for key, coord in result.coords.items() if coord.dtype.kind == "U"}
     if isinstance(result, xr.DataArray):
         return label(result.assign_coords(fixed), estimator)

@@ -74,7 +74,7 @@ class Sketch:
     Parameters
     ----------
     buckets : int
-        Numbers kept per layer and hash replica; the relative error of one hash replica is about
+        Numbers stored per layer and hash replica; the relative error of one hash replica is about
         ``sqrt(2 / buckets)``. A layer smaller than this is given as many buckets as it has weights.
     hashes : int
         Independent hash replicas, from whose scatter error bars come; at least 2.

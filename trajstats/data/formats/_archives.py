@@ -203,7 +203,7 @@ def _member_tensor(
 
 
 class _Stream:
-    """A compressed member, unpacked from front to back as ranges are asked for."""
+    """A compressed member, unpacked from front to back as ranges are read."""
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
         self._path, self._info = path, info

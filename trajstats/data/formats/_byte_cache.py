@@ -1,4 +1,4 @@
-"""Unpacked bytes that are kept for a while, since what can only be unpacked whole is read in ranges."""
+"""Cache unpacked bytes: data that can only be unpacked as a whole are read in ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class ByteCache:
-    """What was unpacked last: ranges of one chunk or member are asked for one after another."""
+    """The chunk or member unpacked last; its ranges are usually read one after another."""
 
     def __init__(self, most: int) -> None:
         self._most, self._bytes = most, 0
@@ -19,7 +19,7 @@ class ByteCache:
         self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], bytes]) -> bytes:
-        """Return what is kept, or make and keep it."""
+        """Return the cached bytes, or unpack and cache them."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

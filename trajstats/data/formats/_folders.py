@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: sharded, with other files beside the weights, or written by orbax."""
+"""Checkpoints that are folders: sharded, with other files next to the weights, or written by orbax."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ORBAX_MARKS = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Tell whether a folder is one checkpoint, rather than a series of them."""
+    """Check whether a folder is one checkpoint, rather than a series of them."""
     names = {entry.name for entry in path.iterdir()}
     if names & {*WEIGHT_FILES, ".metadata"} or any(name.endswith(".index.json") for name in names):
         return True
@@ -40,19 +40,19 @@ def is_checkpoint_folder(path: Path) -> bool:
 
 
 def is_orbax_folder(path: Path) -> bool:
-    """Say whether a folder was written by orbax."""
+    """Check whether a folder was written by orbax."""
     return any((path / name).exists() for name in ORBAX_MARKS) or (path / "default" / "_METADATA").is_file()
 
 
 def _shard_groups(path: Path, names: Iterable[str]) -> set[Path]:
-    """List the sharded checkpoints in a folder without an index, each by its first; none beside other files."""
+    """List the sharded checkpoints in a folder without an index, each by its first; none if there are other files."""
     files = [path / name for name in names if name.endswith(SINGLE_FILES) and not is_training_state(name)]
     groups = {shards[0] if (shards := shards_of(file)) else None for file in files}
     return set() if None in groups else {file for file in groups if file is not None}
 
 
 def read_folder(path: Path, budget: Budget) -> Checkpoint:
-    """Read a folder that is one checkpoint: sharded, with optimizer files beside the weights, or written by orbax."""
+    """Read a folder that is one checkpoint: sharded, with optimizer files next to the weights, or written by orbax."""
     check_links(path)
     names = sorted((entry.name for entry in path.iterdir()), key=natural_key)
     if ".metadata" in names:

@@ -51,7 +51,7 @@ def is_training_state(name: str) -> bool:
 
 
 def shards_of(file: Path) -> list[Path]:
-    """List the files of a checkpoint that is cut into ``-00001-of-00003``; empty if the file is no such part."""
+    """List the files of a checkpoint that is cut into ``-00001-of-00003``; empty if the file is not such a part."""
     match = _SHARD.fullmatch(file.name)
     if match is None or int(match["count"]) < 2 or int(match["count"]) > 100_000:
         return []
@@ -65,7 +65,7 @@ def shards_of(file: Path) -> list[Path]:
 
 
 def is_first_part(file: Path) -> bool:
-    """Say whether a file is a whole checkpoint, or the part of one that stands for all of them."""
+    """Check whether a file is a whole checkpoint, or the part of one that stands for all of them."""
     if shards := shards_of(file):
         there = next((shard for shard in shards if shard.exists()), file)
         return file == there
@@ -74,7 +74,7 @@ def is_first_part(file: Path) -> bool:
 
 
 def ranks_of(file: Path) -> list[Path]:
-    """List the files of all ranks of a model-parallel checkpoint; empty if the file is no rank."""
+    """List the files of all ranks of a model-parallel checkpoint; empty if the file is not a rank."""
     if _CONSOLIDATED.fullmatch(file.name):
         found = [f for f in file.parent.iterdir() if _CONSOLIDATED.fullmatch(f.name) and f.suffix == file.suffix]
     elif match := _RANK_FILE.fullmatch(file.name):
@@ -193,7 +193,7 @@ def _by_rows(pieces: list[Tensor]) -> Tensor:
 
 
 def _by_columns(pieces: list[Tensor]) -> Tensor:
-    """Put matrices beside each other."""
+    """Join matrices side by side."""
     rows, columns = pieces[0].shape
     width = columns * len(pieces)
 

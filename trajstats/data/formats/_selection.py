@@ -88,7 +88,7 @@ TRAINER_KEYS = frozenset(
         "val_metrics",
     ]
 )
-STATISTICS_KEYS = frozenset(["batch_stats", "buffers"])  # beside the parameters, and part of the model
+STATISTICS_KEYS = frozenset(["batch_stats", "buffers"])  # next to the parameters, and part of the model
 MOMENTS = frozenset(
     ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
 )
@@ -106,7 +106,7 @@ _KERAS = re.compile(r"(?P<layer>(?:.*\.)?(?P<kind>batch_normalization|normalizat
 def choose_tensors(
     found: Checkpoint, *, optimizer: bool = False, part: str | Sequence[str] | None = None
 ) -> Checkpoint:
-    """Tell the parameters and buffers of one model from everything else in a file.
+    """Separate the parameters and buffers of one model from everything else in a file.
 
     Optimizer and trainer state are passed over. Where a file holds several sets of weights, such as a model and its
     moving average, `part` names the one that is meant.
@@ -131,7 +131,7 @@ def choose_tensors(
 
 
 def _other_state(name: str, containers: frozenset[str]) -> str:
-    """Say what a tensor belongs to if it is no part of a model; empty if it may be."""
+    """Return what a tensor belongs to if it is not part of a model; empty if it may be."""
     parts = [part.lower() for part in name.replace("/", ".").split(".")]
     if not OPTIMIZER_KEYS.isdisjoint(parts[:-1]) or parts[-1] in MOMENTS or parts[0] in OPTIMIZER_KEYS:
         return "optimizer state"
@@ -167,7 +167,7 @@ def _one_model(found: Checkpoint, names: list[str], passed: dict[str, str]) -> l
 
 
 def _is_weights(found: Checkpoint, names: Iterable[str]) -> bool:
-    """Say whether a mapping in a file holds weights of a network: a floating tensor that is more than one number."""
+    """Check whether a mapping in a file holds weights of a network: a floating tensor that is more than one number."""
     return any(found.tensors[name].dtype in FLOATING and found.tensors[name].size > 1 for name in names)
 
 
@@ -213,7 +213,7 @@ def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -
         head = names[0][start:].partition(".")[0]
         whole = names[0][:start] + head
         around = all(name.startswith(f"{whole}.") for name in names)
-        # A dotted name may begin with "model." on its own; only a mapping of the file is no part of the name.
+        # A dotted name may begin with "model." on its own; only a mapping of the file is not part of the name.
         if not around or head not in MODEL_KEYS or not (whole in containers or head.endswith("state_dict")):
             break
         start = len(whole) + 1
@@ -222,7 +222,7 @@ def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -
 
 
 def _split(path: str, tensors: Mapping[str, Tensor], passed: dict[str, str]) -> Checkpoint:
-    """Tell parameters from buffers."""
+    """Separate parameters from buffers."""
     keras = _keras_buffers(tensors)
     chosen = Checkpoint(path, {}, passed)
     for name, tensor in tensors.items():

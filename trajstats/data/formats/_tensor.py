@@ -50,7 +50,7 @@ class Checkpoint:
 
     path: str  # Where it is
     tensors: dict[str, Tensor]  # Parameters by name, in the order of the file. Readers put all tensors here
-    # What else is in there: optimizer state, second names of a tensor, types that are no numbers
+    # What else is in there: optimizer state, second names of a tensor, types that are not numbers
     passed_over: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)  # State that is not trained
     # Outermost mappings in the file: a name that begins with one and a dot lies in it

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a series are: files, folders, globs, in natural order, and what beside them is left out."""
+"""Find the checkpoints of a series (files, folders, globs) in natural order, and list what is left out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Discovery:
 
     files: list[Path]
     root: Path | None = None  # the folder that was searched
-    left_out: dict[str, str] = field(default_factory=dict)  # what is beside them -> why it is none of them
+    left_out: dict[str, str] = field(default_factory=dict)  # other files -> why they are left out
 
 
 def find_checkpoints(paths: Any) -> Discovery:
@@ -128,7 +128,7 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
     series = any(_LABELLED.search(path.relative_to(folder).parts[0]) for path in below)
     if whole and not series:
         return [folder]
-    if series:  # a model without a number beside folders that have one: the last, or the best
+    if series:  # a model without a number next to folders that have one: the last, or the best
         for file in list(files):
             if whole or not re.search("[0-9]", file.name.partition(".")[0]):
                 inner[_name(file, root)] = "the model in the folder itself, beside the series"
@@ -157,7 +157,7 @@ def _without_copies(files: Sequence[Path], root: Path | None, left_out: dict[str
 
 
 def set_special_apart(names: Sequence[str]) -> dict[int, str]:
-    """Find checkpoints called best, last, latest or final beside others: position -> why it is left out."""
+    """Find checkpoints called best, last, latest or final among others: position -> why it is left out."""
     special = {}
     for k, name in enumerate(names):
         if words := SPECIAL_WORDS & set(_words(name)):

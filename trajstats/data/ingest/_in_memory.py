@@ -30,7 +30,7 @@ def take_apart(given: Any) -> tuple[list[int] | None, list[Any]]:
     if isinstance(given, PathLike | str) or not isinstance(given, Iterable):
         msg = f"checkpoints of type {type(given).__name__}: give {ACCEPTED}"
         raise ArgumentError(msg)
-    copied = isinstance(given, Iterator)  # what an iterator yields may change before the next is asked for
+    copied = isinstance(given, Iterator)  # what an iterator yields may change before the next is requested
     items = [_copy(item) if copied else item for item in given]
     if all(isinstance(item, str | PathLike) for item in items):
         return None, items
@@ -81,7 +81,7 @@ def _with_steps(pairs: list[tuple[Any, Any]]) -> tuple[list[int], list[Any]]:
 
 
 def _is_step(value: Any) -> bool:
-    """Say whether a value stands for a step, right or wrong: a number or a time."""
+    """Check whether a value stands for a step, right or wrong: a number or a time."""
     if isinstance(value, numbers.Number | np.generic) or type(value).__module__ == "datetime":
         return not isinstance(value, str | bytes)
     return isinstance(value, str) and value.isdigit()
@@ -154,12 +154,12 @@ def _leaves(tree: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def _is_array(tree: Any, depth: int = 0) -> bool:
-    """Say whether nested lists hold nothing but numbers."""
+    """Check whether nested lists hold nothing but numbers."""
     if isinstance(tree, list | tuple):
         return bool(tree) and depth < MAX_DEPTH and all(_is_array(item, depth + 1) for item in tree)
     return isinstance(tree, numbers.Number)
 
 
 def is_path(given: Any) -> bool:
-    """Say whether what a user gives is one path or pattern."""
+    """Check whether the input is one path or pattern."""
     return isinstance(given, str | Path | PathLike)

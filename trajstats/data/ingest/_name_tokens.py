@@ -233,7 +233,7 @@ def _kind(word: str) -> str:
 
 
 def _is_hash(word: str) -> bool:
-    """Say whether a word of hexadecimal digits is a hash: letters among the digits, not one word and one number."""
+    """Check whether a word of hexadecimal digits is a hash: letters among the digits, not one word and one number."""
     if word.isdigit() or re.fullmatch(r"[A-Za-z]+[0-9]*", word):
         return False
     return re.fullmatch(r"[0-9]+[kKmMgGtTB]", word) is None

@@ -24,9 +24,9 @@ class IngestPlan:
     # What is wrong or noteworthy; see :class:`trajstats.data.ingest._series.Finding`
     findings: list[Finding] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)  # Tensors of the first checkpoint that are left out
-    # State that is not trained: kept beside the layers, never part of a displacement
+    # State that is not trained: saved apart from the layers, never part of a displacement
     buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)  # Files beside the series
+    left_out: dict[str, str] = field(default_factory=dict)  # Files that are not part of the series
     seconds: float = 0.0  # Time taken, or expected in a dry run
 
     @property

@@ -55,7 +55,7 @@ class Series:
     findings: list[Finding] = field(default_factory=list)  # What is known from headers alone
     # State that is not trained and that every checkpoint holds
     buffers: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
-    # Files beside the series, and buffers that not every checkpoint holds
+    # Files that are not part of the series, and buffers that not every checkpoint holds
     left_out: dict[str, str] = field(default_factory=dict)
     # Epoch of each checkpoint, where the source has epochs for its time; else empty
     epochs: list[float] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Headers:
     checkpoints: list[Checkpoint]  # Their tensors, unread
     rule: str  # How steps were found
     findings: list[Finding] = field(default_factory=list)  # Order of steps
-    left_out: dict[str, str] = field(default_factory=dict)  # Files beside the series
+    left_out: dict[str, str] = field(default_factory=dict)  # Files that are not part of the series
     # Epoch of each checkpoint, where the source has epochs for its time
     epochs: list[float] = field(default_factory=list)
 

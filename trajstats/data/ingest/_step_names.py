@@ -3,7 +3,7 @@
 Each name is cut into tokens: numbers with the word they belong to, dates, hashes, versions. Tokens of the same word are
 compared along the series. Those that are whole numbers in every name and change are candidates; what is labelled a step
 goes before an epoch, an epoch before any other number. Candidates that put the checkpoints into different orders are
-refused with a list: nothing is guessed.
+rejected with a list of the candidates; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Candidate:
 
 
 def to_step(value: Any, where: str) -> int:
-    """Check a step that a user or a file gives: a whole number that fits into 64 bits; nothing is cut or wrapped."""
+    """Check a step that a user or a file gives: a whole number that fits into 64 bits."""
     remedy = ""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in {"m", "M"} or type(value).__module__ == "datetime":
@@ -119,7 +119,7 @@ def _finest(own: Sequence[_Candidate], names: Sequence[str]) -> _Candidate:
 
 
 def _is_epoch_of(epochs: Sequence[int], updates: Sequence[int]) -> bool:
-    """Say whether some number of updates per epoch, rounded up or down by an epoch, explains both numbers."""
+    """Check whether some number of updates per epoch, rounded up or down by an epoch, explains both numbers."""
     low = max(u / (e + 1) for e, u in zip(epochs, updates, strict=True))
     high = min((u / (e - 1) for e, u in zip(epochs, updates, strict=True) if e > 1), default=float("inf"))
     return low <= high
@@ -178,7 +178,7 @@ def _candidates(tokens: Sequence[Sequence[_Token]]) -> list[_Candidate]:
 
 
 def _is_date(values: Sequence[int | None], kind: str) -> bool:
-    """Say whether unlabelled numbers are all dates such as 20240501, or all seconds or milliseconds of the clock."""
+    """Check whether unlabelled numbers are all dates such as 20240501, or all seconds or milliseconds of the clock."""
     if kind != "number":
         return False
     if all(

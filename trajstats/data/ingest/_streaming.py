@@ -189,7 +189,7 @@ class Streaming:
             begin = end
 
     def _report(self, bad: Mapping[tuple[int, str], int]) -> dict[str, Any]:
-        """Note weights that are not finite; what was found so far is kept with the rows, for when it is resumed."""
+        """Note weights that are not finite; the findings are saved with the rows for a resumed ingest."""
         found = [
             Finding("not finite", self.series.checkpoints[row].path, name, f"{count} weights are NaN or infinite")
             for (row, name), count in sorted(bad.items())

@@ -80,7 +80,7 @@ def _read_row(variable: Any, along: str, where: str, k: int, box: Box) -> np.nda
 
 
 def _times(path: Path, data: Any, along: str, *, epochs: bool) -> tuple[list[int], list[float]]:
-    """Take the values of the dimension of time as steps, or as epochs with the position as step; nothing is cut."""
+    """Take the values of the time dimension as steps, or as epochs with the position as step; none is rounded."""
     n = int(data.sizes[along])
     if along not in data.coords:
         return list(range(n)), [float(k) for k in range(n)] if epochs else []

@@ -1,4 +1,4 @@
-"""Checksums of a saved result: of every file, kept in the metadata of its root, checked at each read."""
+"""Checksums of a saved result: of every file, saved in the metadata of its root and checked at each read."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class SealedStore(Store):
         return [await self.get(key, prototype, within) for key, within in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Say whether an object belongs to the result."""
+        """Check whether an object belongs to the result."""
         return key == ROOT or key in self.sums
 
     async def set(self, key: str, value: Buffer) -> None:

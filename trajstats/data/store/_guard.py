@@ -1,4 +1,4 @@
-"""What a store or file from a stranger may ask for: checked from metadata, before anything is decoded or allocated."""
+"""Check what the metadata of an untrusted store request, before anything is decoded or allocated."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def _codecs(codecs: Any) -> Iterator[tuple[Any, Any]]:
 
 def _check_chunk_headers(place: Place, name: str, node: Mapping[str, Any]) -> None:
     # blosc allocates what the header of a chunk claims, before it looks at the chunk.
-    # The last that is no checksum made the bytes of a chunk.
+    # The last codec that is not a checksum made the bytes of a chunk.
     maker = next((name for name, _ in reversed([*_codecs(node["codecs"])]) if name != "crc32c"), None)
     chunk = math.prod(node["chunk_grid"]["configuration"]["chunk_shape"])
     size = chunk * (2**10 if node["data_type"] == "string" else ITEM_BYTES[node["data_type"]]) + 2**16

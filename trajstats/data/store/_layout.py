@@ -59,7 +59,7 @@ SERIES_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of the rows of a store and of the tiles they are kept in."""
+    """Shape of the rows of a store and of the tiles they are stored in."""
 
     variable: str  # ``"weights"``, ``"sketch"`` or ``"buffer_bytes"``
     row_shape: tuple[int, ...]  # ``(parameter,)``, ``(hash, bucket)`` or ``(buffer_byte,)``
@@ -137,7 +137,7 @@ def create_store(
     expected_rows: int = EXPECTED_ROWS,
 ) -> None:
     """Create the arrays of an empty store."""
-    # "creating" is replaced in one write at the end: a store killed in here is recognised and made anew.
+    # "creating" is replaced in one write at the end: a store killed in here is recognised and made again.
     if place.get("zarr.json") is None:
         zarr.create_group(place.path(), attributes={STATE: CREATING})
     _create_tiled(place, layout, SKETCH_DIMS if layout.variable == SKETCH else WEIGHT_DIMS)

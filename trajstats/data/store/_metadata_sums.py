@@ -1,4 +1,4 @@
-"""Checksums of a store's metadata, kept in the attributes of its root and replaced with every commit."""
+"""Checksums of a store's metadata, saved in the attributes of its root and replaced with every commit."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def refuse_changed(tiles: Tiles) -> None:
 
 
 def refuse_missing(tiles: Tiles, rows: int) -> None:
-    """Refuse to write into a store that lost files of the arrays beside the weights."""
+    """Refuse to write into a store that lost files of the arrays other than the weights."""
     if lost := [key for key in tiles.small_chunks(rows) if tiles.place.get(key, 0, 1) is None]:
         msg = f"{tiles.place}: {', '.join(lost[:3])} missing ({len(lost)} files); restore the store from a copy"
         raise StoreError(msg)

@@ -25,7 +25,7 @@ from trajstats.data.store.files._folder import check_plain
 from trajstats.data.store.files._folder_store import FolderStore
 from trajstats.errors import StoreNotFoundError, TrajstatsError, UnsafeInputError
 
-# Format 3 has no codec that runs code; both readers are told so, else they look for format 2 as well.
+# Format 3 has no codec that runs code; both readers get the format, or they would look for format 2 as well.
 _HOW: dict[str, Any] = {"consolidated": False, "chunks": None, "zarr_format": 3}
 _DO = "It is damaged: restore it from a copy, or remove it and compute it again"
 # Set on results that were saved before they had checksums, and not saved with them.

@@ -102,7 +102,7 @@ class Tiles:
 
     @property
     def _tiled(self) -> list[str]:
-        """Names of the arrays that are kept in tiles."""
+        """Names of the arrays that are stored in tiles."""
         return [layout.variable for layout in (self.layout, self.buffers) if layout is not None]
 
     @property
@@ -297,7 +297,7 @@ class Tiles:
         return changed_metadata(self.place, self.attrs)
 
     def small_chunks(self, rows: int) -> dict[str, str]:
-        """List the chunks that the arrays beside the weights must have: key -> name of the array."""
+        """List the chunks that the arrays other than the weights must have: key -> name of the array."""
         grids: dict[str, list[int]] = {}
         for name, array in self.arrays(committed=True).items():
             if name not in self._tiled:

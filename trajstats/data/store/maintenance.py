@@ -101,7 +101,7 @@ def append_from(path: Any, trajectory: Any, /, *, attrs: Mapping[str, Any] | Non
 
 
 def delete_after(path: Any, /, step: int | None = None, *, row: int | None = None) -> None:
-    """Delete the rows after a step, for good: to go back before a run went wrong, or to give up a damaged journal.
+    """Delete the rows after a step permanently: to go back before a run went wrong, or to give up a damaged journal.
 
     Parameters
     ----------

@@ -99,7 +99,7 @@ def open_trajectory(
     StoreNotFoundError
         If a path does not exist or a pattern matches nothing.
     SchemaError
-        If a store has another schema version, is no trajectory, or runs differ in their layers or buffers.
+        If a store has another schema version, is not a trajectory, or runs differ in their layers or buffers.
     StoreError
         If tiles are missing or damaged.
     UnsafeInputError

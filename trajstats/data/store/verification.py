@@ -48,14 +48,14 @@ class Verification:
     tiles: list[DamagedTile] = field(default_factory=list)  # All that are damaged, and no other
     other: list[str] = field(default_factory=list)  # Damaged coordinates, series and metadata
     # First damaged record of the journal, if the store is not finished. A torn one is the end of a write that was
-    # cut off, which is no row
+    # cut off, which is not a row
     journal: Damage | None = None
     # Saved results without checksums, of which damage cannot be seen
     unverified: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged; a torn end of the journal is no damage."""
+        """Whether nothing is damaged; a torn end of the journal does not count as damage."""
         return not self.tiles and not self.other and (self.journal is None or self.journal.torn)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Recording: one checksummed, fsynced journal record a row; tiles are made behind the training loop's back."""
+"""Record a run: one checksummed, fsynced journal record per row; a background thread compacts them into tiles."""
 
 from __future__ import annotations
 
@@ -66,24 +66,24 @@ class TrajectoryWriter:
     Parameters
     ----------
     path : path, URL, zarr store or repository
-        Where to keep the run: a local folder (the fast and durable case), a URL such as ``memory://run``, a zarr store
+        Where to store the run: a local folder (the fast and durable case), a URL such as ``memory://run``, a zarr store
         object, or an icechunk repository, whose transactions are then the commits.
     layers : mapping name -> shape
         The weight tensors, in the order of the flat vector.
     replica : int
         Label of this run along `replica`.
     buffers : mapping name -> array, or name -> (shape, dtype), optional
-        State that is not trained and is kept with every row in its own types: running statistics, counters, masks. Give
-        it again to continue the run.
+        State that is not trained and is saved with every row in its own types: running statistics, counters, masks.
+        Give it again to continue the run.
     attrs : mapping, optional
-        What describes the run (task, optimiser settings); anything but text and numbers is kept as JSON.
+        What describes the run (task, optimiser settings); anything but text and numbers is saved as JSON.
     clocks : sequence of str
         Which of the scalars given to :meth:`append` are clocks, that is coordinates along `step`.
     dtype : str
         Stored type: ``"float32"``, ``"float64"`` or ``"float16"``. A bfloat16 source is stored exactly as float32.
     source_dtype : str, optional
         Type the weights were rounded to before they came here, if it is coarser than their own type; else taken from
-        the first row. It sets the rounding floor kept with every row.
+        the first row. It sets the rounding floor saved with every row.
     sync : "row" or float
         Flush every row to the disk, or at most every so many seconds. Rows not flushed survive a killed process, not a
         power cut, and are not yet in :attr:`committed`.
@@ -243,8 +243,8 @@ class TrajectoryWriter:
         Raises
         ------
         ArgumentError
-            If the step does not increase, a layer or buffer is missing, has another shape or cannot be kept exactly, or
-            a scalar is not a number.
+            If the step does not increase, a layer or buffer is missing, has another shape or cannot be stored exactly,
+            or a scalar is not a number.
         StoreError
             If the row could not be written (nothing of it remains), or the writer is closed.
         """

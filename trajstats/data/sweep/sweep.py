@@ -158,7 +158,7 @@ def select_runs(sweep: xr.DataTree, /, where: Mapping[str, Any] | None = None, *
     sweep : DataTree
         What `open_sweep` gave.
     where : mapping name -> value, optional
-        Settings whose names are no Python names, such as ``{"optimiser.kind": "sgd"}``.
+        Settings whose names are not Python names, such as ``{"optimiser.kind": "sgd"}``.
     **settings
         Name -> a value, a list of values, or a function of the value that says yes or no. A name is a column of
         `sweep_table`, or its last part where that is unique: ``width`` for ``architecture.width``.

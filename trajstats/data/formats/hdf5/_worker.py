@@ -79,7 +79,7 @@ class Tree:
             raise Refused(msg)
 
     def keep(self, raw: bytes) -> list[int]:
-        """Put bytes behind the answer."""
+        """Append bytes to the answer."""
         self.spend(len(raw) // 64)
         self.blob += raw
         return [len(self.blob) - len(raw), len(raw)]

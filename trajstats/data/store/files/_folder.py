@@ -116,7 +116,7 @@ class Folder:
         return None if found is None else found.st_size
 
     def inode(self, key: str) -> int | None:
-        """Return what tells a regular file from another one put in its place, or None if there is none of this name."""
+        """Return what identifies a regular file and no other in its place, or None if there is none of this name."""
         found = self._stat(key)
         return None if found is None else found.st_ino
 
@@ -232,7 +232,7 @@ class Folder:
         return path
 
     def _explain(self, error: OSError, key: str, folder: int | None, name: str) -> None:
-        # What the system says of a link that it was told not to follow differs from system to system.
+        # The error for a link that must not be followed differs between systems.
         if error.errno in _LINK_CODES and _is_link(_lstat(name, folder)):
             raise _refused(self.root, key, "a link") from error
         if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):

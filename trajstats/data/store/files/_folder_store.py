@@ -70,7 +70,7 @@ class FolderStore(Store):
         return list(await asyncio.gather(*(self.get(key, prototype, within) for key, within in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        """Say whether an object is there."""
+        """Check whether an object is there."""
         return self.folder.size(key) is not None
 
     async def getsize(self, key: str) -> int:

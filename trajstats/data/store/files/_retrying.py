@@ -19,7 +19,7 @@ ATTEMPTS = 5
 FIRST_PAUSE = 0.2  # seconds; doubled each time, half of it by chance, so that many workers do not come back together
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 PERMANENT_CODES = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG})
-# Errors of aiohttp, botocore, requests and urllib3 that are no OSError, by the names of their classes.
+# Errors of aiohttp, botocore, requests and urllib3 that are not OSErrors, by the names of their classes.
 TRANSIENT_NAMES = frozenset(
     {"ClientConnectionError", "ClientPayloadError", "HTTPClientError", "ConnectionError", "IncompleteRead"}
     | {"IncompleteReadError", "ProtocolError", "ServerTimeoutError"}
@@ -61,7 +61,7 @@ class RetryingStore(WrapperStore[Any]):
             yield request[0], await self.get(*request)
 
     async def exists(self, key: str) -> bool:
-        """Say whether an object is there."""
+        """Check whether an object is there."""
         return await self._again("read", key, lambda: self._store.exists(key))
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -113,7 +113,7 @@ class RetryingStore(WrapperStore[Any]):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether an error may pass by waiting."""
+    """Check whether an error is temporary, so that waiting may help."""
     if isinstance(error, OSError):
         return not isinstance(error, (*PERMANENT, StoreError)) and error.errno not in PERMANENT_CODES
     return bool(_names(error) & TRANSIENT_NAMES)

@@ -110,4 +110,4 @@ class ObjectJournal:
                 self._place.delete(f"{JOURNAL}/rows/c/{row}")
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file is open."""

@@ -50,7 +50,7 @@ class Damage:
     offset: int  # Where the record begins
     row: int | None  # Its row, where known
     after: int  # How many whole records follow it
-    torn: bool  # Whether it is the end of a write that was cut off, which is no row at all; otherwise it was whole once
+    torn: bool  # Whether it is the end of an interrupted write, which is not a row; otherwise it was complete once
     lost: int = 0  # How many rows were safe on the disk and are not there any more
 
     def __str__(self) -> str:
