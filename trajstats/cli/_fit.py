@@ -96,12 +96,20 @@ def subaging_command(
 @fit_command.command("decay", epilog=EXIT_CODES)
 @click.option("--series", default="loss", show_default=True, help="Series to fit; seeds are averaged.")
 @click.option("--curve", default="power_law", show_default=True, help="Law of the decay.")
+@click.option(
+    "--on-nan",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="Refuse NaN and infinity, or leave out seeds and steps that hold them.",
+)
 @clock_option
 @_fit
 def decay_command(
     paths: tuple[str, ...],
     series: str,
     curve: str,
+    on_nan: str,
     clock: str | None,
     out: Path,
     seed: int,
@@ -112,6 +120,8 @@ def decay_command(
 
     Example: trajstats fit decay runs/a.zarr --out decay.fit
     """
+    from dataclasses import replace
+
     from trajstats.data._clocks import choose_clock
     from trajstats.data.schema import clock_values
     from trajstats.data.store.open import open_trajectory
@@ -124,13 +134,15 @@ def decay_command(
         known = [str(name) for name, values in run.data_vars.items() if values.dims == ("replica", "step")]
         raise ArgumentError(unknown_name_message("series", series, known))
     chosen = choose_clock(run, clock)
-    loss = run[series].mean("replica").assign_coords({chosen: ("step", clock_values(run, chosen))})
+    finite, flags = _finite_series(run[series], on_nan)
+    times = clock_values(run.sel(step=finite["step"]), chosen)
+    loss = finite.mean("replica", skipna=False).assign_coords({chosen: ("step", times)})
     fit = fit_decay(loss, rng=seed, curve=curve, clock=clock, max_steps=max_steps)
     if clock is None and chosen != "step":
         with suppress(FitError):  # where steps cannot be fitted there is no second reading
             on_steps = fit_decay(loss, rng=seed, curve=curve, clock="step", max_steps=max_steps)
             fit = _with_steps(fit, on_steps, chosen)
-    _finish(fit, out, as_json)
+    _finish(replace(fit, flags=(*fit.flags, *flags)), out, as_json)
 
 
 @fit_command.command("divergence", epilog=EXIT_CODES)
@@ -164,6 +176,36 @@ def divergence_command(
     runs = open_sweep(paths[0] if len(paths) == 1 else list(paths))
     times = learning_times(runs, loss=losses[0] if len(losses) == 1 else losses, series=series, clock=clock)
     _finish(fit_divergence(times, rng=seed, nu=nu, max_steps=max_steps), out, as_json)
+
+
+def _finite_series(values: Any, on_nan: str) -> tuple[Any, list[str]]:
+    # Seeds and steps that are averaged, and what was left out: the mean is over the same seeds at every step.
+    import numpy as np
+
+    from trajstats.errors import NonFiniteError
+    from trajstats.inference._replica_checks import finite_part
+
+    values = values.compute()
+    bad = ~np.isfinite(values.values)
+    if not bad.any():
+        return values, []
+    seeds = values["replica"].values
+    named = ", ".join(str(seed) for seed in seeds[bad.any(axis=1)][:5])
+    rows, columns = finite_part(values.values)
+    found = f"{int(bad.sum())} of {bad.size} values of {values.name} are NaN or infinite (replica {named})"
+    if on_nan == "raise":
+        msg = f"{found}. Leave those seeds and steps out with --on-nan skip, or give only the stores that are finite."
+        raise NonFiniteError(msg)
+    if not rows.any() or not columns.any():
+        msg = f"{found}, so that --on-nan skip leaves nothing to fit. Give stores that are finite."
+        raise NonFiniteError(msg)
+    flags = []
+    if not rows.all():
+        out = ", ".join(str(seed) for seed in seeds[~rows][:5])
+        flags.append(f"replicas left out: {out}; more than half of their {values.name} is not finite")
+    if not columns.all():
+        flags.append(f"{int((~columns).sum())} of {columns.size} steps left out: {values.name} is not finite there")
+    return values.isel(replica=rows.nonzero()[0], step=columns.nonzero()[0]), flags
 
 
 def _other_clock(fit: FitResult) -> dict[str, Any] | None:

@@ -31,6 +31,12 @@ MAX_DEPTH = 200
 MAX_TEXT = 2**16
 MAX_KEY_PARTS = 64
 
+_NAMESPACE = (
+    "The file holds the arguments of its training script, as Megatron-LM writes them. Convert it with Megatron's "
+    "tools/checkpoint/convert.py, or where it was made: state = torch.load(path, weights_only=False)['model'], then "
+    "torch.save(state, new_path)."
+)
+
 
 class _Storage:
     def __init__(self, dtype: str, key: str, size: int) -> None:
@@ -177,7 +183,8 @@ class _Machine(pickle._Unpickler):
         """Give the stand-in of a known name; refuse every other."""
         known = _KNOWN.get((module, name))
         if known is None:
-            self._refuse(f"asks for {module[:80]}.{name[:80]}")
+            do = _NAMESPACE if (module, name) == ("argparse", "Namespace") else ""
+            self._refuse(f"asks for {module[:80]}.{name[:80]}", do)
         return known
 
     def persistent_load(self, key: Any) -> Any:
@@ -201,10 +208,9 @@ class _Machine(pickle._Unpickler):
         """Refuse extension codes, which name functions by number."""
         self._refuse(f"asks for extension {code}")
 
-    def _refuse(self, what: str) -> NoReturn:
-        msg = (
-            f"{self._where} {what:.200}, which no state dict needs and which could run code; it is not read. "
-            "Ask for safetensors, or save model.state_dict() alone."
+    def _refuse(self, what: str, do: str = "") -> NoReturn:
+        msg = f"{self._where} {what:.200}, which no state dict needs and which could run code; it is not read. " + (
+            do or "Ask for safetensors, or save model.state_dict() alone."
         )
         raise UnsafeInputError(msg)
 

@@ -93,6 +93,8 @@ def two_time_points(
     waiting, lag = (real_values(one[name], name) for name in (WAITING_TIME, LAG))
     values = real_values(one, "delta")
     _check_times(waiting, lag)
+    if values.size and not np.isfinite(values).any():
+        _refuse_layers(delta, chosen)
     labels = one[REPLICA].values if REPLICA in one.coords else np.arange(values.shape[0])
     rows, flags = np.ones(len(values), dtype=bool), []
     keep = waiting > 0
@@ -166,6 +168,23 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
     share = delta["n_parameters"] / sizes.sum()
     # a layer without weights has no MSD: NaN, which would spread
     return (delta * share).isel({LAYER: np.flatnonzero(sizes > 0)}).sum(LAYER, skipna=False), "total"
+
+
+def _refuse_layers(delta: xr.DataArray, chosen: str) -> None:
+    # Name the layers without one finite value; a sum that is NaN for another reason is left to the check of values.
+    names = [chosen]
+    if chosen == "total" and LAYER in delta.dims:
+        lines = real_values(delta.transpose(LAYER, ...), "delta")
+        fine = np.isfinite(lines.reshape(len(lines), -1)).any(axis=1)
+        names = [str(name) for name, any_finite in zip(delta[LAYER].values, fine, strict=True) if not any_finite]
+    if names:
+        shown = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        msg = (
+            f"every MSD value is NaN or infinite in layer {shown}, so on_nan='skip' would leave nothing. Find the "
+            "checkpoint with trajstats.check_finite(run), and leave the layer out with .sel(layer=[...]) or fit "
+            "another with over='name'."
+        )
+        raise NonFiniteError(msg)
 
 
 def _one_layer(delta: xr.DataArray, k: int) -> xr.DataArray:

@@ -11,7 +11,9 @@ import xarray as xr
 
 from trajstats.data.schema import REPLICA, STEP, clock_values
 from trajstats.errors import ArgumentError, FitError, NonFiniteError, unknown_name_message
+from trajstats.inference._labels import labelled
 from trajstats.inference._options import positive_number, real_values
+from trajstats.inference._replica_checks import check_copies
 from trajstats.inference._scaling import own_unit
 from trajstats.inference.transition._likelihood import LearningTimes
 
@@ -57,6 +59,10 @@ def learning_times(
     ------
     ArgumentError
         If a width, the series or the clock is missing, or a loss is no positive number.
+
+    Notes
+    -----
+    Two runs that are copies of each other raise FitError.
     """
     given = np.atleast_1d(np.asarray(loss))
     if given.dtype.kind not in "iuf" or not given.size or not (np.isfinite(given) & (given > 0)).all():
@@ -65,6 +71,7 @@ def learning_times(
     targets = given.astype(float)
     nodes = _nodes(sweep)
     rows: list[dict[str, Any]] = []
+    curves: dict[int, list[tuple[str, np.ndarray]]] = {}
     chosen = clock if clock != PROPER_TIME or any(clock in run.variables for run in nodes.values()) else STEP
     for name, run in nodes.items():
         if series not in run:
@@ -83,7 +90,9 @@ def learning_times(
         if wide is None:
             msg = f"run {name!r} has no attribute 'width'; give learning_times(..., width={{{name!r}: ...}})"
             raise ArgumentError(msg)
-        for own, curve in zip(times, values, strict=True):
+        for r, (own, curve) in enumerate(zip(times, values, strict=True)):
+            label = name if len(values) == 1 else f"{run[REPLICA].values[r] if REPLICA in run.coords else r} of {name}"
+            curves.setdefault(curve.size, []).append((label, curve))
             reached = [_crossing(own, curve, target) for target in targets]
             rows.append(
                 {
@@ -96,6 +105,8 @@ def learning_times(
                     "budget": own[-1],
                 }
             )
+    for alike in curves.values():
+        check_copies(np.stack([curve for _, curve in alike]), [label for label, _ in alike])
     return _times_dataset(rows, targets)
 
 
@@ -109,6 +120,10 @@ def learning_table(times: Any, budget: float | None) -> xr.Dataset:
             msg = "the learning times need a coordinate 'width' with the width of each run"
             raise ArgumentError(msg)
         other = [d for d in times.dims if d not in ("run", "loss")]
+        if len(times.dims) == 2 and times["width"].dims[0] in times.dims and "loss" not in times.dims:
+            seeds = times.transpose(..., times["width"].dims[0])
+            names = seeds[seeds.dims[0]].values
+            check_copies(real_values(seeds, "learning_time"), names)
         if other:
             flat = times.stack(run=other).reset_index("run") if "run" not in times.dims else times
             times = flat.transpose("run", ...)
@@ -269,4 +284,4 @@ def _times_dataset(rows: list[dict[str, Any]], targets: np.ndarray) -> xr.Datase
     )
     if all(row["depth"] is not None for row in rows):
         result = result.assign_coords(depth=("run", np.array([row["depth"] for row in rows])))
-    return result
+    return labelled(result, "learning_times", clock=rows[0]["clock"])
