@@ -13,7 +13,7 @@ from trajstats.errors import ArgumentError, FitError, NonFiniteError
 from trajstats.inference.aging import fit as aging
 from trajstats.inference.decay import fit as decay
 from trajstats.inference.transition import _joint as joint_divergence
-from trajstats.inference.transition import fit as transition
+from trajstats.inference.transition import _single as transition
 
 WAIT, LAG = (a.ravel() for a in np.meshgrid(np.geomspace(100, 1e4, 4), np.geomspace(10, 1e4, 5), indexing="ij"))
 STEP = np.unique(np.geomspace(1, 1e4, 60).astype(int))

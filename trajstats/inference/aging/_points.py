@@ -172,7 +172,7 @@ def _over(delta: xr.DataArray, over: str) -> tuple[xr.DataArray, str]:
 
 def _refuse_layers(delta: xr.DataArray, chosen: str) -> None:
     # Name the layers without one finite value; a sum that is NaN for another reason is left to the check of values.
-    names = [chosen]
+    names = [] if chosen == "total" else [chosen]
     if chosen == "total" and LAYER in delta.dims:
         lines = real_values(delta.transpose(LAYER, ...), "delta")
         fine = np.isfinite(lines.reshape(len(lines), -1)).any(axis=1)
