@@ -1,6 +1,7 @@
 """trajstats: the statistical physics of saved neural-network training trajectories.
 
-Every public name is here and is imported on first use, so that ``import trajstats`` stays fast.
+Every public name is here and is imported on first use, so that ``import trajstats`` stays fast. Type checkers and
+editors read the same names in ``__init__.pyi``, which ``python tests/test_facade.py`` writes.
 """
 
 from __future__ import annotations
@@ -116,6 +117,12 @@ _MODULES = {
     "trajstats.theory.random_matrix.random_nets": ["CheckpointLaw", "RandomNet"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+# Of the package beside this one; each needs its framework.
+_TRAINERS = {
+    "JaxNetwork": ("trajstats_trainers.jax.adapter", "jax"),
+    "Recorder": ("trajstats_trainers.recording", "trajstats"),
+    "TorchNetwork": ("trajstats_trainers.torch.adapter", "torch"),
+}
 
 __all__ = sorted(_HOME)
 
@@ -125,6 +132,12 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name in _TRAINERS:
+        module, framework = _TRAINERS[name]
+        from trajstats.errors import optional_package
+
+        optional_package(framework, f"trajstats.{name}", f"trajstats[{framework}]")
+        return getattr(importlib.import_module(module), name)
     if name == "theory":
         return importlib.import_module("trajstats.theory")
     msg = f"module 'trajstats' has no attribute {name!r}; public names: {', '.join(__all__)}"
@@ -132,4 +145,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_TRAINERS, "__version__", "theory"]
