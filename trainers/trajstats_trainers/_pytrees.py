@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trajstats.errors import ArgumentError
@@ -34,6 +34,7 @@ def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
     jax = sys.modules.get("jax")
     if node is None:
         return
+    inner: Iterable[tuple[Any, Any]]
     if isinstance(node, Mapping):
         inner = node.items()
     elif isinstance(node, tuple) and hasattr(node, "_fields"):

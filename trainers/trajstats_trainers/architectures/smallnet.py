@@ -37,7 +37,7 @@ class Variant:
         """Values that the second pooling hands on."""
         sides = self.image[1:]
         for _ in CHANNELS:
-            sides = tuple((side - KERNEL + 1) // 2 for side in sides)
+            sides = ((sides[0] - KERNEL + 1) // 2, (sides[1] - KERNEL + 1) // 2)
         return CHANNELS[-1] * math.prod(sides)
 
 

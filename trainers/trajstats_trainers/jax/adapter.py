@@ -118,7 +118,10 @@ class JaxNetwork(FrameworkNetwork):
         self._layers = {name: tuple(np.shape(leaf)) for name, leaf in zip(names, leaves, strict=True)}
         state = {} if buffers is None else named_leaves(buffers)
         self._buffers = {name: tuple(np.shape(leaf)) for name, leaf in state.items()}
-        self._state_order, self._state_treedef = (None, None) if buffers is None else flat_order(buffers)[2:]
+        self._state_order: Any = None
+        self._state_treedef: Any = None
+        if buffers is not None:
+            self._state_order, self._state_treedef = flat_order(buffers)[2:]
         self._given = {name: self._cast(leaf) for name, leaf in state.items()}
         self._compiled: dict[Any, Any] = {}
         start = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float64)

@@ -200,6 +200,7 @@ def _compile(
         return loss_fn(outputs(w, x), y) + l2 * jnp.sum(w * w)
 
     def onto_constraint(w: Any) -> Any:
+        assert constrain is not None
         tree = constrain[0](unravel(w, shapes, places, treedef))
         parts = [jnp.zeros(0)] * len(places)
         for place, leaf in zip(places, jax.tree.leaves(tree), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ def each_gradient(
     return ways[known[function.__name__]](*examples)
 
 
+def _itself(way: Function) -> Function:
+    return way
+
+
 def input_jacobians(function: Function, inputs: torch.Tensor, known: dict[Any, str]) -> torch.Tensor:
     """Differentiate the outputs (b, n_outputs) of a function of a batch by each example's own inputs."""
 
@@ -55,5 +60,5 @@ def input_jacobians(function: Function, inputs: torch.Tensor, known: dict[Any, s
     if n_outputs > n_inputs:
         ways = {"forward": forward, **ways}
     if "input_jacobian" not in known:
-        known["input_jacobian"] = first_right({name: (lambda way=way: way) for name, way in ways.items()}, inputs[:2])
+        known["input_jacobian"] = first_right({name: partial(_itself, way) for name, way in ways.items()}, inputs[:2])
     return ways[known["input_jacobian"]](inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def _check_second(value: torch.Tensor) -> None:
         nodes.extend(following for following, _ in node.next_functions)
         custom = getattr(type(node), "_forward_cls", None)
         code = getattr(getattr(custom, "backward", None), "__code__", None)
-        if code is not None and code.co_filename == torch.autograd.function.__file__:
+        if custom is not None and code is not None and code.co_filename == torch.autograd.function.__file__:
             msg = f"{custom.__name__}.backward is marked once_differentiable: it has no second derivative."
             raise NotImplementedError(msg)
 
@@ -253,11 +254,19 @@ def linearized(function: Function, at: torch.Tensor) -> tuple[torch.Tensor, Prod
         return linearize(transformable(function), at)
 
 
+def _along_rows(way: type[Forward], function: Function, at: torch.Tensor) -> Product:
+    return way.rows(way.along(function, at)[1])
+
+
+def _back_rows(way: type[Forward], function: Function, at: torch.Tensor) -> Product:
+    return way.rows(way.back(function, at))
+
+
 def derivative(function: Function, at: torch.Tensor) -> Product:
     """Give the derivative of a function on the rows of a matrix, in the fastest way that is right."""
     ways: dict[str, Callable[[], Product]] = {
         "linearized": lambda: vmap(linearized(function, at)[1]),
-        **{name: (lambda way=way: way.rows(way.along(function, at)[1])) for name, way in WAYS.items()},
+        **{name: partial(_along_rows, way, function, at) for name, way in WAYS.items()},
     }
     return ways[first_right(ways, some_rows(2, at))]()
 
@@ -265,7 +274,7 @@ def derivative(function: Function, at: torch.Tensor) -> Product:
 def transposed(function: Function, at: torch.Tensor) -> Product:
     """Give the transposed derivative of a function on the rows of a matrix, in the fastest way that is right."""
     ways: dict[str, Callable[[], Product]] = {
-        name: (lambda way=way: way.rows(way.back(function, at))) for name, way in WAYS.items() if name != "reverse"
+        name: partial(_back_rows, way, function, at) for name, way in WAYS.items() if name != "reverse"
     }
     with torch.no_grad():
         value = function(at)

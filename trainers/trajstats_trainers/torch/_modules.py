@@ -42,7 +42,7 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
         if isinstance(module, parallel):
             module = module.module
         elif isinstance(getattr(module, "_orig_mod", None), torch.nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
+            module = module._orig_mod
         else:
             return module
 

@@ -204,7 +204,7 @@ class TorchNetwork(FrameworkNetwork):
             w = self._flat(weights)
             total = 2 * self.l2 * w
             for share, x, y in self._batches(indices):
-                total = total + share * gradient_of(lambda u, x=x, y=y: self._data_loss(u, x, y), w)
+                total = total + share * gradient_of(self._loss_of(x, y), w)
             return (total if self._free is None else total * self._free).numpy()
 
     def example_gradients(self, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -343,6 +343,9 @@ class TorchNetwork(FrameworkNetwork):
 
     def _rows(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._layout.pack(self._outputs(w, x))
+
+    def _loss_of(self, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda u: self._data_loss(u, x, y)
 
     def _data_loss(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.loss_fn(self._outputs(w, x), y)
