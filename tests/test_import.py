@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,9 @@ def test_public_name_exists(name):
 def test_unknown_name_is_told():
     with pytest.raises(AttributeError, match="no attribute 'msdd'"):
         ts.msdd  # noqa: B018
+
+
+def test_there_is_one_version_number():
+    root = Path(__file__).parents[1]
+    assert f"version: {ts.__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"trajstats {ts.__version__}," in (root / "docs/reference/citing.md").read_text(encoding="utf-8")
