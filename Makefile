@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test lint types docs package bench examples clean
+.PHONY: demo test test-oldest lint types docs package bench examples clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,16 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# The oldest versions of the dependencies that pyproject.toml allows, in an environment of their own, without frameworks.
+OLDEST := $(VENV)-oldest/bin/python
+
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(OLDEST) -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		'.[distributed,safetensors,hdf5,msgpack]' pytest pytest-benchmark hypothesis
+	$(OLDEST) -m pytest -q -o filterwarnings= tests/test_import.py tests/data/store/test_store.py \
+		tests/estimators/two_time/test_two_time.py
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .
@@ -54,4 +64,4 @@ examples: $(VENV)/.installed-all
 		&& echo "passed {}" || { cat $$log; echo "FAILED {}"; exit 1; }'
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel dist docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-oldest dist docs/_build .pytest_cache .mypy_cache .ruff_cache

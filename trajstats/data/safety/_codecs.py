@@ -138,8 +138,13 @@ def bounded(array: zarr.Array) -> zarr.Array:
         return array
     guarded = copy.copy(metadata)
     object.__setattr__(guarded, "codecs", tuple(map(_bounded, codecs)))
-    made: Any = zarr.AsyncArray(metadata=guarded, store_path=array.store_path, config=array._async_array.config)
+    made: Any = zarr.AsyncArray(metadata=guarded, store_path=array.store_path, config=_config_of(array))
     return zarr.Array(made)
+
+
+def _config_of(array: zarr.Array) -> Any:
+    inner: Any = array._async_array
+    return inner.config if hasattr(inner, "config") else inner._config  # before zarr 3.1.6
 
 
 @contextmanager
