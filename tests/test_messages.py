@@ -40,7 +40,11 @@ OTHERS = {
     "safetensors": {"save_file"},
     "dask": {"Client", "LocalCluster"},
 }
-OPTIONS_OF_OTHERS = {"zarr": {"zarr_format"}, "xarray": {"keep_attrs", "data_vars", "join", "pair"}}
+OPTIONS_OF_OTHERS = {
+    "torch": {"weights_only"},
+    "zarr": {"zarr_format"},
+    "xarray": {"keep_attrs", "data_vars", "join", "pair"},
+}
 
 
 def words(tree: ast.AST) -> Iterator[str]:

@@ -83,7 +83,7 @@ def test_every_status_is_on_the_page_and_no_other():
     quoted = set(re.findall(r'``"([^`]+)"``', (INFERENCE / "results.py").read_text(encoding="utf-8")))
     assert quoted >= STATUSES
     assert listed("Status of a fit") == ["ok", "not converged", "not identified", "structured residuals"]
-    for path in INFERENCE.rrglob("*.py"):
+    for path in INFERENCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "status" for t in node.targets):
                 assert set(texts(node.value)) <= STATUSES, path.name

@@ -19,8 +19,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done
   1    stopped by an error, which is named in one line
-  2    the command was written wrongly
-  3    done, but something was found: a damaged store, a fit that says no
+  2    usage error
+  3    done, but something was found: a damaged store, or a fit whose status is not "ok"
   130  interrupted; what to do to go on is printed"""
 
 clock_option = click.option(

@@ -22,7 +22,7 @@ from trajstats_trainers.demo.training import train_all
 def demo(out: Path) -> None:
     """Train two digit classifiers, record them, and ask whether they age.
 
-    Two minutes on two cores. Runs that are already there are used again; delete them to train anew.
+    Two minutes on two cores. Runs that are already there are used again; delete them to train again.
 
     Example: trajstats demo --out my-demo
     """

@@ -71,7 +71,7 @@ def with_errors(
         own = float(seeds["stderr"].median())
         if own > NOISY_SEED:
             flags.append(
-                f"a seed by itself tells mu to {own:.2f} only: noisy curves are smoothed towards a power law, which "
+                f"a single seed determines mu only to ±{own:.2f}: noisy curves are smoothed towards a power law, which "
                 "biases mu upwards in all seeds alike. likelihood='wick' fits their mean MSD with little of that bias"
             )
         centre, scale = float(seeds["population_mean"]), float(seeds["population_scale"])

@@ -1,4 +1,4 @@
-r"""How well a model of aging foretells what it was not shown, and its evidence: the noise level integrated out.
+r"""How well a model of aging predicts data left out of the fit, and its evidence: the noise level integrated out.
 
 With the residual r of a curve and :math:`q=r^TR^{-1}r`, :math:`y\sim N(f,\sigma^2R)` and the prior :math:`1/\sigma`
 give :math:`p(y|\theta)=\frac12\Gamma(\frac n2)(\pi q)^{-n/2}|R|^{-1/2}`; where the spline is integrated out too, two

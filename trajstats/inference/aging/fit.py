@@ -261,7 +261,7 @@ def _check_groups(groups: str, name: str, likelihood: str, points: Points) -> No
         )
         raise ArgumentError(msg)
     if groups == REPLICA and points.msd.shape[0] < 2:
-        msg = "groups='replica' with one replica: nothing is left to foretell it from; use groups='waiting_time'"
+        msg = "groups='replica' with one replica: no other data can predict it; use groups='waiting_time'"
         raise TooFewReplicasError(msg)
 
 

@@ -63,7 +63,7 @@ def fit_divergence(
         Uniform priors of ``w_c``, ``nu``, ``log_middle``, ``log_sigma``, ``log_delta``, ``stuck_fraction`` (with
         several depths ``nu_spread`` too); defaults in `default_priors`.
     groups : str
-        What `compare_fits` leaves out: a ``"width"`` with all its seeds (can the others foretell it?), or a ``"run"``,
+        What `compare_fits` leaves out: a ``"width"`` with all its seeds (can the others predict it?), or a ``"run"``,
         one seed at a width (where a width has several, the others at it are kept). A run is left out with all its
         losses; of several depths, one width of one depth is.
     evidence : bool
