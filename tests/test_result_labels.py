@@ -44,6 +44,25 @@ class Made:
         self.net = ts.RandomNet((4, 4))
         self.census = ts.fixed_point_census(self.net, 4, rng=0, starts=10)
         self.glass = cugliandolo_kurchan(p=3, T=0.5, t_max=5.0)
+        self.cold = cugliandolo_kurchan(p=3, T=0.3, t_max=400, error_control=False)
+        self.walk = ts.brownian([0, 1, 10], rng=0)
+        self.long_walk = ts.brownian(np.unique(np.r_[np.geomspace(1, 500, 40)].astype(int)), rng=0)
+        t = np.array([0, 1, 3, 10, 30, 100, 300, 1000])
+        split = xr.Dataset({"decay": (("replica", "stage", "step"), (1 / (1 + t))[None, None])})
+        self.split = split.assign_coords(step=t, stage=["whole"])
+        noise = np.exp(0.02 * rng.standard_normal((2, step.size)))
+        self.sweep = {
+            f"w{w}": ts.trajectory_dataset(
+                weights[:1], step=step, layers=LAYERS, series={"loss": 4 * loss[:1] / w * noise[k]}, attrs={"width": w}
+            )
+            for k, w in enumerate((4, 8))
+        }
+        self.curves = {name: run["loss"].isel(replica=0) for name, run in self.sweep.items()}
+        self.curves["all NaN"] = self.curves["w4"] * np.nan
+        width = np.repeat([6.0, 8.0, 12.0, 20.0, 40.0], 4)
+        times = 100 / (width - 4) * np.exp(0.05 * rng.standard_normal(20))
+        times = xr.DataArray(times, dims="run", coords={"width": ("run", width)})
+        self.fits = {str(nu): ts.fit_divergence(times, rng=0, nu=nu, max_steps=500) for nu in (1, 2)}
 
 
 ROWS = {
@@ -89,9 +108,28 @@ ROWS = {
     "separate_response": lambda m: ts.separate_response(m.response),
     "glass_msd": lambda m: ts.glass_msd(m.glass),
     "cugliandolo_kurchan": lambda m: m.glass,
+    "check_finite": lambda m: ts.check_finite(m.run),
+    "check_trajectory": lambda m: ts.check_trajectory(m.run),
+    "brownian": lambda m: m.walk,
+    "ornstein_uhlenbeck": lambda m: ts.ornstein_uhlenbeck([0, 1, 10], rng=0),
+    "displacement_noise": lambda m: ts.displacement_noise([0, 1], rng=0),
+    "exact_msd": lambda m: ts.exact_msd(m.walk, ts.time_pairs(m.walk)),
+    "learning_times": lambda m: ts.learning_times(m.sweep, loss=[0.5, 0.2]),
+    "fit_batch": lambda m: ts.fit_batch(ts.fit_decay, m.curves, rng=0, max_steps=100, scheduler="synchronous"),
+    "map_sweep": lambda m: ts.map_sweep(ts.path_statistics, m.sweep, scheduler="synchronous"),
+    "sweep_table": lambda m: ts.sweep_table(m.sweep),
+    "compare_fits": lambda m: ts.compare_fits(m.fits),
+    "compare_aging": lambda m: ts.compare_aging({"walk": m.long_walk}, {"3-spin": m.cold}),
+    "fit_response_decay": lambda m: ts.fit_response_decay(m.split),
 }
-# They extend or store what the rows above make, or plan it.
-SAME_AS_OTHERS = {"cached_pairs", "extend_pairs", "two_time_plan"}
+# They extend, store, open or select what the rows above make, or are made by the same function as a row.
+SAME_AS_OTHERS = {
+    *("cached_pairs", "extend_pairs", "follow", "open_trajectory", "open_sweep", "select_runs", "sketch_msd"),
+    *("ballistic", "scaled_brownian", "sgd_noise", "time_changed_ou", "trap_model"),
+}
+LABELLED = ("Dataset", "DataArray", "DataTree")
+# Rows that still lack labels; strict, so that a row which is mended has to leave this set.
+STILL_BARE = {"compare_aging", "map_sweep", "sweep_table"}
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +137,22 @@ def made():
     return Made()
 
 
-def test_every_estimator_has_a_row():
+def test_every_public_function_that_returns_labelled_data_has_a_row():
+    """By what it returns, in whatever folder it is: a list of folders would miss some."""
     public = {
         name
-        for module, names in ts._MODULES.items()
-        if module.startswith("trajstats.estimators")
+        for names in ts._MODULES.values()
         for name in names
-        if inspect.isfunction(getattr(ts, name))
+        if inspect.isfunction(function := getattr(ts, name))
+        and any(kind in str(inspect.signature(function).return_annotation) for kind in LABELLED)
     }
     assert public - set(ROWS) == SAME_AS_OTHERS
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in STILL_BARE else n for n in ROWS],
+)
 def test_own_names_and_units(name, made):
     result = ROWS[name](made)
     variables = {str(key): variable for key, variable in result.coords.items()}

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from trajstats.data._buffers import buffers_at
 from trajstats.data._inputs import TRAJECTORY, accepts
+from trajstats.data._labels import label
 from trajstats.data.schema import LAYER, REPLICA, STEP, WEIGHTS, check_trajectory
 
 BUFFERS = "buffers"
@@ -55,8 +56,7 @@ def check_finite(trajectory: xr.Dataset, /, *, progress: bool = False) -> xr.Dat
     labels = {REPLICA: run[REPLICA].values if REPLICA in run.coords else np.arange(run.sizes[REPLICA])}
     labels |= {STEP: run[STEP].values}
     counts, sizes = _weights(run, progress)
-    about = {"long_name": "values that are NaN or infinite", "units": "1"}
-    result = xr.Dataset({WEIGHTS: ((REPLICA, STEP, LAYER), counts, about)}, coords={**labels, LAYER: names})
+    result = xr.Dataset({WEIGHTS: ((REPLICA, STEP, LAYER), counts, _about(WEIGHTS))}, coords={**labels, LAYER: names})
     lines = [
         f"layer {names[k]!r}, step {labels[STEP][i]}, replica {labels[REPLICA][r]}: {_of(counts[r, i, k], sizes[k])}"
         for r, i, k in np.argwhere(counts)
@@ -65,14 +65,14 @@ def check_finite(trajectory: xr.Dataset, /, *, progress: bool = False) -> xr.Dat
         if STEP in values.dims and set(values.dims) <= {REPLICA, STEP} and values.dtype.kind == "f":
             bad = ~np.isfinite(values.values)
             key = f"{name}_not_finite" if name in run.coords else str(name)
-            result[key] = (values.dims, bad.astype(np.int64), about)
+            result[key] = (values.dims, bad.astype(np.int64), _about(str(name)))
             steps = labels[STEP][bad if bad.ndim == 1 else bad.any(axis=values.dims.index(REPLICA))]
             if steps.size:
                 lines.append(f"{name}: {int(bad.sum())} of {bad.size} values, first at step {steps[0]}")
     counted = len(lines)
     if BUFFERS in run:
         kept = _buffers(run)
-        result[BUFFERS] = kept.assign_attrs(about)
+        result[BUFFERS] = kept.assign_attrs(_about(BUFFERS))
         for name, total in zip(kept["buffer_name"].values, kept.sum((REPLICA, STEP)).values, strict=True):
             if total:
                 lines.append(f"buffer {str(name)!r}: {int(total)} values over all steps (a mask may be infinite)")
@@ -86,7 +86,11 @@ def check_finite(trajectory: xr.Dataset, /, *, progress: bool = False) -> xr.Dat
         "finite": int(not counted),
         "found": "\n".join([*lines[:_SHOWN], *more]) or "all values are finite",
     }
-    return result
+    return label(result)
+
+
+def _about(name: str) -> dict[str, str]:
+    return {"long_name": f"values of {name} that are NaN or infinite", "units": "1"}
 
 
 def _of(count: int, size: int) -> str:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from trajstats.data._inputs import FITS, accepts
 from trajstats.errors import ArgumentError, optional_package
+from trajstats.inference._labels import labelled
 from trajstats.inference._priors import Priors
 from trajstats.inference.results import FitResult
 
@@ -133,7 +134,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
     best = scores[order[0]]
     gaps = {name: scores[name] - best for name in order}
     n = first.size
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "score": ("model", [float(scores[name].sum()) for name in order]),
             "score_difference": ("model", [float(gaps[name].sum()) for name in order]),
@@ -145,6 +146,7 @@ def compare_fits(fits: Mapping[str, FitResult], /) -> xr.Dataset:
         coords={"model": order},
         attrs={"estimator": "compare_fits", "groups": str(first.dims[0])},
     )
+    return labelled(result, "scores")
 
 
 def _left_out(array_stats: Any, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

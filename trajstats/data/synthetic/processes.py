@@ -352,7 +352,8 @@ def exact_msd(trajectory: xr.Dataset, pairs: xr.Dataset, /) -> xr.DataArray:
     first, second = pairs["first"].values.astype(float), pairs["second"].values.astype(float)
     values = _EXACT[process](first, second, known)
     coords = {k: pairs[k] for k in (WAITING_TIME, LAG)}
-    return xr.DataArray(values, dims=("pair",), coords=coords, name="msd", attrs={"units": "weight^2"})
+    about = {"long_name": "exact mean squared displacement", "units": "weight^2"}
+    return xr.DataArray(values, dims=("pair",), coords=coords, name="msd", attrs=about)
 
 
 def _exact_noise(first: np.ndarray, second: np.ndarray, a: Mapping[str, Any]) -> np.ndarray:

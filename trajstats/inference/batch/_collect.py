@@ -21,7 +21,8 @@ def collect(outcomes: Sequence[Outcome], dim: str) -> xr.Dataset:
     }
     sizes = {str(d): max(part.sizes.get(d, 0) for part in good) for part in good for d in part.dims}
     sizes |= {name: len(labels) for name, labels in indexes.items()}
-    result = xr.Dataset(coords={name: (name, labels) for name, labels in indexes.items()})
+    about = {name: next(part[name].attrs for part in good if name in part.indexes) for name in indexes}
+    result = xr.Dataset(coords={name: (name, labels, about[name]) for name, labels in indexes.items()})
     for name in dict.fromkeys(n for part in good for n in part.variables if n not in indexes):
         having = [part[name].variable for part in good if name in part.variables]
         dims = tuple(str(d) for d in having[0].dims)

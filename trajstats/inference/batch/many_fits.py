@@ -13,6 +13,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from trajstats.errors import ArgumentError
+from trajstats.inference._labels import labelled
 from trajstats.inference.batch._collect import collect, column
 from trajstats.inference.batch._engine import Member, Outcome, check_call, run_members
 from trajstats.inference.batch._member_store import MemberStore, member_key
@@ -124,7 +125,8 @@ def fit_batch(
         result["converged"] = result["converged"].fillna(False).astype(bool)
     else:
         result["converged"] = (CASE, np.zeros(len(outcomes), dtype=bool))
-    return result.assign_coords({name: (CASE, column([label[k] for label in labels])) for k, name in enumerate(dims)})
+    parts = {name: (CASE, column([label[k] for label in labels])) for k, name in enumerate(dims)}
+    return labelled(result.assign_coords(parts), "batch")
 
 
 def stream_seed(rng: int, label: Iterable[Hashable]) -> list[int]:

@@ -256,7 +256,11 @@ def fit_response_decay(
         unit = unit_of(clock, separation)
         units = {"rate": f"1 / {unit}", "exponent": "1", "onset": unit}[name]
         result[name] = (tuple(extra), value[..., 0], {"long_name": name, "units": units})
-        result[f"{name}_interval"] = ((*extra, "bound"), value[..., 1:])
+        result[f"{name}_interval"] = (
+            (*extra, "bound"),
+            value[..., 1:],
+            {"long_name": f"interval of the {name}", "units": units},
+        )
     return annotate(
         result.assign_coords(bound=["lower", "upper"]),
         name="fit_response_decay",
