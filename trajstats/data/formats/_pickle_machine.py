@@ -33,8 +33,8 @@ MAX_KEY_PARTS = 64
 
 _NAMESPACE = (
     "The file holds the arguments of its training script, as Megatron-LM writes them. Convert it with Megatron's "
-    "tools/checkpoint/convert.py, or where it was made: state = torch.load(path, weights_only=False)['model'], then "
-    "torch.save(state, new_path)."
+    "tools/checkpoint/convert.py, or, if you trust the file: state = torch.load(path, weights_only=False)['model'], "
+    "then torch.save(state, new_path)."
 )
 
 
