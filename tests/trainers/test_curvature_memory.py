@@ -17,7 +17,7 @@ widths = (64, 256, 256, 10)
 
 def in_torch(examples, **options):
     import torch
-    from trainers.torch_adapter import TorchNetwork
+    from trajstats_trainers.torch.adapter import TorchNetwork
 
     linear, tanh = torch.nn.Linear, torch.nn.Tanh
     module = torch.nn.Sequential(linear(64, 256), tanh(), linear(256, 256), tanh(), linear(256, 10))
@@ -25,7 +25,7 @@ def in_torch(examples, **options):
 
 def in_jax(examples, **options):
     import jax
-    from trainers.jax_adapter import JaxNetwork, cross_entropy
+    from trajstats_trainers.jax.adapter import JaxNetwork, cross_entropy
 
     def apply(p, z):
         for k in range(2):

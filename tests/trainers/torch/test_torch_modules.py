@@ -208,8 +208,8 @@ def test_every_derivative_of_every_module(name, dtype):
 def test_mse_loss_does_not_end_the_process(reduction):
     code = f"""
 import numpy as np, torch, trajstats as ts
-from trainers.torch_adapter import TorchNetwork
-from trainers.torch_derivatives import derivative
+from trajstats_trainers.torch.adapter import TorchNetwork
+from trajstats_trainers.torch._derivatives import derivative
 
 torch.manual_seed(0)
 module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
