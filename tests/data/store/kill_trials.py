@@ -1,6 +1,6 @@
 """Kill a recording run at random moments, twice in a row, and count what is lost: nothing may be.
 
-As a command, the long version: ``python tests/data/kill_trials.py 200``.
+As a command, the long version: ``python tests/data/store/kill_trials.py 200``.
 """
 
 from __future__ import annotations

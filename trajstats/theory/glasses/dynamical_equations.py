@@ -78,9 +78,9 @@ def cugliandolo_kurchan(
     moments of C and R, merged exactly, so that a decay which a coarse cell does not resolve keeps its weight. Steps are
     implicit and of fourth order. The step stays at `dt`, so the cost is (t_max / dt) x nodes^2, nodes of order
     log(t_max) / resolution; memory is 48 nodes^2 bytes, under 20 MiB at t_max = 1e4. Figures:
-    docs/explanation/performance-glasses.md. At T = 0 the
-    plateau is at C = 1 and the error of C could carry it above: values are projected onto C <= 1, and a solution that
-    would exceed it by 1e-3 is refused. Cells that are too wide make late rows unstable (p = 3, T = 0.3: resolution
+    docs/developers/performance.md. At T = 0 the plateau
+    is at C = 1 and the error of C could carry it above: values are projected onto C <= 1, and a solution that would
+    exceed it by 1e-3 is refused. Cells that are too wide make late rows unstable (p = 3, T = 0.3: resolution
     0.3 at t = 6e3, 0.2 at t = 9e3): the second solution has wider cells and shows it first.
 
     References
