@@ -54,6 +54,18 @@ def test_attributes_of_another_sketch_than_is_stored(sketched):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("names", [None, ["step"], ["replica", "step", "x"]])
+def test_arrays_of_a_plain_store_without_a_name_for_each_dimension(tmp_path, names):
+    run = ts.trajectory_dataset(np.ones((6, 4)), step=range(6), layers={"w": (4,)}, series={"loss": np.ones(6)})
+    run.to_zarr(tmp_path / "run.zarr", consolidated=False)
+    file = tmp_path / "run.zarr" / "loss" / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dimension_names": names}))
+    with pytest.raises(ts.StoreError, match=r"run\.zarr.*dimension"):
+        ts.verify(tmp_path / "run.zarr")
+    with pytest.raises(ts.StoreError, match=r"run\.zarr.*dimension"):
+        ts.open_trajectory(tmp_path / "run.zarr")
+
+
 @pytest.mark.parametrize("value", [0, None, "x", "[1]", '[["a"]]', "[[1, 2, 3, 4]]", '{"a": 1}', "[" * 100_000])
 def test_findings_of_an_ingest_that_are_none(tmp_path, value):
     source = {step: {"w": np.full(5, step + 1.0)} for step in range(3)}

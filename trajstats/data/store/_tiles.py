@@ -352,8 +352,12 @@ class Tiles:
 
 
 def dims_of(array: zarr.Array) -> tuple[str, ...]:
-    """Give the names of the dimensions of an array."""
-    return tuple(str(name) for name in getattr(array.metadata, "dimension_names", None) or ())
+    """Give the names of the dimensions of an array; an array that has none, or a wrong number, is refused."""
+    names = getattr(array.metadata, "dimension_names", None) or ()
+    if len(names) != array.ndim:
+        msg = f"{array.store_path}: {array.ndim} dimensions have {len(names)} names; each needs one. Restore zarr.json"
+        raise StoreError(msg)
+    return tuple(str(name) for name in names)
 
 
 def tile_key(layout: Layout, slab: int, *where: int) -> str:
