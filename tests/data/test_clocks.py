@@ -322,7 +322,8 @@ def test_learning_times_of_seeds_with_clocks_of_their_own(tmp_path):
     for seed, factor in enumerate((1.0, 2.0)):
         with ts.TrajectoryWriter(tmp_path / f"{seed}.zarr", {"w": (3,)}, replica=seed, attrs={"width": 4}) as writer:
             for step in range(1, 30):
-                writer.append(step, np.full(3, step + seed, "f4"), loss=(1 + seed / 1000) / step, proper_time=factor * step)
+                series = {"loss": (1 + seed / 1000) / step, "proper_time": factor * step}
+                writer.append(step, np.full(3, step + seed, "f4"), **series)
     joined = ts.open_trajectory([tmp_path / "0.zarr", tmp_path / "1.zarr"])
     times = ts.learning_times({"both": joined}, loss=0.1, width={"both": 4})
     assert times.attrs["clock"] == "proper_time"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 
 import click
 
@@ -55,7 +54,7 @@ def ingest_command(
     """Turn checkpoints (files, a folder, or a quoted glob) into the trajectory store OUT.
 
     Headers are compared first and everything odd is named. Nothing in a file is ever executed. Interrupted, the same
-    command goes on where it was.
+    command goes on where it was. Given again with further checkpoints, it adds them to OUT.
 
     Example: trajstats ingest checkpoints/ run.zarr --dry-run
     """
@@ -89,10 +88,7 @@ def ingest_command(
             dry_run=dry_run,
             progress=not dry_run and not as_json,
         )
-    if not as_json:
+    if as_json:
+        say_json({**plan.to_json(), "written": not dry_run})
+    else:
         say(str(plan))
-        return
-    facts = {name: getattr(plan, name) for name in ("out", "steps", "files", "layers", "dtype", "rule", "seconds")}
-    findings = [asdict(finding) for finding in plan.findings]
-    facts |= {"buffers": plan.buffers, "passed_over": plan.passed_over, "left_out": plan.left_out}
-    say_json({**facts, "findings": findings, "written": not dry_run})

@@ -178,7 +178,7 @@ def test_source_is_untouched_and_other_stores_are_safe(tmp_path):
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()} == before
     again = ingest(folder, tmp_path / "out.zarr")  # nothing to do
     assert again.steps == [1, 2]
-    other = series(tmp_path / "other", [1, 5])
+    other = series(tmp_path / "other", [1, 5], lambda step, tree: weights(step + 1))
     with pytest.raises(ts.StoreError, match="not made from these"):
         ingest(other, tmp_path / "out.zarr")
 

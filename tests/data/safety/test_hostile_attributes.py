@@ -71,9 +71,9 @@ def test_findings_of_an_ingest_that_are_none(tmp_path, value):
     source = {step: {"w": np.full(5, step + 1.0)} for step in range(3)}
     out = tmp_path / "run.zarr"
     ingest(source, out)
-    reseal(out, state="writing", committed_rows=0, content_findings=value)
+    reseal(out, findings=value)
     with pytest.raises(
-        (ts.StoreError, ts.UnsafeInputError), match=r"run\.zarr/zarr\.json: the attribute 'content_findings'"
+        (ts.StoreError, ts.UnsafeInputError), match=r"run\.zarr/zarr\.json: the attribute 'findings'"
     ) as caught:
         ingest(source, out)
     assert len(str(caught.value)) < 1000

@@ -88,12 +88,15 @@ def repeated_tensors(
     return [(kind, k, before, found[kind, before, k]) for kind, before, k in sorted(found, key=lambda f: f[1:])]
 
 
-def out_of_line(checkpoints: Sequence[Checkpoint], name: str, k: int) -> float:
-    """Compare how far a tensor lies from both its neighbours with how far they lie from each other: about 1 or less."""
-    if not 0 < k < len(checkpoints) - 1:
+def out_of_line(around: Sequence[Checkpoint], name: str) -> float:
+    """Compare how far a tensor lies from both its neighbours with how far they lie from each other: about 1 or less.
+
+    Given are three checkpoints in a row; of fewer nothing is known, and the result is 0.
+    """
+    if len(around) != 3:
         return 0.0
-    size = min(checkpoints[k].tensors[name].size, 2**16)
-    before, here, after = (checkpoints[i].tensors[name].read(0, size).astype(np.float64) for i in (k - 1, k, k + 1))
+    size = min(around[1].tensors[name].size, 2**16)
+    before, here, after = (checkpoint.tensors[name].read(0, size).astype(np.float64) for checkpoint in around)
     with np.errstate(invalid="ignore"):
         away = min(float(np.linalg.norm(here - before)), float(np.linalg.norm(after - here)))
         apart = float(np.linalg.norm(after - before))

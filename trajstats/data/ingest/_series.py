@@ -195,7 +195,7 @@ def make_series(
         chosen,
         layers,
         _common(every),
-        _coarsest(every),
+        coarsest(every),
         headers.rule,
         found,
         buffers,
@@ -312,5 +312,6 @@ def _common(kinds: set[str]) -> str:
     return "float16" if kinds == {"float16"} else "float32"
 
 
-def _coarsest(kinds: set[str]) -> str:
+def coarsest(kinds: set[str]) -> str:
+    """Give the type with the fewest digits."""
     return next(kind for kind in ("bfloat16", "float16", "float32", "float64") if kind in kinds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -12,22 +11,26 @@ from typing import Any
 import numpy as np
 
 from trajstats.data._buffer_tensors import BufferTensor, pack_buffer
+from trajstats.data.formats._tensor import Checkpoint
+from trajstats.data.ingest._adding import MADE_BY, Held, held_in
 from trajstats.data.ingest._continuity import out_of_line, repeated_tensors
 from trajstats.data.ingest._plan import IngestPlan
-from trajstats.data.ingest._series import Finding, Series
-from trajstats.data.safety._budget import read_attribute
+from trajstats.data.ingest._series import Finding, Series, coarsest
 from trajstats.data.schema import WEIGHTS
+from trajstats.data.store._guard import check_zarr
 from trajstats.data.store._layout import (
-    COMMITTED,
     CREATING,
     DIGEST,
     EXPECTED_ROWS,
+    FINISHED,
+    STATE,
+    WRITING,
     Layout,
     array_of,
     create_store,
     plan_layout,
 )
-from trajstats.data.store._names import check_same_layers
+from trajstats.data.store._recovery import check_vacant, clean, state_of
 from trajstats.data.store._tiles import Rows, Tiles
 from trajstats.data.store.files._lock import WriterLock
 from trajstats.data.store.files._place import Place
@@ -47,6 +50,9 @@ class Streaming:
         self.stops = np.cumsum([math.prod(shape) for shape in series.layers.values()], dtype=np.int64)
         self.buffers = [BufferTensor(name, shape, kind) for name, (shape, kind) in series.buffers.items()]
         self.stopped = False
+        self.held = Held()
+        self.given = dict(zip(series.steps, series.checkpoints, strict=True))
+        self.ahead = 0  # rows of the store before the first checkpoint of the series, less those of the series it holds
 
     @property
     def _rows(self) -> int:
@@ -54,69 +60,73 @@ class Streaming:
         return max(EXPECTED_ROWS, len(self.series.steps))
 
     def run(self, replica: int, attrs: Mapping[str, Any]) -> None:
-        """Write the store, or the rest of it."""
-        from trajstats.data.store._recovery import check_store, check_vacant, clean, state_of
-
+        """Write the store, the rest of it, or the rows that it lacks."""
         check_vacant(self.place)
         lock = WriterLock(self.place)
-        finished = False
         try:
             clean(self.place)
-            mark = self._identity()
-            if state_of(self.place) in (None, CREATING):
-                layout = self._layout()
-                more = {"ingest": mark, "source_dtype": self.series.source_dtype, "source": self._source()}
-                create_store(
-                    self.place,
-                    layout,
-                    self.series.layers,
-                    replica=replica,
-                    attrs={**attrs, **more},
-                    extra={},
-                    buffers=self.buffers,
-                    expected_rows=self._rows,
-                )
+            new = self.look_up(replica)
+            if self.held.finished and not new:
+                return
+            if not self.held.steps:
+                self._create(replica, attrs)
             tiles = Tiles(self.place)
-            known = check_store(tiles)
+            self.ahead = len(self.held.steps) + len(new) - len(self.series.steps)
+            tiles.mark(**{STATE: WRITING}, source=self._source(tiles), source_dtype=self._source_dtype(tiles))
+            self._write(tiles, len(self.held.steps), len(self.held.steps) + len(new))
             group = self.place.group()
-            assert group is not None
-            if known.get("ingest") != mark:
-                msg = f"{self.place} exists and was not made from these checkpoints; choose another path or delete it"
-                raise StoreError(msg)
-            check_same_layers(group, self.series.layers)
-            if "content_findings" in known:
-                self.plan.findings += read_attribute(self.place, known, "content_findings", _findings_from_json)
-            self._write(tiles, int(known[COMMITTED]))
             self._compare_along(group)
             findings = json.dumps([[f.kind, f.checkpoint, f.tensor, f.detail] for f in self.plan.findings])
             tiles.finish(findings=findings, content_findings=None)
-            finished = True
         finally:
-            lock.release(remove_journal=finished)
+            lock.release(remove_journal=state_of(self.place) == FINISHED)
+
+    def look_up(self, replica: int) -> list[int]:
+        """Note in the plan which steps are new to the store, and give them; nothing is written."""
+        if self.place.get("zarr.json") is not None:
+            check_zarr(self.place)
+        self.held = held_in(self.place, self.series, self.buffers, replica)
+        self.plan.added = self.held.new(self.series.steps)
+        self.plan.findings[:] = dict.fromkeys([*self.held.findings, *self.plan.findings])
+        return self.plan.added
+
+    def _create(self, replica: int, attrs: Mapping[str, Any]) -> None:
+        if state_of(self.place) in (None, CREATING):
+            more = {MADE_BY: "checkpoints", "source_dtype": self.series.source_dtype}
+            create_store(
+                self.place,
+                self._layout(),
+                self.series.layers,
+                replica=replica,
+                attrs={**attrs, **more},
+                extra={},
+                buffers=self.buffers,
+                expected_rows=self._rows,
+            )
 
     def _layout(self) -> Layout:
         n = int(self.stops[-1])
         return plan_layout(WEIGHTS, (n,), self.series.dtype, expected_rows=self._rows)
 
-    def _identity(self) -> str:
-        what = [self.series.steps, self.plan.files, list(self.series.layers.items()), self.series.dtype]
-        text = json.dumps([*what, list(self.series.buffers.items())] if self.series.buffers else what)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _source(self) -> str:
+    def _source(self, tiles: Tiles) -> str:
         first, last = self.plan.files[0], self.plan.files[-1]
-        return first if len(self.plan.files) == 1 else f"{first} ... {last}"
+        if self.held.steps:
+            first = str(tiles.attrs.get("source", first)).partition(" ... ")[0]
+        return first if first == last else f"{first} ... {last}"
 
-    def _write(self, tiles: Tiles, done: int) -> None:
-        total = len(self.series.steps)
+    def _source_dtype(self, tiles: Tiles) -> str:
+        """Give the coarsest type among the sources of all rows."""
+        kinds = {self.series.source_dtype, str(tiles.attrs.get("source_dtype", self.series.source_dtype))}
+        return coarsest(kinds)
+
+    def _write(self, tiles: Tiles, done: int, total: int) -> None:
         layout = tiles.layout
         bar = None
         if self.progress:
             from tqdm import tqdm
 
-            bar = tqdm(
-                total=self.plan.n_bytes, initial=done * layout.row_bytes, unit="B", unit_scale=True, desc="ingest"
-            )
+            size = layout.row_bytes
+            bar = tqdm(total=total * size, initial=done * size, unit="B", unit_scale=True, desc="ingest")
         with ThreadPoolExecutor(self.workers) as pool:
             while done < total:
                 stop = min(total, (done // layout.rows + 1) * layout.rows)
@@ -139,7 +149,7 @@ class Streaming:
                     if self.stopped:
                         return
                     cut = min(end, begin + wide)
-                    self._fill(block[k, begin - start : cut - start], first + k, begin, cut, bad)
+                    self._fill(block[k, begin - start : cut - start], first + k - self.ahead, begin, cut, bad)
 
             try:
                 list(pool.map(fill, range(stop - first)))
@@ -150,9 +160,10 @@ class Streaming:
                 bar.update(block.nbytes)
             return block
 
-        epochs = [{"epoch": epoch} for epoch in self.series.epochs[first:stop]]
-        rows = Rows(first, self.series.steps[first:stop], epochs or [{} for _ in range(first, stop)])
-        buffers = (lambda start, end: self._buffers(first, stop, start, end)) if self.buffers else None
+        low, high = first - self.ahead, stop - self.ahead
+        epochs = [{"epoch": epoch} for epoch in self.series.epochs[low:high]]
+        rows = Rows(first, self.series.steps[low:high], epochs or [{} for _ in range(first, stop)])
+        buffers = (lambda start, end: self._buffers(low, high, start, end)) if self.buffers else None
         tiles.write(rows, source, buffers=buffers, clocks=("epoch",), finish=lambda: self._report(bad))
 
     def _buffers(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
@@ -172,8 +183,8 @@ class Streaming:
                 begin += tensor.nbytes
         return block
 
-    def _fill(self, out: np.ndarray, row: int, start: int, stop: int, bad: dict[tuple[int, str], int]) -> None:
-        checkpoint = self.series.checkpoints[row]
+    def _fill(self, out: np.ndarray, k: int, start: int, stop: int, bad: dict[tuple[int, str], int]) -> None:
+        checkpoint = self.series.checkpoints[k]
         begin = 0
         for name, end in zip(self.series.layers, self.stops.tolist(), strict=True):
             low, high = max(start, begin), min(stop, end)
@@ -185,14 +196,14 @@ class Streaming:
                 out[low - start : high - start] = values
                 finite = np.isfinite(values)
                 if not finite.all():
-                    bad[row, name] = bad.get((row, name), 0) + int(values.size - np.count_nonzero(finite))
+                    bad[k, name] = bad.get((k, name), 0) + int(values.size - np.count_nonzero(finite))
             begin = end
 
     def _report(self, bad: Mapping[tuple[int, str], int]) -> dict[str, Any]:
         """Note weights that are not finite; the findings are saved with the rows for a resumed ingest."""
         found = [
-            Finding("not finite", self.series.checkpoints[row].path, name, f"{count} weights are NaN or infinite")
-            for (row, name), count in sorted(bad.items())
+            Finding("not finite", self.series.checkpoints[k].path, name, f"{count} weights are NaN or infinite")
+            for (k, name), count in sorted(bad.items())
         ]
         if found and self.on_finding == "raise":
             raise NonFiniteError("\n".join(str(finding) for finding in found))
@@ -204,34 +215,31 @@ class Streaming:
         """Report tensors that equal those of another step, by the digests in the store."""
         if DIGEST not in group:
             return
-        series = self.series
-        digests = np.asarray(array_of(group, DIGEST)[...]).reshape(-1, len(series.layers))
+        layers = self.series.layers
+        digests = np.asarray(array_of(group, DIGEST)[...]).reshape(-1, len(layers))
+        steps = [*self.held.steps, *self.plan.added]
         found = []
-        for kind, k, other, names in repeated_tensors(digests, series.layers):
+        for kind, k, other, names in repeated_tensors(digests, layers):
             shown = f"{', '.join(repr(name)[:120] for name in names[:3])}{', ...' if len(names) > 3 else ''}"
             detail = (
-                f"{len(names)} of {len(series.layers)} tensors ({shown}) equal those of step {series.steps[other]}"
-                f" ({series.checkpoints[other].path}), and the others do not"
+                f"{len(names)} of {len(layers)} tensors ({shown}) equal those of step {steps[other]}"
+                f" ({self._path(steps[other])}), and the others do not"
             )
             if kind == "repeated":
-                jumps = {i: max(out_of_line(series.checkpoints, name, i) for name in names[:3]) for i in (k, other)}
+                jumps = {i: max(out_of_line(self._around(i, steps), name) for name in names[:3]) for i in (k, other)}
                 worst = max(jumps, key=lambda i: jumps[i])
                 detail += "; in between they have other values. One of the two files may be of another step"
                 if jumps[worst] > 1.5:
-                    detail += f": at step {series.steps[worst]} they are out of line with the steps around it"
-            found.append(Finding(kind, series.checkpoints[k].path, names[0] if len(names) == 1 else "", detail))
+                    detail += f": at step {steps[worst]} they are out of line with the steps around it"
+            found.append(Finding(kind, self._path(steps[k]), names[0] if len(names) == 1 else "", detail))
         if found and self.on_finding == "raise":
             raise SchemaError("\n".join(str(finding) for finding in found))
-        self.plan.findings += found
+        self.plan.findings[:] = dict.fromkeys([*self.plan.findings, *found])
 
+    def _path(self, step: int) -> str:
+        return self.given[step].path if step in self.given else f"step {step} in the store"
 
-def _findings_from_json(text: Any) -> list[Finding]:
-    """Read findings that a store keeps, each a list of four texts; anything else is a ValueError."""
-    entries = json.loads(text)
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, list) and len(entry) == 4 and all(isinstance(part, str) for part in entry)
-        for entry in entries
-    ):
-        msg = "findings are lists of four texts"
-        raise ValueError(msg)
-    return [Finding(*entry) for entry in entries]
+    def _around(self, k: int, steps: list[int]) -> list[Checkpoint]:
+        """List the checkpoint of a row and its neighbours; nothing where one of them was not given."""
+        near = steps[k - 1 : k + 2] if k else []
+        return [self.given[step] for step in near if step in self.given]

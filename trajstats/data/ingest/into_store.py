@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trajstats.data.ingest._continuity import equal_checkpoints
 from trajstats.data.ingest._discovery import local_path
 from trajstats.data.ingest._plan import IngestPlan
@@ -42,7 +44,8 @@ def ingest(
     """Turn a series of checkpoints into a trajectory store.
 
     Headers are read first and compared; then the tensors, a range of parameters of a few dozen checkpoints at a time.
-    An interrupted ingest goes on where it was when called again with the same arguments.
+    An interrupted ingest goes on where it was when called again with the same arguments. Called again with further
+    checkpoints, it adds those that come after the last stored step.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ def ingest(
         The series. Tensors are a mapping name -> array, or a tree of them. Formats: safetensors, torch, npz, npy,
         HDF5, Keras, orbax, flax msgpack, zarr, netCDF.
     out : path, URL or zarr store
-        The store to make.
+        The store to make, or one that an earlier ingest made and that these checkpoints continue.
     step_from : regular expression with one group, callable, or mapping path -> step, optional
         How a path gives its step. Otherwise a number after ``step``, ``iter`` and the like, else after ``epoch``, else
         the one number that changes; numbers that put the checkpoints into different orders are refused with a list.
@@ -95,7 +98,7 @@ def ingest(
     UnsafeInputError
         If a file could run code, leave its folder or exhaust memory.
     StoreError
-        If a file is damaged, or `out` holds something else.
+        If a file is damaged, or `out` holds something else than these checkpoints up to its last step.
     NonFiniteError
         If weights are not finite and ``on_finding="raise"``.
     ArgumentError
@@ -109,6 +112,9 @@ def ingest(
     ``module.`` and ``_orig_mod.``, are taken off the names. Optimizer and trainer state, running statistics and
     checkpoints called best, last, latest or final are not part of the series; the plan lists them.
 
+    A store that is there already is continued only by a series that shares a step with it. Of all shared checkpoints
+    the first numbers of the largest tensors are compared with the store, and the last one is compared entirely.
+
     Examples
     --------
     >>> import tempfile
@@ -117,6 +123,8 @@ def ingest(
     >>> plan = ingest([(0, {"w": np.zeros((2, 2))}), (10, {"w": np.ones((2, 2))})], out)
     >>> plan.steps, plan.layers
     ([0, 10], {'w': (2, 2)})
+    >>> ingest([(10, {"w": np.ones((2, 2))}), (20, {"w": np.full((2, 2), 2.0)})], out).added
+    [20]
     """
     if on_finding not in {"warn", "raise"}:
         msg = f"on_finding={on_finding!r}: give 'warn' or 'raise'"
@@ -140,17 +148,21 @@ def ingest(
         passed_over=series.checkpoints[0].passed_over,
         buffers={name: shape for name, (shape, _) in series.buffers.items()},
         left_out=series.left_out,
+        added=list(series.steps),
     )
-    plan.seconds = plan.n_bytes / ASSUMED_BYTES_PER_SECOND
-    if dry_run:
-        return plan
     if isinstance(out, str) and out.startswith("~"):
         out = local_path(out)
+    streaming = Streaming(series, plan, out, memory, workers, on_finding, progress)
+    if dry_run:
+        if not any(finding.kind in FATAL for finding in series.findings):
+            streaming.look_up(replica)
+        plan.seconds = plan.n_parameters * len(plan.added) * np.dtype(plan.dtype).itemsize / ASSUMED_BYTES_PER_SECOND
+        return plan
     began = time.monotonic()
     with resumable(f"{plan.out} holds the checkpoints read so far. The same ingest again goes on there."):
-        Streaming(series, plan, out, memory, workers, on_finding, progress).run(replica, attrs or {})
+        streaming.run(replica, attrs or {})
     plan.seconds = time.monotonic() - began
-    for finding in plan.findings:
+    for finding in [found for found in plan.findings if found not in streaming.held.findings]:
         warnings.warn(str(finding), stacklevel=2)
     return plan
 
