@@ -66,3 +66,10 @@ def test_mistakes_are_explained(folder, tmp_path, arguments, code):
 
 def test_names_reach_no_terminal_unescaped():
     assert printable("\x1b]0;title\x07ok\n") == "\\x1b]0;title\\x07ok\n"
+
+
+def test_follow_adds_what_comes_and_ends_when_idle(folder, tmp_path):
+    done = run(folder, tmp_path / "out.zarr", "--follow", "--idle", "0.3", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["added"] == json.loads(done.stdout)["steps"]
+    assert run(folder, tmp_path / "out.zarr", "--idle", "3").exit_code == 2

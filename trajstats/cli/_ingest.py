@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import click
@@ -31,6 +32,10 @@ from trajstats.cli._options import expression, json_option, say, say_json
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Files read at a time.")
 @click.option("--strict", is_flag=True, help="Stop at NaN, equal checkpoints and tensors of another step.")
 @click.option("--dry-run", is_flag=True, help="Show files, steps, layers, size and time, and write nothing.")
+@click.option("--follow", is_flag=True, help="Wait for further checkpoints, until Ctrl-C, and add them.")
+@click.option(
+    "--idle", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="End --follow after so long a wait."
+)
 @json_option
 def ingest_command(
     paths: tuple[str, ...],
@@ -49,6 +54,8 @@ def ingest_command(
     workers: int,
     strict: bool,
     dry_run: bool,
+    follow: bool,
+    idle: float | None,
     as_json: bool,
 ) -> None:
     """Turn checkpoints (files, a folder, or a quoted glob) into the trajectory store OUT.
@@ -60,6 +67,8 @@ def ingest_command(
     """
     from trajstats.data.ingest.into_store import ingest
 
+    if idle is not None and not follow:
+        raise click.UsageError("--idle says when --follow ends; give both")  # noqa: EM101
     pairs = [text.partition("=") for text in rename]
     if bad := [text for text, pair in zip(rename, pairs, strict=True) if not pair[1]]:
         raise click.UsageError(f"--rename {bad[0]}: write OLD=NEW")  # noqa: EM102
@@ -86,6 +95,7 @@ def ingest_command(
             workers=workers,
             on_finding="raise" if strict else "warn",
             dry_run=dry_run,
+            follow=(idle or math.inf) if follow else None,
             progress=not dry_run and not as_json,
         )
     if as_json:

@@ -19,6 +19,7 @@ from trajstats.data.ingest._in_memory import in_memory, is_path, take_apart
 from trajstats.data.ingest._name_tokens import read_number
 from trajstats.data.ingest._renames import align_wrappers, find_renames
 from trajstats.data.ingest._step_names import steps_of, to_step
+from trajstats.data.ingest._unchanged import Source
 from trajstats.data.ingest._whole_series import read_series
 from trajstats.errors import ArgumentError, UnsupportedError
 
@@ -59,6 +60,8 @@ class Series:
     left_out: dict[str, str] = field(default_factory=dict)
     # Epoch of each checkpoint, where the source has epochs for its time; else empty
     epochs: list[float] = field(default_factory=list)
+    # File or folder of each checkpoint, as it was before its header was read; none for what is in memory
+    sources: list[Source] = field(default_factory=list)
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Headers:
     left_out: dict[str, str] = field(default_factory=dict)  # Files that are not part of the series
     # Epoch of each checkpoint, where the source has epochs for its time
     epochs: list[float] = field(default_factory=list)
+    # File or folder of each checkpoint, as it was before its header was read; none for what is in memory
+    sources: list[Source] = field(default_factory=list)
 
 
 def read_headers(
@@ -82,8 +87,9 @@ def read_headers(
     optimizer: bool,
     workers: int,
     part: str | Sequence[str] | None = None,
+    only: Callable[[Path], bool] | None = None,
 ) -> Headers:
-    """Find the checkpoints, their steps and their tensors."""
+    """Find the checkpoints, or those of them for which a function is true, their steps and their tensors."""
     if dims is not None:
         pairs, epochs = read_series(local_path(paths), dims)
         checkpoints = [choose_tensors(found, optimizer=optimizer, part=part) for _, found in pairs]
@@ -97,6 +103,7 @@ def read_headers(
             trees = [in_memory(step, tree) for step, tree in zip(steps, paths, strict=True)]
             return Headers(steps, [choose_tensors(tree, optimizer=optimizer, part=part) for tree in trees], "given")
     where = find_checkpoints(paths) if steps is None else Discovery([Path(path) for path in paths])
+    where.files = [file for file in where.files if only is None or only(file)]
     findings: list[Finding] = []
     if steps is None:
         names = [_below(file, where.root, where.files) for file in where.files]
@@ -107,10 +114,11 @@ def read_headers(
                 findings.append(Finding("out of order", str(file), "", detail))
     else:
         rule = "given"
+    sources = [Source.at(file) for file in where.files]
     with ThreadPoolExecutor(workers) as pool:
         read = lambda file: open_checkpoint(file, optimizer=optimizer, part=part)  # noqa: E731
         checkpoints = list(pool.map(read, where.files))
-    return Headers(steps, checkpoints, rule, findings, where.left_out)
+    return Headers(steps, checkpoints, rule, findings, where.left_out, sources=sources)
 
 
 def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
@@ -201,6 +209,7 @@ def make_series(
         buffers,
         {**headers.left_out, **lost},
         [headers.epochs[k] for k in order] if headers.epochs else [],
+        [headers.sources[k] for k in order] if headers.sources else [],
     )
 
 

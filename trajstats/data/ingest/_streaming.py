@@ -164,7 +164,7 @@ class Streaming:
         epochs = [{"epoch": epoch} for epoch in self.series.epochs[low:high]]
         rows = Rows(first, self.series.steps[low:high], epochs or [{} for _ in range(first, stop)])
         buffers = (lambda start, end: self._buffers(low, high, start, end)) if self.buffers else None
-        tiles.write(rows, source, buffers=buffers, clocks=("epoch",), finish=lambda: self._report(bad))
+        tiles.write(rows, source, buffers=buffers, clocks=("epoch",), finish=lambda: self._report(bad, low, high))
 
     def _buffers(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
         """Read a range of the bytes of the buffers of some rows."""
@@ -199,8 +199,15 @@ class Streaming:
                     bad[k, name] = bad.get((k, name), 0) + int(values.size - np.count_nonzero(finite))
             begin = end
 
-    def _report(self, bad: Mapping[tuple[int, str], int]) -> dict[str, Any]:
-        """Note weights that are not finite; the findings are saved with the rows for a resumed ingest."""
+    def _report(self, bad: Mapping[tuple[int, str], int], low: int, high: int) -> dict[str, Any]:
+        """Refuse rows whose files changed while they were read; note weights that are not finite with the rows."""
+        for source in self.series.sources[low:high]:
+            if changed := source.changed:
+                msg = (
+                    f"{changed} changed while it was read, and nothing of it was kept. Ingest again when it is whole, "
+                    "or use follow= (--follow), which waits for that"
+                )
+                raise StoreError(msg)
         found = [
             Finding("not finite", self.series.checkpoints[k].path, name, f"{count} weights are NaN or infinite")
             for (k, name), count in sorted(bad.items())

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from trajstats.data.ingest._continuity import equal_checkpoints
 from trajstats.data.ingest._discovery import local_path
+from trajstats.data.ingest._follow import check_can_grow, follow_series
 from trajstats.data.ingest._plan import IngestPlan
 from trajstats.data.ingest._series import FATAL, Finding, Series, make_series, read_headers
 from trajstats.data.ingest._streaming import Streaming
 from trajstats.data.safety._credentials import without_credentials
-from trajstats.errors import ArgumentError, SchemaError, resumable
+from trajstats.errors import ArgumentError, SchemaError, StoreError, TrajstatsError, resumable
 
 DEFAULT_BUDGET = 2**30
 ASSUMED_BYTES_PER_SECOND = 1.5e8
@@ -39,6 +39,7 @@ def ingest(
     workers: int = 2,
     on_finding: str = "warn",
     dry_run: bool = False,
+    follow: float | None = None,
     progress: bool = False,
 ) -> IngestPlan:
     """Turn a series of checkpoints into a trajectory store.
@@ -83,6 +84,9 @@ def ingest(
         ``"warn"`` and keep them, or ``"raise"``. They are listed in the attribute ``findings`` of the store.
     dry_run : bool
         Return the plan, from headers alone, and write nothing.
+    follow : float, optional
+        Ingest a series while it grows: look into the folder or glob again and again, add what has stopped changing,
+        and end when nothing new came for so many seconds (``math.inf``: with Ctrl-C, which loses nothing).
     progress : bool
         Show a bar with bytes and time left.
 
@@ -132,12 +136,35 @@ def ingest(
     if memory < 2**20 or workers < 1:
         msg = f"memory={memory}, workers={workers}: at least 1 MiB and one worker are needed"
         raise ArgumentError(msg)
-    headers = read_headers(paths, step_from=step_from, dims=dims, optimizer=optimizer, workers=workers, part=part)
-    series = make_series(headers, include=include, rename=rename)
-    if not dry_run:
-        _check_whole(series)
-        _find_identical(series, drop=drop_identical, strict=on_finding == "raise")
-    plan = IngestPlan(
+    if isinstance(out, str) and out.startswith("~"):
+        out = local_path(out)
+
+    def once(only: Callable[[Path], bool] | None = None) -> IngestPlan:
+        headers = read_headers(
+            paths, step_from=step_from, dims=dims, optimizer=optimizer, workers=workers, part=part, only=only
+        )
+        series = make_series(headers, include=include, rename=rename)
+        if not dry_run:
+            _check_whole(series)
+            _find_identical(series, drop=drop_identical, strict=on_finding == "raise")
+        streaming = Streaming(series, _planned(series, out), out, memory, workers, on_finding, progress)
+        return _look_ahead(streaming, replica) if dry_run else _run(streaming, replica, attrs or {})
+
+    if follow is None:
+        return once()
+    check_can_grow(paths, follow)
+    if dry_run:
+        msg = "dry_run=True and follow= exclude each other: a plan is made once"
+        raise ArgumentError(msg)
+    with resumable(f"{without_credentials(out)} holds the checkpoints found so far. The same ingest goes on there."):
+        plan, added = follow_series(paths, once, follow)
+    plan.added = added
+    return plan
+
+
+def _planned(series: Series, out: Any) -> IngestPlan:
+    """Write down what is to be done."""
+    return IngestPlan(
         out=without_credentials(out),
         steps=series.steps,
         files=[checkpoint.path for checkpoint in series.checkpoints],
@@ -150,20 +177,32 @@ def ingest(
         left_out=series.left_out,
         added=list(series.steps),
     )
-    if isinstance(out, str) and out.startswith("~"):
-        out = local_path(out)
-    streaming = Streaming(series, plan, out, memory, workers, on_finding, progress)
-    if dry_run:
-        if not any(finding.kind in FATAL for finding in series.findings):
-            streaming.look_up(replica)
-        plan.seconds = plan.n_parameters * len(plan.added) * np.dtype(plan.dtype).itemsize / ASSUMED_BYTES_PER_SECOND
-        return plan
-    began = time.monotonic()
-    with resumable(f"{plan.out} holds the checkpoints read so far. The same ingest again goes on there."):
-        streaming.run(replica, attrs or {})
+
+
+def _look_ahead(streaming: Streaming, replica: int) -> IngestPlan:
+    """Complete the plan with what the store holds already and the time expected."""
+    plan = streaming.plan
+    if not any(finding.kind in FATAL for finding in plan.findings):
+        streaming.look_up(replica)
+    plan.seconds = plan.n_bytes / len(plan.steps) * len(plan.added) / ASSUMED_BYTES_PER_SECOND
+    return plan
+
+
+def _run(streaming: Streaming, replica: int, attrs: Mapping[str, Any]) -> IngestPlan:
+    """Write the rows that the store lacks; what was found is warned about."""
+    plan, began = streaming.plan, time.monotonic()
+    goes_on = f"{plan.out} holds the checkpoints read so far. The same ingest again goes on there."
+    try:
+        with resumable(goes_on):
+            streaming.run(replica, attrs)
+    except TrajstatsError:
+        raise
+    except OSError as error:  # no space, no permission, a disk that fails
+        msg = f"{error.filename or plan.out}: {error.strerror or error}. {goes_on}"
+        raise StoreError(msg) from error
     plan.seconds = time.monotonic() - began
     for finding in [found for found in plan.findings if found not in streaming.held.findings]:
-        warnings.warn(str(finding), stacklevel=2)
+        warnings.warn(str(finding), stacklevel=4)
     return plan
 
 
@@ -195,4 +234,5 @@ def _find_identical(series: Series, *, drop: bool, strict: bool) -> None:
         kept = sorted(set(range(len(series.steps))) - {k for k, _, _ in twins})
         series.steps = [series.steps[k] for k in kept]
         series.checkpoints = [series.checkpoints[k] for k in kept]
+        series.sources = [series.sources[k] for k in kept] if series.sources else []
         series.epochs = [series.epochs[k] for k in kept] if series.epochs else []
