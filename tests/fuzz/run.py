@@ -1,6 +1,6 @@
 """Fuzz the readers: damage valid inputs at random, read them in children, and report whatever is not a clear error.
 
-    python tests/fuzz/run.py --cases 20000 --seed 1 [--target hdf5] [--keep folder]
+    python tests/fuzz/run.py --cases 20000 --seed 1 [--target hdf5]
 
 Reported are deaths, more than 2 s of CPU time or 200 MiB of memory, exceptions that are not a `TrajstatsError`,
 messages that name no file or are over 1,000 characters long, anything written outside the folder of the case, and

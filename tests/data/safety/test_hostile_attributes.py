@@ -66,6 +66,22 @@ def test_arrays_of_a_plain_store_without_a_name_for_each_dimension(tmp_path, nam
         ts.open_trajectory(tmp_path / "run.zarr")
 
 
+@pytest.mark.parametrize("rows", [2**31, 2**62])
+def test_a_run_that_goes_on_and_claims_more_rows_than_there_can_be(tmp_path, rows):
+    with ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (3,)}) as writer:
+        writer.append(0, np.zeros(3))
+        shutil.copytree(tmp_path / "run.zarr", tmp_path / "live.zarr")
+    (tmp_path / "live.zarr" / "journal" / "lock").unlink(missing_ok=True)
+    file = tmp_path / "live.zarr" / "weights" / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": [1, rows, 3]}))
+    with (
+        pytest.raises(ts.TrajstatsError, match=r"live\.zarr.*rows"),
+        ts.TrajectoryWriter(tmp_path / "live.zarr", {"w": (3,)}) as writer,
+    ):
+        writer.append(1, np.zeros(3))
+    assert ts.open_trajectory(tmp_path / "live.zarr").step.values.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("value", [0, None, "x", "[1]", '[["a"]]', "[[1, 2, 3, 4]]", '{"a": 1}', "[" * 100_000])
 def test_findings_of_an_ingest_that_are_none(tmp_path, value):
     source = {step: {"w": np.full(5, step + 1.0)} for step in range(3)}
@@ -102,7 +118,7 @@ def edit(name, change):
 def forget(node):
     node.pop("consolidated_metadata", None)
     node["attributes"].pop("checksums")
-    if what == "plain":
+    if what in ("plain", "wide"):
         for name in ("store_format", "committed_rows", "state", "uid"):
             node["attributes"].pop(name)
     elif what != "text":
@@ -118,6 +134,8 @@ if what == "text":
     edit("layer/zarr.json", lambda node: node.update(codecs=[{"name": "vlen-utf8", "configuration": {}}]))
     chunk = next(file for file in (root / "layer" / "c").rglob("*") if file.is_file())
     chunk.write_bytes((2**32 - 1).to_bytes(4, "little") + b"\\x01\\0\\0\\0w")
+elif what == "wide":
+    edit("weights/zarr.json", lambda node: node["shape"].__setitem__(2, rows * 3))
 else:
     for file in root.glob("*/zarr.json"):
         edit(file.relative_to(root), claim)
@@ -145,6 +163,7 @@ print(json.dumps([found, time.process_time() - start, used]))
         ("own", 2 * 10**9, "elements"),
         ("plain", 2 * 10**9, "elements"),
         ("plain", 6 * 10**7, "claim"),
+        ("wide", 2 * 10**7, "claim"),
         ("remote", 6 * 10**7, "claim"),
         ("text", 1, "claims 4294967295 strings"),
     ],

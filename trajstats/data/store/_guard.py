@@ -52,6 +52,7 @@ MAX_PARTS = 65_536
 # Files of data that may be claimed beyond those in the folder, bytes of small arrays that may be claimed in any case,
 # and beyond them how many times the bytes in the folder (floors and digests are at most about the size of the rows).
 FREE_TILES = 1000
+FREE_PLAIN_TILES, PLAIN_RATIO = 20_000, 100
 FREE_BYTES = 64 * 2**20
 SMALL_RATIO = 8
 STORE_NAME = "store_format"
@@ -78,7 +79,10 @@ def check_zarr(place: Place, *, lazy: tuple[str, ...] = LAZY) -> dict[str, Any]:
             small = name not in lazy
             tiles = check_array(f"{place}/{name}", node, lazy=not small, rows=rows)
             _check_names(f"{place}/{name}", node) if STORE_NAME in attrs else None
-            claims.add(tiles if small or STORE_NAME in attrs else 0, bytes_of(node) if small else 0)
+            whole = small or STORE_NAME in attrs
+            claims.add(tiles if whole else 0, bytes_of(node) if small else 0)
+            if not whole and present is not None:  # zarr leaves out chunks that hold the fill value only
+                check_claims(place, tiles, present, free=FREE_PLAIN_TILES, ratio=PLAIN_RATIO)
             if small and place.local is not None:
                 _check_chunk_headers(place, name, node)
     if present is not None:
@@ -109,9 +113,9 @@ class _Claims:
                 raise UnsafeInputError(msg)
 
 
-def check_claims(place: Place, claimed: int, there: int) -> None:
+def check_claims(place: Place, claimed: int, there: int, *, free: int = FREE_TILES, ratio: int = 4) -> None:
     """Refuse metadata that claim many more files of data than there are."""
-    if claimed > FREE_TILES + 4 * there:
+    if claimed > free + ratio * there:
         msg = (
             f"{place}: the metadata claim {claimed} files of data, and {there} are there; most of the "
             "store is missing, or the metadata are damaged. Restore it from a copy"

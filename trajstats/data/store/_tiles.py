@@ -62,6 +62,7 @@ class Rows:
         return self.first + len(self.steps)
 
 
+MAX_RESIZED = 500_000  # files of an array; zarr lists all of them when its shape changes
 Source = Callable[[int, int], np.ndarray]
 
 
@@ -246,8 +247,16 @@ class Tiles:
 
     @staticmethod
     def _resize(array: zarr.Array, axis: int, rows: int) -> None:
-        if array.shape[axis] != rows:
-            array.resize((*array.shape[:axis], rows, *array.shape[axis + 1 :]))
+        if array.shape[axis] == rows:
+            return
+        files = math.prod(-(-n // c) for n, c in zip(array.shape, array.shards or array.chunks, strict=True))
+        if files > MAX_RESIZED:
+            msg = (
+                f"{array.store_path}: the metadata claim {array.shape[axis]} rows in {files} files, where {rows} rows "
+                "are written. They are damaged; restore zarr.json from a copy"
+            )
+            raise StoreError(msg)
+        array.resize((*array.shape[:axis], rows, *array.shape[axis + 1 :]))
 
     def mark(self, **attrs: Any) -> None:
         """Replace the root's metadata in one atomic write: the commit of everything written before; None deletes."""
