@@ -17,7 +17,7 @@ from trajstats.data.formats._files import read_file
 from trajstats.data.formats._parts import is_training_state, read_group, shards_of
 from trajstats.data.formats._tensor import RAW, Checkpoint, check_shape, input_size
 from trajstats.data.safety._budget import Budget, foreign, json_object, shorten
-from trajstats.data.safety._links import check_links
+from trajstats.data.safety._links import check_link, check_links
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError, optional_package
 
 WEIGHT_FILES = (
@@ -98,9 +98,7 @@ def read_index(path: Path, budget: Budget) -> Checkpoint:
             msg = f"{path}: shard {shorten(shard)} is not a plain file name"
             raise UnsafeInputError(msg)
         file = path.parent / shard
-        if os.path.dirname(os.path.realpath(file)) != os.path.realpath(path.parent):
-            msg = f"{file} is a link that leads out of its folder; it is not followed"
-            raise UnsafeInputError(msg)
+        check_link(file, path.parent)
         if file.name.endswith(".index.json"):
             msg = f"{path}: shard {shorten(shard)} is an index again"
             raise UnsafeInputError(msg)

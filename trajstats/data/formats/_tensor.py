@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.safety._budget import Budget, shorten
+from trajstats.data.safety._links import cache_of
 from trajstats.errors import StoreError, UnsafeInputError
 
 # name -> type in which the bytes are read; bfloat16 has no NumPy type and is widened to float32, exactly
@@ -58,17 +59,18 @@ class Checkpoint:
 
 
 def input_size(path: Path) -> int:
-    """Add up the bytes of a file, or of what a folder holds; links count for nothing."""
+    """Add up the bytes of a file, or of what a folder holds; links count for nothing, but in a hub cache."""
     if not path.is_dir():
         return path.stat().st_size
     total, todo = 0, [str(path)]
+    cached = cache_of(path) is not None
     while todo:
         with os.scandir(todo.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    total += entry.stat(follow_symlinks=False).st_size
+                elif entry.is_file(follow_symlinks=cached):
+                    total += entry.stat(follow_symlinks=cached).st_size
     return total
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from trajstats.data._naming import natural_key
 from trajstats.data.formats._folders import is_checkpoint_folder, is_orbax_folder
 from trajstats.data.formats._parts import is_first_part, is_training_state
+from trajstats.data.hub._cache import find_cache, read_revisions, revision_name
 from trajstats.data.safety._links import check_links
 from trajstats.errors import ArgumentError, StoreNotFoundError, UnsupportedError
 
@@ -46,6 +47,7 @@ class Discovery:
     files: list[Path]
     root: Path | None = None  # the folder that was searched
     left_out: dict[str, str] = field(default_factory=dict)  # other files -> why they are left out
+    names: list[str] = field(default_factory=list)  # what the files are called, where that is not their path
 
 
 def find_checkpoints(paths: Any) -> Discovery:
@@ -53,13 +55,14 @@ def find_checkpoints(paths: Any) -> Discovery:
     if isinstance(paths, str | Path):
         path = local_path(paths)
         if path.is_dir():
-            return _find_in_folder(path)
+            cache = find_cache(path)
+            return _called_by_refs(_find_in_folder(path)) if cache is None else _find_in_cache(cache)
         if glob.has_magic(str(path)) and not path.exists():
             names = sorted(glob.glob(str(path), recursive=True), key=natural_key)
             if not names:
                 msg = f"no file matches {str(path)!r}"
                 raise StoreNotFoundError(msg)
-            return _without_copies([Path(name) for name in names], None, {})
+            return _called_by_refs(_without_copies([Path(name) for name in names], None, {}))
         paths = [path]
     listed = [local_path(path) for path in paths]
     for path in listed:
@@ -69,7 +72,7 @@ def find_checkpoints(paths: Any) -> Discovery:
     if not listed:
         msg = "the list of checkpoints is empty"
         raise StoreNotFoundError(msg)
-    return _without_copies(listed, None, {}) if len(listed) > 1 else Discovery(listed)
+    return _called_by_refs(_without_copies(listed, None, {}) if len(listed) > 1 else Discovery(listed))
 
 
 def local_path(given: Any) -> Path:
@@ -102,6 +105,35 @@ def _find_in_folder(root: Path) -> Discovery:
     if found == [root]:
         return Discovery([root], root.parent, left_out)
     return _without_copies(sorted(found, key=natural_key), root, left_out)
+
+
+def _find_in_cache(cache: Path) -> Discovery:
+    """List the checkpoints of the revisions of a hub cache; they are called by their refs."""
+    revisions = read_revisions(cache)
+    where = Discovery([], cache, revisions.left_out)
+    for name, snapshot in revisions.found:
+        check_links(snapshot)
+        inner: dict[str, str] = {}
+        found = _search(snapshot, snapshot, 0, inner)
+        where.left_out |= {f"{name}/{file}": why for file, why in inner.items()}
+        if not found:
+            where.left_out[name] = "no weights of a known format in this revision"
+        for file in sorted(found, key=natural_key):
+            below = file.relative_to(snapshot).as_posix() if file != snapshot else ""
+            where.files.append(file)
+            where.names.append("/".join(filter(None, [name, below])))
+    if not where.files:
+        msg = f"{cache}: none of its {len(revisions.found)} revisions holds weights of a known format"
+        raise StoreNotFoundError(msg)
+    return where
+
+
+def _called_by_refs(where: Discovery) -> Discovery:
+    """Call files of a hub cache by their refs; files that a user's own links lead to are called as the links are."""
+    names = [revision_name(file) for file in where.files]
+    if any(name is not None for name in names):
+        where.names = [name or file.as_posix() for name, file in zip(names, where.files, strict=True)]
+    return where
 
 
 def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> list[Path]:

@@ -103,10 +103,11 @@ def read_headers(
             trees = [in_memory(step, tree) for step, tree in zip(steps, paths, strict=True)]
             return Headers(steps, [choose_tensors(tree, optimizer=optimizer, part=part) for tree in trees], "given")
     where = find_checkpoints(paths) if steps is None else Discovery([Path(path) for path in paths])
-    where.files = [file for file in where.files if only is None or only(file)]
+    names = where.names or [_below(file, where.root, where.files) for file in where.files]
+    kept = [k for k, file in enumerate(where.files) if only is None or only(file)]
+    where.files, names = [where.files[k] for k in kept], [names[k] for k in kept]
     findings: list[Finding] = []
     if steps is None:
-        names = [_below(file, where.root, where.files) for file in where.files]
         steps, rule = _steps(where, names, step_from)
         for before, after, file in zip(steps, steps[1:], where.files[1:], strict=False):
             if after < before and step_from is None and not is_path(paths):
@@ -139,19 +140,22 @@ def _steps(
     if pattern is not None and pattern.groups != 1:
         msg = f"step_from={step_from!r} has {pattern.groups} groups; it needs one, around the number"
         raise ArgumentError(msg)
+    # An expression may look at the whole path; that of a hub cache has a hash where its ref has the step.
+    texts = names if where.names else [file.as_posix() for file in where.files]
     if step_from is None or pattern is not None:
         special = set_special_apart(names)
         if pattern is not None:
-            special = {k: why for k, why in special.items() if not pattern.search(where.files[k].as_posix())}
+            special = {k: why for k, why in special.items() if not pattern.search(texts[k])}
         where.left_out |= {names[k]: why for k, why in special.items()}
         where.files = [file for k, file in enumerate(where.files) if k not in special]
         names = [name for k, name in enumerate(names) if k not in special]
+        texts = [text for k, text in enumerate(texts) if k not in special]
     if step_from is None:
         return steps_of(names)
     if pattern is not None:
         steps = []
-        for file in where.files:
-            found = pattern.search(file.as_posix())
+        for file, text in zip(where.files, texts, strict=True):
+            found = pattern.search(text)
             number = read_number(found[1] or "") if found is not None else None
             if number is None:
                 msg = f"step_from={step_from!r} finds no whole number in {file}"

@@ -1,0 +1,1 @@
+"""Caches of a model hub: which revision each name stands for."""
