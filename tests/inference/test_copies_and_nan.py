@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -78,10 +76,3 @@ def test_a_layer_of_nan_is_named(on_nan):
     for over in ("total", "bad"):
         with pytest.raises(NonFiniteError, match=r"NaN or infinite in layer 'bad'.*\.sel\(layer"):
             ts.fit_subaging(delta, rng=0, over=over, on_nan=on_nan)
-
-
-def test_a_file_with_the_arguments_of_its_script_names_a_converter(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"model": {"w": torch.zeros(3)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "step1.pt")
-    with pytest.raises(ts.UnsafeInputError, match=r"argparse\.Namespace.*Megatron-LM.*convert\.py.*torch\.save"):
-        ts.ingest(tmp_path, tmp_path / "out.zarr")

@@ -313,6 +313,60 @@ def make_pickle_with_long_deflated_text(folder, mark):
         archive.writestr("archive/data.pkl", text)
 
 
+def make_pickle_of_shared_objects(folder, mark):
+    # Each object is made from the one before it, twice.
+    body = b"".join(b"ca\nB\nh" + bytes([k]) + b"h" + bytes([k]) + b"\x86Rq" + bytes([k + 1]) for k in range(60))
+    torch_zip(folder / "x.pt", b"\x80\x02K\x01q\x00" + body + b".")
+
+
+def make_pickle_of_deep_objects(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x02ca\nB\nq\x00)Rq\x01" + b"h\x00h\x01\x85Rq\x01" * 60_000 + b".")
+
+
+def make_pickle_of_many_classes(folder, mark):
+    names = b"".join(b"ca\n%x\n" % k for k in range(80_000))
+    torch_zip(folder / "x.pt", b"\x80\x02(" + names + b"t.")
+
+
+def make_pickle_of_many_objects(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x02ca\nB\nq\x00}(" + b"h\x00)R}bK\x01" * 50_000 + b"u.")
+
+
+def make_pickle_of_one_object_with_many_names(folder, mark):
+    name = b"X" + struct.pack("<I", 900) + b"a" * 900
+    listed = b"(" + b"h\x00" * 440_000 + b"l"
+    torch_zip(folder / "x.pt", b"\x80\x02ca\nB\n)Rq\x000}" + name + listed + b"s.")
+
+
+def make_pickle_of_an_object_with_many_names(folder, mark):
+    name = b"X" + struct.pack("<I", 900) + b"a" * 900
+    listed = b"(" + b"h\x00" * 440_000 + b"l"
+    torch_zip(folder / "x.pt", b"\x80\x02]q\x000ca\nB\n)R}" + name + listed + b"sb.")
+
+
+def make_pickle_of_an_object_with_many_entries(folder, mark):
+    entries = b"".join(b"J" + struct.pack("<I", k) + b"h\x00" for k in range(80_000))
+    torch_zip(folder / "x.pt", b"\x80\x02K\x01q\x000ca\nB\n)R(" + entries + b"u.")
+
+
+def make_pickle_of_many_tensors_in_an_object(folder, mark):
+    name = b"X" + struct.pack("<I", 900) + b"a" * 900
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQq\x00"
+    view = b"ctorch._utils\n_rebuild_tensor_v2\n(h\x00K\x00K\x02\x85K\x01\x85tRq\x02"
+    body = b"ca\nB\n)R}" + name + b"(" + b"h\x02" * 440_000 + b"lsb."
+    torch_zip(folder / "x.pt", b"\x80\x02" + storage + b"0" + view + b"0" + body, [("archive/data/0", bytes(8))])
+
+
+def make_pickle_of_unread_tensors_with_long_names(folder, mark):
+    name = b"X" + struct.pack("<I", 900) + b"a" * 900
+    head = b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n)Rq\x000}"
+    torch_zip(folder / "x.pt", head + name + b"(" + b"h\x00" * 440_000 + b"ls.")
+
+
+def make_pickle_of_an_endless_byte_array(folder, mark):
+    torch_zip(folder / "x.pt", b"\x80\x05}\x8c\x01a\x96" + struct.pack("<Q", 2**62) + bytes(2**20))
+
+
 def make_msgpack_of_nils(folder, mark):
     (folder / "x.msgpack").write_bytes(b"\xdd" + struct.pack(">I", 4_000_000) + b"\xc0" * 4_000_000)
 

@@ -5,141 +5,30 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections import OrderedDict
 from typing import Any, ClassVar, NoReturn
 
+from trajstats.data.formats._pickle_names import (
+    KNOWN,
+    OTHER_STORAGES,
+    PART,
+    SHARDED,
+    STORAGES,
+    Blank,
+    ClassName,
+    Opaque,
+    Storage,
+    call,
+    check_key,
+    is_refused,
+    make,
+    unknown_name,
+)
 from trajstats.data.safety._budget import Budget, foreign, shorten
-from trajstats.errors import UnsafeInputError
+from trajstats.errors import UnsafeInputError, UnsupportedError
 
-DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}
-
-STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-OTHER_STORAGES = {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1}
 MAX_DEPTH = 200
 # Text that is longer is a configuration or a log; it is skipped over and never made.
 MAX_TEXT = 2**16
-MAX_KEY_PARTS = 64
-
-_NAMESPACE = (
-    "The file holds the arguments of its training script, as Megatron-LM writes them. Convert it with Megatron's "
-    "tools/checkpoint/convert.py, or, if you trust the file: state = torch.load(path, weights_only=False)['model'], "
-    "then torch.save(state, new_path)."
-)
-
-
-class _Storage:
-    def __init__(self, dtype: str, key: str, size: int) -> None:
-        self.dtype, self.key, self.size = dtype, key, size
-
-
-class _View:
-    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any) -> None:
-        self.storage, self.offset = storage, offset
-        self.shape, self.stride = _sizes(shape), _sizes(stride)
-
-
-def _sizes(given: Any) -> tuple[Any, ...]:
-    if not isinstance(given, list | tuple) or len(given) > 64:
-        msg = "a shape or stride is not a list of at most 64 numbers"
-        raise ValueError(msg)
-    return tuple(given)
-
-
-class _Blank:
-    """Stands for anything whose content does not matter."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _View:
-    return _View(storage, offset, shape, stride)
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _from_type(data: Any, *_: Any) -> Any:
-    return data
-
-
-class _Ordered(OrderedDict[Any, Any]):
-    """An ordered mapping that ignores attributes such as ``_metadata``."""
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def _ordered(items: Any = ()) -> _Ordered:
-    # Copies are not free: a list that is shared could be copied many times.
-    if not isinstance(items, list | tuple) or len(items) > MAX_KEY_PARTS:
-        msg = "an ordered mapping is made from something else than a short list of pairs"
-        raise ValueError(msg)
-    made = _Ordered()
-    for key, value in items:
-        _check_key(key)
-        made[key] = value
-    return made
-
-
-def _check_key(key: Any) -> None:
-    # Hashing or comparing a tuple visits all its parts, and shared parts over and over.
-    if isinstance(key, str):
-        return
-    parts = [key]
-    for _ in range(MAX_KEY_PARTS):
-        if not parts:
-            return
-        part = parts.pop()
-        if isinstance(part, tuple | frozenset):
-            if len(part) > MAX_KEY_PARTS:
-                break
-            parts += part
-    if parts:
-        msg = f"a key of more than {MAX_KEY_PARTS} parts"
-        raise ValueError(msg)
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _ordered,
-    ("collections", "defaultdict"): lambda *_: _Ordered(),
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch", "Size"): lambda sizes=(): _sizes(sizes),
-    ("torch", "device"): _Blank,
-    ("torch.serialization", "_get_layout"): _Blank,
-    ("_codecs", "encode"): _Blank,
-    ("builtins", "set"): lambda items=(): items,
-    ("__builtin__", "set"): lambda items=(): items,
-    ("builtins", "complex"): _Blank,
-    ("builtins", "slice"): _Blank,
-    ("numpy", "dtype"): _Blank,
-    ("numpy.core.multiarray", "scalar"): _Blank,
-    ("numpy._core.multiarray", "scalar"): _Blank,
-    ("numpy.core.multiarray", "_reconstruct"): _Blank,
-    ("numpy._core.multiarray", "_reconstruct"): _Blank,
-    ("numpy", "ndarray"): _Blank,
-    **{("torch", name): ("storage", name) for name in (*STORAGES, *OTHER_STORAGES)},
-    **{("torch.storage", name): ("storage", name) for name in ("UntypedStorage", "TypedStorage")},
-    **{("torch", name): ("dtype", name) for name in DTYPES},
-}
 
 
 class _Machine(pickle._Unpickler):
@@ -152,7 +41,7 @@ class _Machine(pickle._Unpickler):
         super().__init__(stream, encoding="utf-8", errors="replace")
         self._where, self._budget = where, budget
         self._file_read, self._file_readline = stream.read, stream.readline
-        self.storages: dict[str, _Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
     def load(self) -> Any:
         """Run the machine, as long as the budget and a bounded depth allow."""
@@ -180,16 +69,23 @@ class _Machine(pickle._Unpickler):
             return stop.value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in of a known name; refuse every other."""
-        known = _KNOWN.get((module, name))
-        if known is None:
-            do = _NAMESPACE if (module, name) == ("argparse", "Namespace") else ""
-            self._refuse(f"asks for {module[:80]}.{name[:80]}", do)
-        return known
+        """Give the stand-in of a name; what could run code is refused, all else is neither imported nor built."""
+        known = KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if name == SHARDED:
+            msg = f"{self._where} {PART.format(SHARDED)}"
+            raise UnsupportedError(msg)
+        if is_refused(module, name):
+            self._refuse(f"asks for {module[:80]}.{name[:80]}")
+        self._budget.spend_objects(8, self._where)
+        return unknown_name(module, name)
 
     def persistent_load(self, key: Any) -> Any:
         """Note a storage."""
         self._budget.spend_objects(4, self._where)
+        if isinstance(key, tuple) and len(key) == 4 and key[0] == "module" and isinstance(key[1], ClassName):
+            return key[1]  # a class with its source code, as torch wrote before 1.6
         if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], tuple):
             self._refuse("holds a storage of an unknown kind")
         (_, name), size = (*key[1], None, None)[:2], key[4]
@@ -199,7 +95,7 @@ class _Machine(pickle._Unpickler):
         dtype = STORAGES.get(name, f"other{OTHER_STORAGES.get(name, 1)}")
         if not isinstance(size, int) or not 0 <= size < 2**60:
             self._refuse(f"claims a storage of {shorten(size, 40)} elements")
-        storage = self.storages.setdefault(number, _Storage(dtype, number, size))
+        storage = self.storages.setdefault(number, Storage(dtype, number, size))
         if len(key) > 5 and key[5] is not None:  # a view into a storage, in the oldest files
             self._refuse("holds a view of a storage, as torch wrote before 0.4; save it again with a newer torch")
         return storage
@@ -208,31 +104,29 @@ class _Machine(pickle._Unpickler):
         """Refuse extension codes, which name functions by number."""
         self._refuse(f"asks for extension {code}")
 
-    def _refuse(self, what: str, do: str = "") -> NoReturn:
-        msg = f"{self._where} {what:.200}, which no state dict needs and which could run code; it is not read. " + (
-            do or "Ask for safetensors, or save model.state_dict() alone."
+    def _refuse(self, what: str) -> NoReturn:
+        msg = (
+            f"{self._where} {what:.200}, which no state dict needs and which could run code; it is not read. "
+            "Ask for safetensors, or save model.state_dict() alone."
         )
         raise UnsafeInputError(msg)
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
-    def load_bytearray8(self) -> None:
-        """Refuse byte arrays: their length is believed before it is checked."""
-        self._refuse("holds a byte array")
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
     def _text(self, length: int) -> None:
         """Read text or bytes; what is too long to be a name is skipped over."""
         if length <= MAX_TEXT:
             self.append(str(self.read(length), "utf-8", "replace"))
-            return
+        else:
+            self._skip(length)
+
+    def _skip(self, length: int) -> None:
         while length > 0:
             part = self.read(min(length, MAX_TEXT))
             if not part:
                 raise EOFError
             length -= len(part)
-        self.append(_Blank())
+        self.append(Blank())
 
     def load_long_text(self) -> None:
         """Read text with a length of four bytes."""
@@ -242,13 +136,18 @@ class _Machine(pickle._Unpickler):
         """Read text with a length of eight bytes."""
         self._text(struct.unpack("<Q", self.read(8))[0])
 
+    def load_bytearray8(self) -> None:
+        """Skip over a byte array, whose length would be believed before it is checked."""
+        self._skip(struct.unpack("<Q", self.read(8))[0])
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
     dispatch[pickle.BINUNICODE[0]] = dispatch[pickle.BINBYTES[0]] = load_long_text
     dispatch[pickle.BINSTRING[0]] = load_long_text
     dispatch[pickle.BINUNICODE8[0]] = dispatch[pickle.BINBYTES8[0]] = load_very_long_text
 
     def _checked(self, first: int, step: int, name: str) -> None:
         for key in self.stack[first::step]:
-            _check_key(key)
+            check_key(key)
         machine: Any = self
         pickle._Unpickler.dispatch[getattr(pickle, name)[0]](machine)
 
@@ -289,37 +188,56 @@ class _Machine(pickle._Unpickler):
         """Call a stand-in."""
         self._budget.spend_objects(8, self._where)
         arguments = self.stack.pop()
-        function = self.stack[-1]
-        if not callable(function) or not any(function is known for known in _KNOWN.values()):
+        if not isinstance(arguments, tuple):
+            self._refuse("calls something with arguments that are not a list of values")
+        made = call(self.stack[-1], arguments)
+        if made is None:
             self._refuse("calls something that is no known function")
-        self.stack[-1] = function(*arguments)
+        self.stack[-1] = made
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_build(self) -> None:
-        """Leave attributes out."""
-        self.stack.pop()
+        """Give attributes to a stand-in, which keeps them unread; leave those of mappings and tensors out."""
+        state = self.stack.pop()
+        if isinstance(made := self.stack[-1], Opaque):
+            made.given.append(state)
 
     dispatch[pickle.BUILD[0]] = load_build
 
+    def _make(self, kind: Any, *arguments: Any) -> None:
+        self._budget.spend_objects(8, self._where)
+        made = make(kind, *arguments)
+        if made is None:
+            self._refuse("makes an object of something that is not a class")
+        self.append(made)
+
     def load_newobj(self) -> None:
         """Make a stand-in."""
-        arguments = self.stack.pop()
-        kind = self.stack.pop()
-        self._budget.spend_objects(8, self._where)
-        if kind is not _ordered and kind is not _Blank:
-            self._refuse("makes an object that is not a mapping")
-        self.append(_Ordered() if kind is _ordered else kind(*arguments))
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        self._make(kind, arguments)
+
+    def load_newobj_ex(self) -> None:
+        """Make a stand-in with named arguments."""
+        named, arguments, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self._make(kind, arguments, named)
+
+    def load_inst(self) -> None:
+        """Make a stand-in by the name of its class."""
+        module, name = (str(self.readline()[:-1], "ascii") for _ in range(2))
+        machine: Any = self
+        self._make(self.find_class(module, name), tuple(machine.pop_mark()))
+
+    def load_obj(self) -> None:
+        """Make a stand-in of the class that comes first among its arguments."""
+        machine: Any = self
+        kind, *arguments = machine.pop_mark()
+        self._make(kind, tuple(arguments))
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
-
-    def load_forbidden(self) -> None:
-        """Refuse opcodes that make instances in ways no state dict uses."""
-        self._refuse("makes an instance of a class")
-
-    dispatch[pickle.INST[0]] = load_forbidden
-    dispatch[pickle.OBJ[0]] = load_forbidden
-    dispatch[pickle.NEWOBJ_EX[0]] = load_forbidden
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch[pickle.INST[0]] = load_inst
+    dispatch[pickle.OBJ[0]] = load_obj
 
 
 def _run(machine: _Machine, where: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trajstats.data.formats._pickle_names import ClassName, Opaque
 from trajstats.data.safety._budget import Budget, shorten
 from trajstats.data.safety._links import cache_of
 from trajstats.errors import StoreError, UnsafeInputError
@@ -137,8 +138,8 @@ def leaves(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]:
 def _key_text(key: Any, where: str) -> str:
     if isinstance(key, str) and len(key) <= MAX_NAME:
         return key
-    if isinstance(key, int | float | bool | bytes | tuple | None):
-        text = shorten(key, MAX_NAME)
+    if isinstance(key, int | float | bool | bytes | tuple | Opaque | ClassName | None):
+        text = str(key) if isinstance(key, Opaque | ClassName) else shorten(key, MAX_NAME)
         if not text.endswith("..."):
             return text
     msg = f"{where}: a key {shorten(key)} is not a name"

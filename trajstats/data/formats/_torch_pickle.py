@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.formats._archives import Verified, open_zip, read_member
-from trajstats.data.formats._pickle_machine import DTYPES, _Machine, _run, _Storage, _View
+from trajstats.data.formats._pickle_machine import _Machine, _run
+from trajstats.data.formats._pickle_names import ClassName, Opaque, Storage, Unread, View
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
+from trajstats.data.formats._torch_objects import LeftOut
 from trajstats.data.safety._budget import Budget, shorten
 from trajstats.errors import StoreError, UnsafeInputError
 
-DTYPES |= {name: name for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128")}
 MAX_PICKLE = 64 * 2**20
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -50,7 +51,7 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
 
     members: dict[str, Verified] = {}
 
-    def locate(storage: _Storage) -> tuple[int, int, Verified | None]:
+    def locate(storage: Storage) -> tuple[int, int, Verified | None]:
         info = infos.get(f"{root}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             msg = f"{path}: storage {shorten(storage.key)} is missing or compressed; the file is damaged"
@@ -59,7 +60,7 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
             members[storage.key] = Verified(path, info)
         return members[storage.key].begin, info.file_size, members[storage.key]
 
-    return _collect(path, tree, locate, budget)
+    return _collect(path, tree, machine.storages, locate, budget)
 
 
 def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
@@ -98,41 +99,53 @@ def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
         places[key] = (position + 8, count * item)
         position += 8 + count * item
 
-    def locate(storage: _Storage) -> tuple[int, int, Verified | None]:
+    def locate(storage: Storage) -> tuple[int, int, Verified | None]:
         if storage.key not in places:
             msg = f"{path}: storage {shorten(storage.key)} is missing"
             raise StoreError(msg)
         return (*places[storage.key], None)
 
-    return _collect(path, tree, locate, budget)
+    return _collect(path, tree, machine.storages, locate, budget)
 
 
 def _collect(
-    path: Path, tree: Any, locate: Callable[[_Storage], tuple[int, int, Verified | None]], budget: Budget
+    path: Path,
+    tree: Any,
+    storages: Mapping[str, Storage],
+    locate: Callable[[Storage], tuple[int, int, Verified | None]],
+    budget: Budget,
 ) -> Checkpoint:
     found = Checkpoint(str(path), {})
     if not isinstance(tree, Mapping | list | tuple):
-        tree = {"tensor": tree}
+        tree = {"object" if isinstance(tree, Opaque) else "tensor": tree}
     found.containers = outer_mappings(tree)
+    left_out = LeftOut(str(path), budget)
     for name, leaf in leaves(tree, str(path), budget):
-        if not isinstance(leaf, _View):
+        if isinstance(leaf, Opaque | ClassName | Unread):
+            left_out.add(name, leaf)
+        if not isinstance(leaf, View):
             continue
         budget.spend_objects(8, f"{path}: tensor {shorten(name)}")
         if name in found.tensors or name in found.passed_over:
             msg = f"{path}: two tensors are called {shorten(name)}"
             raise UnsafeInputError(msg)
         storage = leaf.storage
-        if not isinstance(storage, _Storage) or storage.dtype not in RAW:
-            found.passed_over[name] = "not a tensor of numbers"
+        left_out.has(storage)
+        left_out.cover(leaf.beside)
+        kind = leaf.dtype or getattr(storage, "dtype", "")
+        if not isinstance(storage, Storage) or kind not in RAW:
+            found.passed_over[name] = f"type {kind:.40}" if leaf.dtype else "not a tensor of numbers"
             continue
         begin, n_bytes, verified = locate(storage)
-        tensor = _view_tensor(path, name, leaf, storage, begin, n_bytes)
+        tensor = _view_tensor(path, name, leaf, (storage.key, kind), begin, n_bytes)
         found.tensors[name] = tensor if verified is None else verified.tensor(tensor)
+    left_out.report(found, storages)
     return found
 
 
-def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: int, n_bytes: int) -> Tensor:
-    item = RAW[storage.dtype].itemsize
+def _view_tensor(path: Path, name: str, view: View, of: tuple[str, str], base: int, n_bytes: int) -> Tensor:
+    key, kind = of
+    item = RAW[kind].itemsize
     where = f"{path}: tensor {shorten(name)}"
     check_shape(where, view.shape)
     numbers = [view.offset, *view.stride]
@@ -146,13 +159,13 @@ def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: in
     if size and ((last + 1) * item > n_bytes or size > n_bytes // item):
         msg = f"{where} of shape {shorten(view.shape)} reaches beyond its {n_bytes // item} stored elements"
         raise UnsafeInputError(msg)
-    identity = (str(path), storage.key, view.offset, view.stride)
+    identity = (str(path), key, view.offset, view.stride)
     contiguous = tuple(math.prod(view.shape[k + 1 :]) for k in range(len(view.shape)))
     matters = [(a, b) for a, b, n in zip(view.stride, contiguous, view.shape, strict=True) if n > 1]
     if all(a == b for a, b in matters):
-        plain = file_tensor(path, base + view.offset * item, view.shape, storage.dtype)
+        plain = file_tensor(path, base + view.offset * item, view.shape, kind)
         return Tensor(plain.shape, plain.dtype, plain.read, identity)
-    whole = file_tensor(path, base, (n_bytes // item,), storage.dtype)
+    whole = file_tensor(path, base, (n_bytes // item,), kind)
 
     def read(start: int, stop: int) -> np.ndarray:
         index = np.unravel_index(np.arange(start, stop), view.shape)
@@ -160,4 +173,4 @@ def _view_tensor(path: Path, name: str, view: _View, storage: _Storage, base: in
         low, high = int(np.min(at)), int(np.max(at)) + 1
         return whole.read(low, high)[np.asarray(at) - low]
 
-    return Tensor(view.shape, storage.dtype, read, identity)
+    return Tensor(view.shape, kind, read, identity)
