@@ -25,7 +25,15 @@ OTHERS = {
     "mathematics": {"evidence"},
     "python": {"removeprefix"},
     "torch": {
-        "named_buffers",
+        *(
+            "named_buffers",
+            "resolve_conj",
+            "resolve_neg",
+            "to_dense",
+            "dequantize",
+            "full_tensor",
+            "get_model_state_dict",
+        ),
         "load",
         "save",
         "state_dict",
@@ -41,7 +49,8 @@ OTHERS = {
     "dask": {"Client", "LocalCluster"},
 }
 OPTIONS_OF_OTHERS = {
-    "torch": {"weights_only"},
+    "torch": {"weights_only", "full_state_dict"},
+    "huggingface_hub": {"revision"},
     "zarr": {"zarr_format"},
     "xarray": {"keep_attrs", "data_vars", "join", "pair"},
 }
