@@ -95,7 +95,7 @@ def one_case(plan: Plan, case: int, room: Path) -> dict[str, Any]:
         folder.mkdir(parents=True)
     (outside / "file").write_bytes(bytes(100))
     path = place / chosen.name
-    shutil.copytree(chosen, path) if chosen.is_dir() else shutil.copy(chosen, path)
+    shutil.copytree(chosen, path, symlinks=True) if chosen.is_dir() else shutil.copy(chosen, path)
     how, resealed = mutations.mutate(rng, path, outside)
     before = snapshot(outside)
     pids = [os.getpid(), helper()]
@@ -146,7 +146,7 @@ def batch(plan: Plan, cases: list[int], pipe: int) -> None:
         (room / "warm").mkdir(parents=True)
         first = sorted(plan.seeds.iterdir())[0]
         copy = room / "warm" / first.name
-        shutil.copytree(first, copy) if first.is_dir() else shutil.copy(first, copy)
+        shutil.copytree(first, copy, symlinks=True) if first.is_dir() else shutil.copy(first, copy)
         plan.target.read(copy, room / "warm")
     for case in cases:
         os.write(pipe, json.dumps({"begin": case}).encode() + b"\n")
@@ -213,7 +213,7 @@ def prepare(target: targets.Target, seeds: Path, root: Path) -> dict[str, str]:
     for path in sorted(seeds.iterdir()):
         copy = root / "copy" / path.name
         copy.parent.mkdir(exist_ok=True)
-        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        shutil.copytree(path, copy, symlinks=True) if path.is_dir() else shutil.copy(path, copy)
         want[path.name] = targets.digest(target.read(copy, root / "copy"))
         shutil.rmtree(root / "copy")
     targets_close()

@@ -29,6 +29,7 @@ import xarray as xr
 
 import trajstats as ts
 from trajstats.data.formats._open import open_checkpoint
+from trajstats.data.ingest._discovery import find_checkpoints
 from trajstats.data.ingest._whole_series import read_series
 from trajstats.data.ingest.into_store import ingest
 
@@ -164,6 +165,27 @@ def make_legacy(folder: Path) -> None:
     sizes = [w.size for w in weights().values()]
     parts += [struct.pack("<q", n) + raw for n, raw in zip(sizes, data, strict=True)]
     (folder / "a.bin").write_bytes(b"".join(parts))
+
+
+def read_hub(path: Path, out: Path) -> dict[str, np.ndarray]:
+    where = find_checkpoints(path)
+    found = {}
+    for name, file in zip(where.names or map(str, where.files), where.files, strict=True):
+        found |= {f"{name}/{tensor}": values for tensor, values in read_checkpoint(file, out).items()}
+    return found
+
+
+@target("hub cache", read=read_hub)
+def make_hub(folder: Path) -> None:
+    cache = folder / "models--org--name"
+    for step in (1, 2):
+        commit = hashlib.sha1(str(step).encode()).hexdigest()
+        for part in ("blobs", "refs", f"snapshots/{commit}"):
+            (cache / part).mkdir(parents=True, exist_ok=True)
+        make_safetensors(cache)
+        (cache / "a.safetensors").rename(cache / "blobs" / f"{step:064d}")
+        (cache / "refs" / f"step{step}").write_text(commit)
+        (cache / "snapshots" / commit / "model.safetensors").symlink_to(f"../../blobs/{step:064d}")
 
 
 @unchecked("npy")

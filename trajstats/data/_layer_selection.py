@@ -30,6 +30,10 @@ def cut_to_layers(trajectory: xr.Dataset) -> xr.Dataset:
     if trajectory[LAYER].dims == ():
         trajectory = _with_dim(trajectory)
     stops = np.asarray(trajectory[STOP].values)
+    for name in [name for name in (STOP, SHAPE) if name in trajectory.coords]:
+        if trajectory[name].dims != (LAYER,):
+            msg = f"{name} has dims {trajectory[name].dims}; it must have one value for each {LAYER!r}"
+            raise SchemaError(msg)
     if SHAPE not in trajectory.coords:
         return trajectory
     sizes = np.array([math.prod(shape) for shape in shapes_from_json(trajectory[SHAPE].values)], dtype=np.int64)

@@ -228,3 +228,14 @@ def test_unknown_formats_are_named(tmp_path):
         open_checkpoint(tmp_path / "a.xyz")
     with pytest.raises(ts.StoreNotFoundError):
         open_checkpoint(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f4"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_numbers_without_a_dimension_in_any_byte_order(tmp_path, dtype, save):
+    save(tmp_path / "x.npz", scale=np.array(1.5, dtype), w=np.arange(3, dtype=dtype))
+    np.save(tmp_path / "y.npy", np.array(2.5, dtype))
+    found = open_checkpoint(tmp_path / "x.npz").tensors
+    assert found["scale"].read(0, 1).tolist() == [1.5]
+    assert found["w"].read(1, 3).tolist() == [1, 2]
+    assert open_checkpoint(tmp_path / "y.npy").tensors["array"].read(0, 1).tolist() == [2.5]

@@ -762,3 +762,12 @@ def test_names_from_files_reach_no_path(tmp_path):
     ingest(tmp_path / "in", tmp_path / "out.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out.zarr"]
     assert set(ts.open_trajectory(tmp_path / "out.zarr").layer.values.tolist()) == set(names)
+
+
+def test_an_archive_whose_directory_says_that_it_is_empty(tmp_path):
+    np.savez(tmp_path / "x.npz", w=np.ones(3))
+    raw = bytearray((tmp_path / "x.npz").read_bytes())
+    raw[-14:-6] = bytes(8)  # members on this disk, members, size of the directory
+    (tmp_path / "x.npz").write_bytes(raw)
+    with pytest.raises(ts.StoreError, match=r"x\.npz: the directory of the archive"):
+        open_checkpoint(tmp_path / "x.npz")

@@ -182,3 +182,12 @@ def test_claims_are_refused_in_two_seconds_and_200_mib(tmp_path, what, rows, mat
     assert len(found) < 1000
     assert seconds < 2.0
     assert mib < 200
+
+
+@pytest.mark.parametrize("name", ["layer_stop", "layer_shape"])
+def test_coordinates_of_layers_along_something_else(tmp_path, name):
+    run = ts.trajectory_dataset(np.ones((6, 4)), step=range(6), layers={"w": (2,), "b": (2,)})
+    run = run.drop_vars(name).assign_coords({name: ("step", np.arange(6))})
+    run.to_zarr(tmp_path / "run.zarr", consolidated=False)
+    with pytest.raises(ts.SchemaError, match=f"{name} has dims"):
+        ts.open_trajectory(tmp_path / "run.zarr")

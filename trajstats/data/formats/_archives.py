@@ -127,6 +127,8 @@ def _mapped_tensor(
             return np.zeros(0, RAW[kind])
         with foreign(str(path)):
             values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
+        if not shape:  # one number, which has no index
+            return np.asarray(values).reshape(1).astype(RAW[kind])
         index = np.unravel_index(np.arange(start, stop), shape)
         return np.asarray(values[index]).astype(RAW[kind])
 
@@ -244,6 +246,7 @@ def open_zip(path: Path, budget: Budget) -> zipfile.ZipFile:
         # The directory is read whole; an entry takes 46 bytes there and several hundred in memory.
         end = zipfile._EndRecData(stream) if hasattr(zipfile, "_EndRecData") else None
     if end is not None:
+        _check_begin(path, end)
         budget.spend_objects(6 * (end[zipfile._ECD_SIZE] // 46), f"{path}: its directory")  # type: ignore[attr-defined]
     with foreign(str(path)):
         archive = zipfile.ZipFile(path)
@@ -262,6 +265,16 @@ def open_zip(path: Path, budget: Budget) -> zipfile.ZipFile:
         archive.close()
         raise
     return archive
+
+
+def _check_begin(path: Path, end: Any) -> None:
+    """Check that an archive begins with the file, by the place and size of its directory."""
+    begin = end[zipfile._ECD_LOCATION] - end[zipfile._ECD_SIZE] - end[zipfile._ECD_OFFSET]  # type: ignore[attr-defined]
+    if end[zipfile._ECD_SIGNATURE] == zipfile.stringEndArchive64:  # type: ignore[attr-defined]
+        begin -= zipfile.sizeEndCentDir64 + zipfile.sizeEndCentDir64Locator  # type: ignore[attr-defined]
+    if begin != 0:
+        msg = f"{path}: the directory of the archive is not where its last record says; the file is damaged"
+        raise StoreError(msg)
 
 
 def _check_member(path: Path, info: zipfile.ZipInfo, budget: Budget) -> None:
