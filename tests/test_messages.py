@@ -49,7 +49,7 @@ OTHERS = {
     "dask": {"Client", "LocalCluster"},
 }
 OPTIONS_OF_OTHERS = {
-    "torch": {"weights_only", "full_state_dict"},
+    "torch": {"weights_only", "full_state_dict", "checkpoint_id"},
     "huggingface_hub": {"revision"},
     "zarr": {"zarr_format"},
     "xarray": {"keep_attrs", "data_vars", "join", "pair"},

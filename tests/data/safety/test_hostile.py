@@ -464,7 +464,8 @@ MAKERS = {
 CHILD = """
 import json, os, resource, sys, time
 import numpy, h5py, xarray
-from trajstats.data.formats import _archives, _folders, _msgpack, _open, _series_files, _torch_pickle
+from trajstats.data.formats import _archives, _folders, _msgpack, _open, _series_files
+from trajstats.data.formats.torch_files import _read
 from trajstats.data.ingest.into_store import ingest
 from trajstats.data.store import _guard, open, writer
 import trajstats as ts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import threading
@@ -239,17 +240,56 @@ class _Stream:
             self._stream = None
 
 
-def open_zip(path: Path, budget: Budget) -> zipfile.ZipFile:
-    """Open a zip archive whose members are plain: no way out of the folder, no overlap, no bomb."""
-    size = path.stat().st_size
-    with path.open("rb") as stream, foreign(str(path)):
+class Span(io.RawIOBase):
+    """A range of bytes of a file, as a file of its own."""
+
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._start, self._length, self._at = start, length, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a place in the range."""
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place in the range."""
+        return self._at
+
+    def seekable(self) -> bool:
+        """Allow reading from any place."""
+        return True
+
+    def readable(self) -> bool:
+        """Allow reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read bytes, none beyond the range."""
+        view = memoryview(buffer)[: max(0, self._length - self._at)]
+        self._file.seek(self._start + self._at)
+        done: int = self._file.readinto(view) or 0
+        self._at += done
+        return done
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def open_zip(path: Path, budget: Budget, span: tuple[int, int] | None = None) -> zipfile.ZipFile:
+    """Open a zip archive, or one in a range of a file, whose members are plain: no way out, no overlap, no bomb."""
+    size = path.stat().st_size if span is None else span[1]
+    with path.open("rb") if span is None else Span(path, *span) as stream, foreign(str(path)):
         # The directory is read whole; an entry takes 46 bytes there and several hundred in memory.
         end = zipfile._EndRecData(stream) if hasattr(zipfile, "_EndRecData") else None
     if end is not None:
         _check_begin(path, end)
         budget.spend_objects(6 * (end[zipfile._ECD_SIZE] // 46), f"{path}: its directory")  # type: ignore[attr-defined]
     with foreign(str(path)):
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path if span is None else io.BufferedReader(Span(path, *span)))
     infos = archive.infolist()
     try:
         for info in infos:
@@ -305,8 +345,8 @@ def read_member(archive: zipfile.ZipFile, path: Path, name: str, most: int) -> b
 class Verified:
     """The checksum of an uncompressed member, compared with its bytes before the first of them is used."""
 
-    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
-        self.begin = member_offset(path, info)
+    def __init__(self, path: Path, info: zipfile.ZipInfo, span: tuple[int, int] | None = None) -> None:
+        self.begin = member_offset(path, info, span)
         self._path, self._info = path, info
         self._lock, self._fine = threading.Lock(), False
 
@@ -338,17 +378,18 @@ class Verified:
         return replace(tensor, read=read)
 
 
-def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
+def member_offset(path: Path, info: zipfile.ZipInfo, span: tuple[int, int] | None = None) -> int:
     """Find where the data of an uncompressed member begin."""
+    base, length = span or (0, path.stat().st_size)
     with path.open("rb") as stream:
-        stream.seek(info.header_offset)
+        stream.seek(base + info.header_offset)
         header = stream.read(30)
     if header[:4] != b"PK\x03\x04" or len(header) != 30:
         msg = f"{path}: member {shorten(info.filename)} is damaged"
         raise StoreError(msg)
     name, extra = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name + extra
-    if start + info.file_size > path.stat().st_size:
+    if start + info.file_size > length:
         msg = f"{path}: member {shorten(info.filename)} ends beyond the file; it is truncated"
         raise StoreError(msg)
-    return start
+    return base + start

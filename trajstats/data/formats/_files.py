@@ -9,8 +9,8 @@ from pathlib import Path
 from trajstats.data.formats._archives import read_npy, read_npz, read_safetensors
 from trajstats.data.formats._msgpack import read_msgpack
 from trajstats.data.formats._tensor import Checkpoint, input_size
-from trajstats.data.formats._torch_pickle import read_torch
 from trajstats.data.formats.hdf5._read import read_hdf5, read_keras
+from trajstats.data.formats.torch_files._read import read_torch
 from trajstats.data.safety._budget import Budget
 from trajstats.errors import StoreNotFoundError, UnsafeInputError, UnsupportedError
 

@@ -16,6 +16,7 @@ from trajstats.data.formats._boxes import Box, box_tensor
 from trajstats.data.formats._files import read_file
 from trajstats.data.formats._parts import is_training_state, read_group, shards_of
 from trajstats.data.formats._tensor import RAW, Checkpoint, check_shape, input_size
+from trajstats.data.formats.torch_files._distributed import read_distributed
 from trajstats.data.safety._budget import Budget, foreign, json_object, shorten
 from trajstats.data.safety._links import check_link, check_links
 from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError, optional_package
@@ -44,6 +45,12 @@ def is_orbax_folder(path: Path) -> bool:
     return any((path / name).exists() for name in ORBAX_MARKS) or (path / "default" / "_METADATA").is_file()
 
 
+def is_unfinished_folder(path: Path) -> bool:
+    """Check whether a folder holds a torch distributed checkpoint whose `.metadata`, written last, is missing."""
+    names = {entry.name for entry in path.iterdir()}
+    return ".metadata" not in names and any(name.endswith(".distcp") for name in names)
+
+
 def _shard_groups(path: Path, names: Iterable[str]) -> set[Path]:
     """List the sharded checkpoints in a folder without an index, each by its first; none if there are other files."""
     files = [path / name for name in names if name.endswith(SINGLE_FILES) and not is_training_state(name)]
@@ -56,11 +63,7 @@ def read_folder(path: Path, budget: Budget) -> Checkpoint:
     check_links(path)
     names = sorted((entry.name for entry in path.iterdir()), key=natural_key)
     if ".metadata" in names:
-        msg = (
-            f"{path} is a torch distributed checkpoint: its .metadata is a pickle, which can run code. Convert it "
-            "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
-        raise UnsafeInputError(msg)
+        return read_distributed(path, budget)
     for suffix in (".safetensors.index.json", ".index.json"):
         if index := [name for name in names if name.endswith(suffix)]:
             return read_index(path / index[0], budget)

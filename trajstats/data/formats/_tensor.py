@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.formats._pickle_names import ClassName, Opaque
+from trajstats.data.formats.torch_files._names import ClassName, Opaque
 from trajstats.data.safety._budget import Budget, shorten
 from trajstats.data.safety._links import cache_of
 from trajstats.errors import StoreError, UnsafeInputError

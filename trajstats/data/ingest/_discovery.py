@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from trajstats.data._naming import natural_key
-from trajstats.data.formats._folders import is_checkpoint_folder, is_orbax_folder
+from trajstats.data.formats._folders import is_checkpoint_folder, is_orbax_folder, is_unfinished_folder
 from trajstats.data.formats._parts import is_first_part, is_training_state
 from trajstats.data.hub._cache import find_cache, read_revisions, revision_name
 from trajstats.data.safety._links import check_links
@@ -141,6 +141,9 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
     whole = is_checkpoint_folder(folder)
     if whole and is_orbax_folder(folder):
         return [folder]
+    if is_unfinished_folder(folder):
+        left_out[_name(folder, root)] = "a torch distributed checkpoint without .metadata: not finished"
+        return []
     files: list[Path] = []
     below: list[Path] = []
     inner: dict[str, str] = {}

@@ -7,7 +7,7 @@ import pickle
 import struct
 from typing import Any, ClassVar, NoReturn
 
-from trajstats.data.formats._pickle_names import (
+from trajstats.data.formats.torch_files._names import (
     KNOWN,
     OTHER_STORAGES,
     PART,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from trajstats.data.formats._pickle_names import QUIET, ClassName, Opaque, Storage, Unread, View
 from trajstats.data.formats._tensor import Checkpoint
+from trajstats.data.formats.torch_files._names import QUIET, ClassName, Opaque, Storage, Unread, View
 from trajstats.data.safety._budget import Budget, shorten
 from trajstats.errors import UnsupportedError
 

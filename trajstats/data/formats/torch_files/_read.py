@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from trajstats.data.formats._archives import Verified, open_zip, read_member
-from trajstats.data.formats._pickle_machine import _Machine, _run
-from trajstats.data.formats._pickle_names import ClassName, Opaque, Storage, Unread, View
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
-from trajstats.data.formats._torch_objects import LeftOut
+from trajstats.data.formats.torch_files._machine import _Machine, _run
+from trajstats.data.formats.torch_files._names import ClassName, Opaque, Storage, Unread, View
+from trajstats.data.formats.torch_files._objects import LeftOut
 from trajstats.data.safety._budget import Budget, shorten
 from trajstats.errors import StoreError, UnsafeInputError
 
@@ -32,11 +32,12 @@ def read_torch(path: Path, budget: Budget) -> Checkpoint:
     """Read a torch checkpoint, in the zip format of torch >= 1.6 or the one before it."""
     with path.open("rb") as stream:
         magic = stream.read(4)
-    return _read_zip(path, budget) if magic == b"PK\x03\x04" else _read_legacy(path, budget)
+    return read_torch_zip(path, budget) if magic == b"PK\x03\x04" else _read_legacy(path, budget)
 
 
-def _read_zip(path: Path, budget: Budget) -> Checkpoint:
-    with open_zip(path, budget) as archive:
+def read_torch_zip(path: Path, budget: Budget, span: tuple[int, int] | None = None) -> Checkpoint:
+    """Read what `torch.save` wrote to a file, or to a range of a file (start, length)."""
+    with open_zip(path, budget, span) as archive:
         infos = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in infos if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1 or any("/code/" in name for name in infos):
@@ -57,7 +58,7 @@ def _read_zip(path: Path, budget: Budget) -> Checkpoint:
             msg = f"{path}: storage {shorten(storage.key)} is missing or compressed; the file is damaged"
             raise StoreError(msg)
         if storage.key not in members:
-            members[storage.key] = Verified(path, info)
+            members[storage.key] = Verified(path, info, span)
         return members[storage.key].begin, info.file_size, members[storage.key]
 
     return _collect(path, tree, machine.storages, locate, budget)

@@ -1,0 +1,1 @@
+"""torch checkpoints, read without torch."""
