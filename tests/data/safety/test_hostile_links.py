@@ -1,6 +1,7 @@
 """Stores and results from somebody else with links, pipes and second names in them: nothing outside is touched."""
 
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -302,3 +303,17 @@ def test_a_sweep_with_a_link_out_of_its_folder(tmp_path, outside):
     (tmp_path / "sweep" / "b.zarr").symlink_to(tmp_path / "own.zarr")
     with pytest.raises(ts.UnsafeInputError, match="link"):
         ts.open_sweep(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize("name", ["lock", "rows"])
+def test_folders_in_place_of_files_of_a_journal(tmp_path, name):
+    writer = ts.TrajectoryWriter(tmp_path / "live.zarr", {"w": (3,)})
+    writer.append(0, np.zeros(3))
+    shutil.copytree(tmp_path / "live.zarr", tmp_path / "run.zarr")
+    writer.close()
+    journal = tmp_path / "run.zarr" / "journal"
+    for file in [file for file in journal.iterdir() if file.name.endswith(name)]:
+        file.unlink()
+        file.mkdir()
+    with pytest.raises(ts.TrajstatsError, match=r"run\.zarr"):
+        ts.TrajectoryWriter(tmp_path / "run.zarr", {"w": (3,)})

@@ -27,6 +27,10 @@ _LINK_CODES = frozenset({errno.ELOOP, errno.EMLINK, errno.ENOTDIR})
 _COPY = "copy the folder without its links (cp -rL) and use the copy"
 
 
+class FolderInTheWayError(StoreError, IsADirectoryError):
+    """A folder lies where a file belongs."""
+
+
 class Folder:
     """The files below a folder, by keys such as ``weights/c/0/0``.
 
@@ -42,6 +46,8 @@ class Folder:
         with self._parent(key, make=bool(flags & os.O_CREAT)) as (folder, name):
             try:
                 handle = os.open(name, flags | _FILE, 0o644, dir_fd=folder)
+            except IsADirectoryError as error:
+                raise self._in_the_way(key) from error
             except OSError as error:
                 self._explain(error, key, folder, name)
                 raise
@@ -240,10 +246,13 @@ class Folder:
         if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG):
             raise _unreachable(self.root / key[:200], error) from error
 
+    def _in_the_way(self, key: str) -> FolderInTheWayError:
+        return FolderInTheWayError(f"{self.root / key} is a folder where a file belongs; restore the store from a copy")
+
     def _check_file(self, handle: int, key: str, alone: bool) -> None:
         found = os.fstat(handle)
         if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.root / key))
+            raise self._in_the_way(key)
         if not stat.S_ISREG(found.st_mode):
             raise _refused(self.root, key, "a pipe, socket or device")
         if found.st_size > SPARSE and getattr(found, "st_blocks", found.st_size) * 512 < found.st_size // 16:
