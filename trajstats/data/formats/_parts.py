@@ -7,14 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from trajstats.data._naming import natural_key
 from trajstats.data.formats._files import read_file
 from trajstats.data.formats._tensor import Checkpoint, Tensor
+from trajstats.data.formats.torch_files._deepspeed import ZERO
 from trajstats.data.safety._budget import Budget
 from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
 
 _SHARD = re.compile(r"(?P<head>.*?)(?P<part>[0-9]+)-of-(?P<count>[0-9]+)(?P<tail>.*)", re.DOTALL)
 _CONSOLIDATED = re.compile(r"consolidated\.(?P<part>[0-9]{2,})\.(?:pth|pt|safetensors)")
 _RANK_FILE = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?P<tail>(?:_[0-9]+)?_model_states\.pt)")
+# DeepSpeed: ZeRO-3 cuts every weight into pieces; a pipeline keeps each layer in a file, experts have their own.
+_ZERO_3 = re.compile(r"zero_pp_rank_(?P<part>[0-9]+)_mp_rank_[0-9]+(?:_[0-9]+)?_model_states\.pt")
+_LAYER_FILE = re.compile(r"layer_(?P<layer>[0-9]+)-model_(?P<part>[0-9]+)-model_states\.pt")
+_EXPERT_FILE = re.compile(r"(?:layer_[0-9]+_)?expert_[0-9]+_mp_rank_[0-9]+_model_states\.pt")
 _RANK_FOLDER = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?:_[0-9]+)*")
 _STATE_STARTS = (
     "optimizer",
@@ -69,8 +75,17 @@ def is_first_part(file: Path) -> bool:
     if shards := shards_of(file):
         there = next((shard for shard in shards if shard.exists()), file)
         return file == there
+    if _RANK_FILE.fullmatch(file.name) and _beside(file, _LAYER_FILE):
+        return False  # holds counters; the layers are in files of their own
+    if _EXPERT_FILE.fullmatch(file.name) and _beside(file, _RANK_FILE):
+        return False
     ranks = ranks_of(file)
     return len(ranks) < 2 or file == ranks[0]
+
+
+def _beside(file: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """List the files of a folder whose names match, in natural order."""
+    return sorted((f for f in file.parent.iterdir() if pattern.fullmatch(f.name)), key=lambda f: natural_key(f.name))
 
 
 def ranks_of(file: Path) -> list[Path]:
@@ -79,6 +94,8 @@ def ranks_of(file: Path) -> list[Path]:
         found = [f for f in file.parent.iterdir() if _CONSOLIDATED.fullmatch(f.name) and f.suffix == file.suffix]
     elif match := _RANK_FILE.fullmatch(file.name):
         found = [f for f in file.parent.iterdir() if (m := _RANK_FILE.fullmatch(f.name)) and m["tail"] == match["tail"]]
+    elif pattern := next((p for p in (_ZERO_3, _LAYER_FILE, _EXPERT_FILE) if p.fullmatch(file.name)), None):
+        return _beside(file, pattern)
     elif _RANK_FOLDER.fullmatch(file.parent.name):
         folders = [f for f in file.parent.parent.iterdir() if _RANK_FOLDER.fullmatch(f.name)]
         found = [f / file.name for f in folders if (f / file.name).is_file()]
@@ -91,9 +108,49 @@ def read_group(file: Path, budget: Budget | None = None) -> Checkpoint:
     """List every tensor of a checkpoint by one of its files: the others of its shards or ranks are read too."""
     if shards := shards_of(file):
         return read_shards(shards)
+    if _RANK_FILE.fullmatch(file.name) and (layers := _beside(file, _LAYER_FILE)):
+        file = layers[0]
+    if _LAYER_FILE.fullmatch(file.name):
+        return read_layers(ranks_of(file))
+    _check_deepspeed(file)
     if len(ranks := ranks_of(file)) > 1:
         return read_ranks(ranks)
     return read_file(file, budget)
+
+
+def _check_deepspeed(file: Path) -> None:
+    """Refuse what DeepSpeed cuts into pieces that only its own tools put together."""
+    if _ZERO_3.fullmatch(file.name):
+        n = len(_beside(file, _ZERO_3))
+        msg = (
+            f"{file} is one of {n} parts of a DeepSpeed ZeRO-3 checkpoint, which cuts every weight into pieces. {ZERO}"
+        )
+        raise UnsupportedError(msg)
+    is_rank = _RANK_FILE.fullmatch(file.name) or _EXPERT_FILE.fullmatch(file.name)
+    if is_rank and (experts := _beside(file, _EXPERT_FILE)):
+        msg = (
+            f"{file}: the experts of this model are in {len(experts)} files beside it, such as {experts[0].name}, and "
+            "how they belong together is not known. Save it as one model: model.save_16bit_model of DeepSpeed"
+        )
+        raise UnsupportedError(msg)
+
+
+def read_layers(files: list[Path]) -> Checkpoint:
+    """Put the layers of a pipeline of DeepSpeed together; their names begin with the number of the layer."""
+    matches = [_LAYER_FILE.fullmatch(file.name) for file in files]
+    if parts := sorted({int(match["part"]) for match in matches if match} - {0}):
+        msg = (
+            f"{files[0]}: each layer is cut into {parts[-1] + 1} parts (the last is {files[-1].name}), and how is not "
+            "known. Join them first: ds_to_universal.py of DeepSpeed, or tools/ckpts/convert_neox_to_hf.py of GPT-NeoX"
+        )
+        raise UnsupportedError(msg)
+    found = Checkpoint(str(files[0]), {})
+    for file, match in zip(files, matches, strict=True):
+        part = read_file(file)
+        layer = f"layer_{match['layer']}" if match else file.stem
+        found.tensors.update({f"{layer}.{name}": tensor for name, tensor in part.tensors.items()})
+        found.passed_over.update({f"{layer}.{name}": why for name, why in part.passed_over.items()})
+    return found
 
 
 def read_shards(files: list[Path]) -> Checkpoint:
@@ -131,7 +188,7 @@ def read_ranks(files: list[Path]) -> Checkpoint:
     if files[0].name.startswith("consolidated"):
         tool = "convert_llama_weights_to_hf.py of transformers"
     elif files[0].name.endswith("_model_states.pt"):
-        tool = "zero_to_fp32.py or ds_to_universal.py of DeepSpeed"
+        tool = "ds_to_universal.py of DeepSpeed, or the converter of the code that trained it"
     last = files[-1].relative_to(files[0].parent if files[-1].parent == files[0].parent else files[0].parent.parent)
     msg = (
         f"{files[0]} is one of {len(files)} parts of a model-parallel checkpoint (the last is {last}). Each holds a "

@@ -37,6 +37,7 @@ REFUSED_SUFFIXES = (".pkl", ".pickle")
 MAX_FOLDERS = 8  # deep
 SPECIAL_WORDS = frozenset(["best", "last", "latest", "final", "newest"])
 _LABELLED = re.compile(r"(?:step|iter|iteration|epoch|ep|checkpoint|ckpt|update|ba|batch)s?[-_=.]?[0-9]", re.IGNORECASE)
+_ENGINE = re.compile(r"global_step[0-9]+")
 _UNFINISHED = re.compile(r"^tmp[-_]|[._-]tmp(?:[-._]|$)|\.(?:part|partial|incomplete|download)$", re.IGNORECASE)
 
 
@@ -160,6 +161,11 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
                 inner[_name(entry, root)] = "optimizer or trainer state"
             else:
                 files.append(entry)
+    first = {path.relative_to(folder).parts[0] for path in below}
+    if whole and len(first) == 1 and _ENGINE.fullmatch(next(iter(first))):
+        # transformers and accelerate keep what DeepSpeed writes beside the whole model
+        left_out |= {_name(path, root): "the files of DeepSpeed beside the whole model" for path in below}
+        below = []
     series = any(_LABELLED.search(path.relative_to(folder).parts[0]) for path in below)
     if whole and not series:
         return [folder]

@@ -18,6 +18,7 @@ import numpy as np
 
 from trajstats.data.formats._archives import Verified, open_zip, read_member
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
+from trajstats.data.formats.torch_files._deepspeed import check_whole
 from trajstats.data.formats.torch_files._machine import _Machine, _run
 from trajstats.data.formats.torch_files._names import ClassName, Opaque, Storage, Unread, View
 from trajstats.data.formats.torch_files._objects import LeftOut
@@ -119,6 +120,7 @@ def _collect(
     found = Checkpoint(str(path), {})
     if not isinstance(tree, Mapping | list | tuple):
         tree = {"object" if isinstance(tree, Opaque) else "tensor": tree}
+    check_whole(str(path), tree)
     found.containers = outer_mappings(tree)
     left_out = LeftOut(str(path), budget)
     for name, leaf in leaves(tree, str(path), budget):
