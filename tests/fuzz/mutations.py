@@ -23,6 +23,14 @@ VALUES += [[], {}, [[]], [1], [-1], ["a"], [2**40] * 3, {"a": 1}]
 VALUES += [{"name": "numcodecs.pickle"}, {"name": "gzip", "configuration": []}]
 # Those of protocols 0 to 5 that state dicts use, and those that they do not.
 OPCODES = [bytes([code]) for code in (*b"()Nt}]lduse0102Q.RboicaqhrjJKMIFVXBCTUSGg", 0x80, *range(0x81, 0x97))]
+NAMES = (b"os\nsystem", b"builtins\neval", b"a.b\nC", b"torch\nSize", b"collections\nOrderedDict", b"torch\nfloat32")
+NAMES += (
+    b"torch._tensor\n_rebuild_from_type_v2",
+    b"torch._utils\n_rebuild_wrapper_subclass",
+    b"torch._utils\n_rebuild_x",
+)
+NAMES += (b"torch._utils\n_rebuild_tensor_v3", b"copyreg\n_reconstructor", b"builtins\nset", b"torch\nFloatStorage")
+NAMES += (b"torch.distributed.checkpoint.metadata\nMetadataIndex", b"x\nShardedTensor")
 
 
 def flip_bits(rng: random.Random, raw: bytes) -> bytes:
@@ -133,6 +141,16 @@ def change_opcodes(rng: random.Random, raw: bytes) -> bytes:
     return out
 
 
+def change_names(rng: random.Random, raw: bytes) -> bytes:
+    """Ask for another class or function in a pickle: one that it has elsewhere, a known or a dangerous one."""
+    places = list(re.finditer(rb"c([\w.]+\n\w+)\n", raw))
+    if not places:
+        return change_opcodes(rng, raw)
+    old = rng.choice(places)
+    new = rng.choice((rng.choice(places)[1], rng.choice(NAMES)))
+    return raw[: old.start() + 1] + new + raw[old.end() - 1 :]
+
+
 def change_member(rng: random.Random, raw: bytes) -> bytes:
     """Damage one member of an archive and write the archive again, with the right checksums."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -142,7 +160,7 @@ def change_member(rng: random.Random, raw: bytes) -> bytes:
         k = rng.choice((k, pickles[0]))
     name, content = members[k]
     if content and name.endswith(".pkl") and rng.random() < 0.7:
-        content = change_opcodes(rng, content)
+        content = rng.choice((change_opcodes, change_opcodes, change_names))(rng, content)
     elif content:
         content = rng.choice(PLAIN)(rng, content)
     members[k] = (rng.choice((name, name, name, name + "x", "../" + name, name.upper(), "")), content)
@@ -174,8 +192,8 @@ def structured(raw: bytes, name: str) -> list[Callable[[random.Random, bytes], b
         return [change_member, change_member, zip_directory]
     if name.endswith(".safetensors"):
         return [safetensors_header]
-    if name.endswith((".bin", ".pkl", ".pt")):
-        return [change_opcodes]
+    if name.endswith((".bin", ".pkl", ".pt", ".metadata")):
+        return [change_opcodes, change_names]
     try:
         json.loads(raw)
     except ValueError:
@@ -187,7 +205,7 @@ def mutate(rng: random.Random, path: Path, outside: Path) -> tuple[str, bool]:
     """Damage a file, or one of a folder; return how, and whether checksums may be right after it."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        documents = [p for p in files if p.suffix == ".json"] or files
+        documents = [p for p in files if p.suffix == ".json" or p.name == ".metadata"] or files
         file = rng.choice(rng.choice((files, documents)))
         if rng.random() < 0.12:
             return _change_folder(rng, path, file, outside), True

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import mutations
 import targets
+import torch_targets  # noqa: F401  adds to the targets
 
 SECONDS = 2.0
 MIB = 200.0

@@ -1,4 +1,4 @@
-"""Folders of DeepSpeed: the model states are read, parts of a model refused with the tool that joins them."""
+"""DeepSpeed and Megatron-LM: whole models are read, parts of one refused with the tool that joins them."""
 
 from __future__ import annotations
 
@@ -118,3 +118,16 @@ def test_the_whole_model_of_a_trainer_beside_what_deepspeed_writes(tmp_path):
     assert plan.steps == [500, 1000]
     assert [Path(file).name for file in plan.files] == ["model.safetensors"] * 2
     assert "the files of DeepSpeed beside the whole model" in plan.left_out.values()
+
+
+def test_one_rank_of_megatron_says_so_in_its_arguments(tmp_path):
+    sizes = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "padded_vocab_size": 4}
+    state = {"checkpoint_version": 3.0, "iteration": 100, "model": {"language_model": {"w": torch.ones(3)}}}
+    folder = tmp_path / "run" / "iter_0000100" / "mp_rank_00"
+    folder.mkdir(parents=True)
+    torch.save({**state, "args": argparse.Namespace(**sizes)}, folder / "model_optim_rng.pt")
+    assert ts.ingest(tmp_path / "run", tmp_path / "out.zarr").layers == {"language_model.w": (3,)}
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        torch.save({**state, "args": argparse.Namespace(**{**sizes, name: 2})}, folder / "model_optim_rng.pt")
+        with pytest.raises(ts.UnsupportedError, match=rf"model_optim_rng\.pt is the part.*{name}: 2.*convert\.py"):
+            ts.ingest(tmp_path / "run", tmp_path / "out2.zarr")

@@ -15,7 +15,7 @@ RUN = Path(__file__).parents[2] / "fuzz" / "run.py"
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="cases run in forked children")
 def test_damaged_inputs_give_errors():
-    for package in ("h5py", "msgpack", "tensorstore", "orbax.checkpoint", "h5netcdf"):
+    for package in ("h5py", "msgpack", "tensorstore", "orbax.checkpoint", "h5netcdf", "torch"):
         pytest.importorskip(package)
     done = subprocess.run(
         [sys.executable, str(RUN), "--cases", "2000", "--seed", "18"],
