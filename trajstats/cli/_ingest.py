@@ -25,7 +25,7 @@ from trajstats.cli._options import expression, json_option, say, say_json
 @click.option("--step-dim", metavar="NAME", help="For zarr and netCDF: the dimension that is time.")
 @click.option("--epoch-dim", metavar="NAME", help="The same where it holds epochs, which may be fractions.")
 @click.option("--part", metavar="NAME", multiple=True, help="Which set of weights to take, such as model_ema.")
-@click.option("--drop-identical", is_flag=True, help="Leave out checkpoints that equal an earlier one.")
+@click.option("--drop-identical", is_flag=True, help="Of equal checkpoints keep one.")
 @click.option("--optimizer", is_flag=True, help="Keep optimizer state too.")
 @click.option("--replica", type=int, default=0, show_default=True, help="Label of the run.")
 @click.option("--memory", metavar="MIB", type=click.IntRange(min=1), default=1024, show_default=True, help="Budget.")

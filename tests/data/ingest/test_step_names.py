@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import trajstats as ts
-from trajstats.data.ingest._name_tokens import read_number
-from trajstats.data.ingest._step_names import steps_of, to_step
+from trajstats.data.ingest.names._steps import steps_of, to_step
+from trajstats.data.ingest.names._tokens import read_number
 
 READ = {
     "step": (["step0", "step143000", "step512"], [0, 143000, 512]),

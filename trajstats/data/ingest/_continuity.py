@@ -12,15 +12,16 @@ from trajstats.data.formats._tensor import Checkpoint
 
 PROBED = 16  # tensors
 PROBE = 1024  # numbers of each
+FIRST_NUMBERS = "in the first numbers of its largest tensors"
 SMALL = 8  # numbers; a tensor of fewer may return to an earlier value by rounding
 
 
 def equal_checkpoints(
-    checkpoints: Sequence[Checkpoint], layers: Mapping[str, tuple[int, ...]]
+    checkpoints: Sequence[Checkpoint], layers: Mapping[str, tuple[int, ...]], *, whole: bool = True
 ) -> list[tuple[int, int, str]]:
     """List the checkpoints that equal an earlier one: (position, earlier position, how they are equal).
 
-    A few numbers of each are compared first, and everything only where those agree.
+    A few numbers of each are compared first, and everything only where those agree and the `whole` is wanted.
     """
     sizes = {name: math.prod(shape) for name, shape in layers.items()}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:PROBED]
@@ -29,7 +30,7 @@ def equal_checkpoints(
     for k, checkpoint in enumerate(checkpoints):
         probe = tuple(tensor_digest(checkpoint.tensors[n].read(0, min(PROBE, sizes[n]))) for n in largest)
         for twin in groups.setdefault(probe, []):
-            if how := compare_weights(checkpoints[twin], checkpoint, sizes):
+            if how := compare_weights(checkpoints[twin], checkpoint, sizes) if whole else FIRST_NUMBERS:
                 found.append((k, twin, how))
                 break
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from trajstats.data._arrays import to_numpy
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, outer_mappings
 from trajstats.data.ingest._discovery import local_path
-from trajstats.data.ingest._step_names import to_step
+from trajstats.data.ingest.names._steps import to_step
 from trajstats.errors import ArgumentError
 
 MAX_DEPTH = 64

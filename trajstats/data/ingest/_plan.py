@@ -32,6 +32,7 @@ class IngestPlan:
     buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # Files that are not part of the series
     added: list[int] = field(default_factory=list)  # Steps that the store did not hold before
+    series: list[str] = field(default_factory=list)  # Clocks and scalars that are kept: epoch, loss, ...
     seconds: float = 0.0  # Time taken, or expected in a dry run
 
     @property
@@ -56,6 +57,8 @@ class IngestPlan:
             lines.append(f"{stored} of them were in the store, {len(self.added)} are new{last}")
         lines += _shortened(f"  step {step:>10}  {file}" for step, file in zip(self.steps, self.files, strict=True))
         lines += _shortened(f"  layer {name!r:.120} {shape}" for name, shape in self.layers.items())
+        if self.series:
+            lines.append(f"with {', '.join(self.series)} of each checkpoint")
         if self.buffers:
             lines.append(f"{len(self.buffers)} buffers, which are kept apart from the layers")
             lines += _shortened(f"  buffer {name!r:.120} {shape}" for name, shape in self.buffers.items())

@@ -16,11 +16,13 @@ from trajstats.data.formats._selection import choose_tensors
 from trajstats.data.formats._tensor import Checkpoint
 from trajstats.data.ingest._discovery import Discovery, find_checkpoints, local_path, set_special_apart
 from trajstats.data.ingest._in_memory import in_memory, is_path, take_apart
-from trajstats.data.ingest._name_tokens import read_number
-from trajstats.data.ingest._renames import align_wrappers, find_renames
-from trajstats.data.ingest._step_names import steps_of, to_step
+from trajstats.data.ingest._trainer_state import read_trainer_states
 from trajstats.data.ingest._unchanged import Source
 from trajstats.data.ingest._whole_series import read_series
+from trajstats.data.ingest.names._renames import align_wrappers, find_renames
+from trajstats.data.ingest.names._stages import STAGE, missing_steps, stages_of
+from trajstats.data.ingest.names._steps import steps_of, to_step
+from trajstats.data.ingest.names._tokens import read_number
 from trajstats.errors import ArgumentError, UnsupportedError
 
 # Kinds that leave no way to put the checkpoints into one array.
@@ -32,7 +34,7 @@ class Finding:
     """Something worth knowing about a series."""
 
     # ``missing``, ``extra``, ``renamed``, ``reshaped``, ``dtype``, ``duplicate step``, ``out of order``, ``not
-    # finite``, ``identical``, ``repeated`` or ``unchanged``
+    # finite``, ``identical``, ``repeated``, ``unchanged``, ``jump``, ``missing steps``, ``stage`` or ``trainer state``
     kind: str
     checkpoint: str  # Path of the checkpoint
     tensor: str  # Name of the tensor, where there is one
@@ -58,10 +60,11 @@ class Series:
     buffers: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     # Files that are not part of the series, and buffers that not every checkpoint holds
     left_out: dict[str, str] = field(default_factory=dict)
-    # Epoch of each checkpoint, where the source has epochs for its time; else empty
-    epochs: list[float] = field(default_factory=list)
+    # Clocks and scalars of each checkpoint (epoch, loss, ...), where the source has any; else empty
+    rows: list[dict[str, float]] = field(default_factory=list)
     # File or folder of each checkpoint, as it was before its header was read; none for what is in memory
     sources: list[Source] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)  # Names of the stages that the series `stage` counts
 
 
 @dataclass
@@ -73,10 +76,10 @@ class Headers:
     rule: str  # How steps were found
     findings: list[Finding] = field(default_factory=list)  # Order of steps
     left_out: dict[str, str] = field(default_factory=dict)  # Files that are not part of the series
-    # Epoch of each checkpoint, where the source has epochs for its time
-    epochs: list[float] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)  # Clocks and scalars of each checkpoint
     # File or folder of each checkpoint, as it was before its header was read; none for what is in memory
     sources: list[Source] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)  # Names of the stages that the series `stage` counts
 
 
 def read_headers(
@@ -93,9 +96,8 @@ def read_headers(
     if dims is not None:
         pairs, epochs = read_series(local_path(paths), dims)
         checkpoints = [choose_tensors(found, optimizer=optimizer, part=part) for _, found in pairs]
-        return Headers(
-            [step for step, _ in pairs], checkpoints, f"dimension {next(iter(dims.values()))}", epochs=epochs
-        )
+        rows = [{"epoch": epoch} for epoch in epochs]
+        return Headers([step for step, _ in pairs], checkpoints, f"dimension {next(iter(dims.values()))}", rows=rows)
     steps: list[int] | None = None
     if not is_path(paths):
         steps, paths = take_apart(paths)
@@ -108,7 +110,7 @@ def read_headers(
     where.files, names = [where.files[k] for k in kept], [names[k] for k in kept]
     findings: list[Finding] = []
     if steps is None:
-        steps, rule = _steps(where, names, step_from)
+        steps, rule, names = _steps(where, names, step_from)
         for before, after, file in zip(steps, steps[1:], where.files[1:], strict=False):
             if after < before and step_from is None and not is_path(paths):
                 detail = f"step {after} is listed after step {before}; checkpoints are put in the order of their steps"
@@ -119,7 +121,30 @@ def read_headers(
     with ThreadPoolExecutor(workers) as pool:
         read = lambda file: open_checkpoint(file, optimizer=optimizer, part=part)  # noqa: E731
         checkpoints = list(pool.map(read, where.files))
-    return Headers(steps, checkpoints, rule, findings, where.left_out, sources=sources)
+    headers = Headers(steps, checkpoints, rule, findings, where.left_out, sources=sources)
+    _read_beside(headers, names)
+    return headers
+
+
+def _read_beside(headers: Headers, names: Sequence[str]) -> None:
+    """Read what names and files beside the checkpoints say: stages, epochs, losses, learning rates, missing steps."""
+    paths = [source.path for source in headers.sources]
+    states = read_trainer_states(paths, headers.steps)
+    headers.rows = states.rows
+    headers.findings += [Finding("trainer state", str(paths[k]), "", what) for k, what in states.oddities]
+    headers.stages, stage = stages_of(names, headers.steps)
+    if headers.stages:
+        headers.rows = headers.rows or [{} for _ in paths]
+        for row, number in zip(headers.rows, stage, strict=True):
+            row[STAGE] = float(number)
+        for k, name in enumerate(headers.stages):
+            within = [step for step, number in zip(headers.steps, stage, strict=True) if number == k]
+            detail = f"steps {min(within)} to {max(within)} are of the stage {name!r}, {k} in the coordinate 'stage'"
+            headers.findings.append(Finding(STAGE, str(paths[stage.index(k)]), "", detail))
+    rule, lost = missing_steps(sorted(headers.steps))
+    if lost:
+        shown = ", ".join(map(str, lost[:20])) + (f", ... {len(lost) - 20} more" if len(lost) > 20 else "")
+        headers.findings.append(Finding("missing steps", str(paths[0].parent), "", f"{rule}, without {shown}"))
 
 
 def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
@@ -134,8 +159,8 @@ def _below(file: Path, root: Path | None, files: Sequence[Path]) -> str:
 
 def _steps(
     where: Discovery, names: list[str], step_from: str | Callable[[str], int] | Mapping[str, int] | None
-) -> tuple[list[int], str]:
-    """Read the steps; checkpoints called best, last and the like are moved to what is left out."""
+) -> tuple[list[int], str, list[str]]:
+    """Read the steps and name what they are of; what is called best, last and the like is moved to what is left out."""
     pattern = re.compile(step_from) if isinstance(step_from, str) else None
     if pattern is not None and pattern.groups != 1:
         msg = f"step_from={step_from!r} has {pattern.groups} groups; it needs one, around the number"
@@ -151,7 +176,7 @@ def _steps(
         names = [name for k, name in enumerate(names) if k not in special]
         texts = [text for k, text in enumerate(texts) if k not in special]
     if step_from is None:
-        return steps_of(names)
+        return *steps_of(names), names
     if pattern is not None:
         steps = []
         for file, text in zip(where.files, texts, strict=True):
@@ -161,7 +186,7 @@ def _steps(
                 msg = f"step_from={step_from!r} finds no whole number in {file}"
                 raise ArgumentError(msg)
             steps.append(number)
-        return steps, f"step_from={step_from!r}"
+        return steps, f"step_from={step_from!r}", names
     give = step_from.__getitem__ if isinstance(step_from, Mapping) else step_from
     assert not isinstance(give, str)
     assert give is not None
@@ -170,7 +195,7 @@ def _steps(
     except (KeyError, TypeError, ValueError) as error:
         msg = f"step_from gives no step for one of the checkpoints: {error!r}"
         raise ArgumentError(msg) from error
-    return [to_step(value, str(file)) for value, file in zip(values, where.files, strict=True)], "given"
+    return [to_step(value, str(file)) for value, file in zip(values, where.files, strict=True)], "given", names
 
 
 def make_series(
@@ -212,8 +237,9 @@ def make_series(
         found,
         buffers,
         {**headers.left_out, **lost},
-        [headers.epochs[k] for k in order] if headers.epochs else [],
+        [headers.rows[k] for k in order] if headers.rows else [],
         [headers.sources[k] for k in order] if headers.sources else [],
+        headers.stages,
     )
 
 

@@ -16,6 +16,7 @@ from trajstats.data.ingest._adding import MADE_BY, Held, held_in
 from trajstats.data.ingest._continuity import out_of_line, repeated_tensors
 from trajstats.data.ingest._plan import IngestPlan
 from trajstats.data.ingest._series import Finding, Series, coarsest
+from trajstats.data.ingest.names._stages import STAGE
 from trajstats.data.schema import WEIGHTS
 from trajstats.data.store._guard import check_zarr
 from trajstats.data.store._layout import (
@@ -35,6 +36,8 @@ from trajstats.data.store._tiles import Rows, Tiles
 from trajstats.data.store.files._lock import WriterLock
 from trajstats.data.store.files._place import Place
 from trajstats.errors import NonFiniteError, SchemaError, StoreError
+
+CLOCKS = ("epoch", "proper_time", STAGE)
 
 
 class Streaming:
@@ -72,7 +75,8 @@ class Streaming:
                 self._create(replica, attrs)
             tiles = Tiles(self.place)
             self.ahead = len(self.held.steps) + len(new) - len(self.series.steps)
-            tiles.mark(**{STATE: WRITING}, source=self._source(tiles), source_dtype=self._source_dtype(tiles))
+            stages = {"stages": json.dumps(self.series.stages)} if self.series.stages else {}
+            tiles.mark(**{STATE: WRITING}, **stages, source=self._source(tiles), source_dtype=self._source_dtype(tiles))
             self._write(tiles, len(self.held.steps), len(self.held.steps) + len(new))
             group = self.place.group()
             self._compare_along(group)
@@ -161,10 +165,10 @@ class Streaming:
             return block
 
         low, high = first - self.ahead, stop - self.ahead
-        epochs = [{"epoch": epoch} for epoch in self.series.epochs[low:high]]
-        rows = Rows(first, self.series.steps[low:high], epochs or [{} for _ in range(first, stop)])
+        scalars = self.series.rows[low:high] or [{} for _ in range(first, stop)]
+        rows = Rows(first, self.series.steps[low:high], scalars)
         buffers = (lambda start, end: self._buffers(low, high, start, end)) if self.buffers else None
-        tiles.write(rows, source, buffers=buffers, clocks=("epoch",), finish=lambda: self._report(bad, low, high))
+        tiles.write(rows, source, buffers=buffers, clocks=CLOCKS, finish=lambda: self._report(bad, low, high))
 
     def _buffers(self, first: int, stop: int, start: int, end: int) -> np.ndarray:
         """Read a range of the bytes of the buffers of some rows."""

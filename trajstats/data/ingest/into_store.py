@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trajstats.data.ingest._continuity import equal_checkpoints
 from trajstats.data.ingest._discovery import local_path
 from trajstats.data.ingest._follow import check_can_grow, follow_series
 from trajstats.data.ingest._plan import IngestPlan
-from trajstats.data.ingest._series import FATAL, Finding, Series, make_series, read_headers
+from trajstats.data.ingest._sanity import check_contents
+from trajstats.data.ingest._series import FATAL, Series, make_series, read_headers
 from trajstats.data.ingest._streaming import Streaming
 from trajstats.data.safety._credentials import without_credentials
 from trajstats.errors import ArgumentError, SchemaError, StoreError, TrajstatsError, resumable
@@ -70,7 +70,8 @@ def ingest(
     part : str or sequence of str, optional
         Which set of weights to take where a file holds several, such as ``"model_ema"``.
     drop_identical : bool
-        Leave out checkpoints that equal an earlier one.
+        Of checkpoints that are equal keep the one whose values fit the steps around it, or the first where that is not
+        clear, and leave out the others.
     replica : int
         Label of the run along `replica`.
     attrs : mapping, optional
@@ -83,7 +84,7 @@ def ingest(
         What to do about NaN, infinity, equal checkpoints and tensors of another step, which show only while reading:
         ``"warn"`` and keep them, or ``"raise"``. They are listed in the attribute ``findings`` of the store.
     dry_run : bool
-        Return the plan, from headers alone, and write nothing.
+        Return the plan, from headers and a few numbers of each checkpoint, and write nothing.
     follow : float, optional
         Ingest a series while it grows: look into the folder or glob again and again, add what has stopped changing,
         and end when nothing new came for so many seconds (``math.inf``: with Ctrl-C, which loses nothing).
@@ -146,7 +147,9 @@ def ingest(
         series = make_series(headers, include=include, rename=rename)
         if not dry_run:
             _check_whole(series)
-            _find_identical(series, drop=drop_identical, strict=on_finding == "raise")
+        if not any(finding.kind in FATAL for finding in series.findings):
+            strict = on_finding == "raise" and not dry_run
+            check_contents(series, drop=drop_identical, strict=strict, whole=not dry_run)
         streaming = Streaming(series, _planned(series, out), out, memory, workers, on_finding, progress)
         return _look_ahead(streaming, replica) if dry_run else _run(streaming, replica, attrs or {})
 
@@ -176,6 +179,7 @@ def _planned(series: Series, out: Any) -> IngestPlan:
         buffers={name: shape for name, (shape, _) in series.buffers.items()},
         left_out=series.left_out,
         added=list(series.steps),
+        series=sorted({name for row in series.rows for name in row}),
     )
 
 
@@ -215,24 +219,3 @@ def _check_whole(series: Series) -> None:
             f"{len(fatal)} things keep these checkpoints from being one trajectory; nothing was written:\n{lines}{more}"
         )
         raise SchemaError(msg)
-
-
-def _find_identical(series: Series, *, drop: bool, strict: bool) -> None:
-    """Report the checkpoints that equal an earlier one, and take them out of the series if wanted."""
-    twins = equal_checkpoints(series.checkpoints, series.layers)
-    for k, twin, how in twins:
-        file, other = series.checkpoints[k].path, series.checkpoints[twin].path
-        detail = f"step {series.steps[k]} equals step {series.steps[twin]} {how} ({other})"
-        if drop:
-            series.left_out[file] = detail
-        else:
-            do = "; leave it out with drop_identical=True (--drop-identical)"
-            series.findings.append(Finding("identical", file, "", detail + do))
-    if twins and strict and not drop:
-        raise SchemaError("\n".join(str(f) for f in series.findings if f.kind == "identical"))
-    if drop:
-        kept = sorted(set(range(len(series.steps))) - {k for k, _, _ in twins})
-        series.steps = [series.steps[k] for k in kept]
-        series.checkpoints = [series.checkpoints[k] for k in kept]
-        series.sources = [series.sources[k] for k in kept] if series.sources else []
-        series.epochs = [series.epochs[k] for k in kept] if series.epochs else []

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.ingest._name_tokens import GENERIC_WORDS, UNITS, _Token, _tokens
+from trajstats.data.ingest.names._tokens import GENERIC_WORDS, UNITS, _Token, _tokens
 from trajstats.errors import ArgumentError
 
 
