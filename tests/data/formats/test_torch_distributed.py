@@ -160,6 +160,63 @@ def _one_rank(rank, n, path, port):
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("options", [{"single_file_per_rank": False}, {"thread_count": 3}, {"sync_files": False}])
+def test_options_of_the_writer(tmp_path, options):
+    writer = dcp.FileSystemWriter(tmp_path / "a", **options)
+    dcp.save({"model": values()}, storage_writer=writer, no_dist=True)
+    check(open_checkpoint(tmp_path / "a"), values())
+
+
+def test_a_model_at_the_top_beside_its_optimizer(tmp_path):
+    """torchtitan saves the names of the model without a mapping around them."""
+    optimizer = {"state": {name: {"exp_avg": w} for name, w in values().items()}}
+    state = {**values(), "optimizer": optimizer, "train_state": {"step": torch.tensor(3)}, "dataloader": {"x": 1}}
+    found = open_checkpoint(save(tmp_path / "a", state))
+    check(found, values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            b"torch.distributed.checkpoint.filesystem\n_StorageInfo",
+            b"olmo_core.distributed.checkpoint.filesystem\n_StorageInfo",
+        ),
+        (
+            b"torch.distributed.checkpoint.metadata\nMetadata\n",
+            b"megatron.core.dist_checkpointing.mapping\nMCoreMetadata\n",
+        ),
+    ],
+)
+def test_classes_of_other_libraries_that_write_the_same(tmp_path, old, new):
+    path = save(tmp_path / "a", {"model": values()})
+    raw = pickle.dumps(pickle.loads((path / ".metadata").read_bytes()), 2)
+    assert old in raw
+    (path / ".metadata").write_bytes(raw.replace(old, new))
+    check(open_checkpoint(path), values())
+
+
+def test_what_megatron_put_into_another_order_is_named(tmp_path):
+    path = save(tmp_path / "a", {"model": values()})
+    edit(path, lambda m: setattr(m, "mcore_data", {"model.cube": {"nd_reformulated_orig_global_shape": (8, 15)}}))
+    found = open_checkpoint(path)
+    assert "cube" not in found.tensors
+    assert "Megatron-LM" in found.passed_over["model.cube"]
+
+
+def test_the_state_of_a_model_and_its_optimizer_in_one_object(tmp_path):
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    path = save(tmp_path / "a", {"app": {"model": model_state, "optim": optimizer_state}})
+    found = open_checkpoint(path)
+    check(found, {f"app.model.{name}": p.detach() for name, p in model.named_parameters()})
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 

@@ -33,11 +33,16 @@ MAX_METADATA = 2**30
 MAX_DIMENSIONS = 32  # of an array in NumPy 1
 _HERE = "torch.distributed.checkpoint.metadata"
 _OLD = "torch.distributed._shard.sharded_tensor.metadata"
+_PLANNER = "torch.distributed.checkpoint.planner"
 _CLASSES = {
     *((_HERE, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
     *((_HERE, name) for name in ("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata")),
     *((_HERE, "_MEM_FORMAT_ENCODING"), (_OLD, "TensorProperties"), (_OLD, "MEM_FORMAT_ENCODING")),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
+    ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"),
+    # Megatron-LM keeps the plans of its ranks there; they are not needed.
+    *((_PLANNER, name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
+    *((f"megatron.core.dist_checkpointing.{module}", "MCoreMetadata") for module in ("mapping", "strategies.torch")),
     *(("torch.serialization", "_get_layout"), ("torch", "device")),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PurePosixPath", "PureWindowsPath")),
@@ -98,7 +103,8 @@ class _Chunk:
 def read_distributed(path: Path, budget: Budget) -> Checkpoint:
     """Read the `.metadata` of a torch distributed checkpoint; tensors are put together from their chunks when read."""
     file = path / ".metadata"
-    entries, stored, paths = _metadata(file, budget)
+    entries, stored, attributes = _metadata(file, budget)
+    reshaped = _reshaped_by_megatron(attributes)
     _check_files(path, stored, budget)
     found = Checkpoint(str(path), {})
     objects = []
@@ -114,12 +120,15 @@ def read_distributed(path: Path, budget: Budget) -> Checkpoint:
         if not isinstance(entry, Opaque) or not entry.name.endswith(".TensorStorageMetadata"):
             msg = f"{where} is described by {shorten(entry)}, neither a tensor nor an object"
             raise UnsafeInputError(msg)
-        attributes = entry.attributes()
-        shape, kind = check_shape(where, attributes.get("size")), _dtype(where, attributes.get("properties"))
+        described = entry.attributes()
+        shape, kind = check_shape(where, described.get("size")), _dtype(where, described.get("properties"))
         if kind not in RAW or len(shape) > MAX_DIMENSIONS:
             found.passed_over[name] = f"type {kind:.40}" if kind not in RAW else f"{len(shape)} dimensions"
             continue
-        parts = attributes.get("chunks")
+        if name in reshaped:
+            found.passed_over[name] = "numbers of an optimizer that Megatron-LM put into another order"
+            continue
+        parts = described.get("chunks")
         budget.spend_objects(16 * len(parts) if isinstance(parts, list | tuple) else 0, where)
         chunks = _chunks(path, name, parts, kind, stored)
         _check_cover(where, shape, chunks, budget)
@@ -127,18 +136,18 @@ def read_distributed(path: Path, budget: Budget) -> Checkpoint:
     if objects:
         more = f" ({len(objects)} of them)" if len(objects) > 1 else ""
         found.passed_over[objects[0]] = f"an object that is saved as a pickle, which is not read{more}"
-    found.containers = _containers(paths)
+    found.containers = _containers(attributes.get("planner_data"))
     return found
 
 
-def _metadata(file: Path, budget: Budget) -> tuple[Mapping[Any, Any], dict[Any, dict[str, Any]], Any]:
-    """Walk `.metadata`: what there is, where each chunk is stored, and how nested names became flat."""
+def _metadata(file: Path, budget: Budget) -> tuple[Mapping[Any, Any], dict[Any, dict[str, Any]], dict[str, Any]]:
+    """Walk `.metadata`: what there is, where each chunk is stored, and all attributes."""
     size = file.stat().st_size if file.is_file() else 0
     if not 0 < size <= MAX_METADATA:
         msg = f"{file} has {size} bytes; the checkpoint was not finished, or is damaged"
         raise StoreError(msg)
     tree = _run(_MetadataMachine(io.BytesIO(file.read_bytes()), str(file), budget), str(file))
-    attributes = tree.attributes() if isinstance(tree, Opaque) and tree.name.endswith(".Metadata") else {}
+    attributes = tree.attributes() if isinstance(tree, Opaque) and tree.name.endswith("Metadata") else {}
     entries, storage = attributes.get("state_dict_metadata"), attributes.get("storage_data")
     if not isinstance(entries, Mapping) or not isinstance(storage, Mapping):
         msg = f"{file} does not describe a torch distributed checkpoint; it is damaged, or of a torch not known here"
@@ -159,7 +168,7 @@ def _metadata(file: Path, budget: Budget) -> tuple[Mapping[Any, Any], dict[Any, 
             msg = f"{file}: a chunk of {shorten(name)} at {shorten(offset)} is stored twice"
             raise UnsafeInputError(msg)
         stored[place] = info.attributes()
-    return entries, stored, attributes.get("planner_data")
+    return entries, stored, attributes
 
 
 def _check_files(path: Path, stored: Mapping[Any, dict[str, Any]], budget: Budget) -> None:
@@ -330,3 +339,10 @@ def _containers(paths: Any) -> frozenset[str]:
             if len(path) > 2 and isinstance(path[1], str) and isinstance(path[2], str):
                 found.add(f"{path[0]}.{path[1]}"[:MAX_NAME])
     return frozenset(found)
+
+
+def _reshaped_by_megatron(attributes: Mapping[str, Any]) -> set[Any]:
+    """List the tensors whose numbers Megatron-LM saved in another order than their shape says."""
+    noted = attributes.get("mcore_data")
+    known = noted.items() if isinstance(noted, Mapping) else ()
+    return {name for name, note in known if isinstance(note, Mapping) and "nd_reformulated_orig_global_shape" in note}
