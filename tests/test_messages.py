@@ -23,7 +23,8 @@ FILES = [*sorted((ROOT / "trajstats").rglob("*.py")), *sorted((ROOT / "trainers"
 OTHERS = {
     "xarray": {"open_zarr"},
     "mathematics": {"evidence"},
-    "python": {"removeprefix"},
+    "python": {"removeprefix", "replace", "endswith"},
+    "tensorflow": {"load_checkpoint", "get_variable_to_shape_map", "get_tensor"},
     "torch": {
         *(
             "named_buffers",

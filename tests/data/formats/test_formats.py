@@ -239,3 +239,80 @@ def test_numbers_without_a_dimension_in_any_byte_order(tmp_path, dtype, save):
     assert found["scale"].read(0, 1).tolist() == [1.5]
     assert found["w"].read(1, 3).tolist() == [1, 2]
     assert open_checkpoint(tmp_path / "y.npy").tensors["array"].read(0, 1).tolist() == [2.5]
+
+
+def safetensors_file(path, tensors):
+    """Write a safetensors file by hand: {name: (type, shape, bytes)}."""
+    header, at = {}, 0
+    for name, (kind, shape, raw) in tensors.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + len(raw)]}
+        at += len(raw)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(raw for _, _, raw in tensors.values()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "n_bytes"),
+    [
+        *((f"F8_{e}", [3, 2], 6) for e in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")),
+        *(("F4", [4, 2], 4), ("F4", [3], 2), ("F6_E2M3", [4], 3), ("F6_E3M2", [4], 3), ("C64", [2], 16)),
+        ("F2_NEW", [5], 7),
+    ],
+)
+def test_small_floats_of_safetensors_are_left_out_by_name(tmp_path, kind, shape, n_bytes):
+    w = np.arange(4, dtype="<f4")
+    file = safetensors_file(
+        tmp_path / "x.safetensors", {"q": (kind, shape, bytes(n_bytes)), "w": ("F32", [4], w.tobytes())}
+    )
+    found = open_checkpoint(file)
+    np.testing.assert_array_equal(found.tensors["w"].read(0, 4), w)
+    assert found.passed_over["q"].startswith(f"type {kind}")
+    if kind != "F2_NEW":
+        file = safetensors_file(tmp_path / "x.safetensors", {"q": (kind, shape, bytes(n_bytes + 1))})
+        with pytest.raises(ts.UnsafeInputError, match=f"of {kind} does not fit"):
+            open_checkpoint(file)
+
+
+def test_a_model_of_8_bits_is_refused_with_what_to_do(tmp_path):
+    safetensors_file(tmp_path / "step1.safetensors", {"w": ("F8_E4M3", [2, 2], bytes(4))})
+    with pytest.raises(ts.UnsupportedError, match="save the weights as bfloat16"):
+        ingest(tmp_path / "step1.safetensors", tmp_path / "run.zarr")
+
+
+def test_items_of_orbax_whatever_they_are_called(tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    save, note = orbax.args.StandardSave, orbax.args.JsonSave({"a": 1})
+    state = {"params": {"w": np.arange(6.0).reshape(2, 3)}, "opt_state": {"m": np.ones(3)}}
+    items = {
+        "one": {"state": save(state), "metadata": note},
+        "two": {"params": save({"w": np.arange(6.0).reshape(2, 3)}), "opt_state": save({"m": np.ones(3)})},
+        "none": {"metadata": note},
+        "rivals": {"model": save({"w": np.ones(2)}), "ema": save({"w": np.ones(2)})},
+    }
+    for name, given in items.items():
+        with orbax.CheckpointManager(tmp_path / name) as manager:
+            for step in (0, 100):
+                manager.save(step, args=orbax.args.Composite(**given))
+    for name in ("one", "two"):
+        plan = ingest(tmp_path / name, tmp_path / f"{name}.zarr", dry_run=True)
+        assert (plan.steps, plan.layers) == ([0, 100], {"w": (2, 3)})
+        assert any("optimizer state" in why for why in plan.passed_over.values())
+        found = open_checkpoint(tmp_path / name / "100")
+        np.testing.assert_array_equal(found.tensors["w"].read(0, 6), np.arange(6.0))
+    assert open_checkpoint(tmp_path / "one" / "0").passed_over["metadata"] == "an orbax item without arrays"
+    with pytest.raises(ts.StoreError, match="no item of this orbax checkpoint.*its items are metadata"):
+        open_checkpoint(tmp_path / "none" / "0")
+    with pytest.raises(ts.ArgumentError, match="several sets of weights.*part='model'.*part='ema'"):
+        open_checkpoint(tmp_path / "rivals" / "0")
+
+
+def test_statistics_of_flax_nnx_are_buffers(tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    one = lambda: {"value": np.ones(3)}  # noqa: E731
+    tree = {"bn": {name: one() for name in ("mean", "var", "scale", "bias")}, "head": {"mean": one(), "kernel": one()}}
+    with orbax.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "step_1", tree)
+    found = open_checkpoint(tmp_path / "step_1")
+    assert found.buffers.keys() == {"bn.mean.value", "bn.var.value"}
+    assert found.tensors.keys() == {"bn.scale.value", "bn.bias.value", "head.mean.value", "head.kernel.value"}

@@ -378,3 +378,32 @@ def test_a_module_and_quantised_weights(tmp_path):
         ts.ingest([(0, torch.nn.Linear(2, 2))], tmp_path / "out.zarr")
     with pytest.raises(ts.UnsupportedError, match="quantised"):
         in_memory({"w": np.ones(3, np.int8)})
+
+
+def tensorflow_files(folder, step):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint").write_text(f'model_checkpoint_path: "ckpt-{step}"')
+    (folder / f"ckpt-{step}.index").write_bytes(b"x")
+    (folder / f"ckpt-{step}.data-00000-of-00001").write_bytes(b"x")
+    return folder
+
+
+def test_tensorflow_is_refused_with_a_recipe(tmp_path):
+    folder = tensorflow_files(tmp_path / "in", 100)
+    for given in (folder, folder / "ckpt-100.index", folder / "ckpt-100.data-00000-of-00001", str(folder / "ckpt-*")):
+        with pytest.raises(ts.UnsupportedError, match=r"load_checkpoint\('.*in/ckpt-100'\)\n.*\n  np\.savez") as caught:
+            ts.ingest(given, tmp_path / "run.zarr")
+        compile("\n".join(line.strip() for line in str(caught.value).splitlines()[1:]), "recipe", "exec")
+    (tmp_path / "saved" / "variables").mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"x")
+    with pytest.raises(ts.UnsupportedError, match=r"load_checkpoint\('.*saved/variables/variables'\)"):
+        ts.ingest(tmp_path / "saved", tmp_path / "run.zarr")
+
+
+def test_tensorflow_beside_a_series_is_named(tmp_path):
+    folder = tensorflow_files(tmp_path / "in", 100)
+    for step in (1, 2):
+        np.savez(folder / f"step{step}.npz", w=np.arange(9.0) * step)
+    plan = ts.ingest(folder, tmp_path / "run.zarr", dry_run=True)
+    assert plan.steps == [1, 2]
+    assert plan.left_out["ckpt-100.index"] == "of a TensorFlow checkpoint, which is not read"

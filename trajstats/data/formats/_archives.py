@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import struct
-import threading
 import zipfile
-import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +12,18 @@ import numpy as np
 
 from trajstats.data.formats._byte_cache import SHARED
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape, file_tensor
+from trajstats.data.formats._zip_files import Stream, Verified, open_zip
 from trajstats.data.safety._budget import BYTES, Budget, foreign, json_object, shorten
-from trajstats.errors import StoreError, UnsafeInputError, UnsupportedError
+from trajstats.errors import UnsafeInputError, UnsupportedError
 
 SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
 SAFETENSORS_TYPES |= {
     f"{kind}{n}": f"{name}{n}" for kind, name in (("I", "int"), ("U", "uint")) for n in (8, 16, 32, 64)
 }
-SAFETENSORS_BYTES = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2},
-    **{"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
+SAFETENSORS_BITS = {
+    **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32},
+    **{"U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    **{f"F8_{kind}": 8 for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")},
 }
 MAX_HEADER = 100 * 2**20
 MAX_JSON = 64 * 2**20
@@ -53,14 +51,16 @@ def read_safetensors(path: Path, budget: Budget) -> Checkpoint:
             raise UnsafeInputError(msg)
         shape = check_shape(where, entry.get("shape"))
         kind, offsets = entry.get("dtype"), entry.get("data_offsets")
-        if not isinstance(kind, str) or kind not in SAFETENSORS_BYTES:
-            msg = f"{where}: type {shorten(kind, 20)} is not a type of safetensors"
+        if not isinstance(kind, str) or not kind.isidentifier() or len(kind) > 20:
+            msg = f"{where}: type {shorten(kind, 20)} is not the name of a type"
             raise UnsafeInputError(msg)
         if not isinstance(offsets, list) or len(offsets) != 2:
             msg = f"{where}: offsets {shorten(offsets)} are not two numbers"
             raise UnsafeInputError(msg)
         start, stop = check_shape(where, offsets)
-        if stop - start != math.prod(shape) * SAFETENSORS_BYTES[kind] or 8 + length + stop > size:
+        bits = math.prod(shape) * SAFETENSORS_BITS.get(kind, 0)
+        misfit = kind in SAFETENSORS_BITS and 8 * (stop - start) != bits + -bits % 8
+        if misfit or start > stop or 8 + length + stop > size:
             msg = (
                 f"{where}: shape {shorten(shape)} of {kind} does not fit bytes {start} to {stop} of {size - 8 - length}"
             )
@@ -69,13 +69,20 @@ def read_safetensors(path: Path, budget: Budget) -> Checkpoint:
         if kind in SAFETENSORS_TYPES:
             found.tensors[name] = file_tensor(path, 8 + length + start, shape, SAFETENSORS_TYPES[kind])
         else:
-            found.passed_over[name] = f"type {kind}"
+            found.passed_over[name] = _why_not_read(kind)
     ranges.sort()
     for (_, stop, name), (start, _, other) in zip(ranges, ranges[1:], strict=False):
         if start < stop:
             msg = f"{path}: tensors {shorten(name)} and {shorten(other)} overlap"
             raise UnsafeInputError(msg)
     return found
+
+
+def _why_not_read(kind: str) -> str:
+    """Say why a type of safetensors is no weight here."""
+    if kind in {"F4", "F6_E2M3", "F6_E3M2"} or kind.startswith("F8_"):
+        return f"type {kind}: so few bits have a scale beside them, which is not applied; save the weights as bfloat16"
+    return f"type {kind}" if kind in SAFETENSORS_BITS else f"type {kind}, which is not known here"
 
 
 def _npy_header(stream: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -192,7 +199,7 @@ def _member_tensor(
             "save it with numpy.savez, or in C order"
         )
         raise UnsupportedError(msg)
-    stream = _Stream(path, info)
+    stream = Stream(path, info)
 
     def read(start: int, stop: int) -> np.ndarray:
         if fortran and len(shape) > 1:
@@ -203,193 +210,3 @@ def _member_tensor(
         return np.frombuffer(raw, dtype=dtype).astype(RAW[kind], copy=False)
 
     return Tensor(shape, kind, read)
-
-
-class _Stream:
-    """A compressed member, unpacked from front to back as ranges are read."""
-
-    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
-        self._path, self._info = path, info
-        self._stream: Any = None
-        self._lock = threading.Lock()
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Read bytes of the unpacked member."""
-        where = f"{self._path}: {shorten(self._info.filename)}"
-        with self._lock, foreign(where):
-            if self._stream is None or self._stream.tell() > start:
-                self.close()
-                self._archive = zipfile.ZipFile(self._path)
-                self._stream = self._archive.open(self._info)
-            while self._stream.tell() < start:
-                if not self._stream.read(min(2**20, start - self._stream.tell())):
-                    break
-            raw: bytes = self._stream.read(stop - start)
-            if stop >= self._info.file_size:
-                self.close()
-        if len(raw) != stop - start:
-            msg = f"{where} ends early; it is truncated"
-            raise StoreError(msg)
-        return raw
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._archive.close()
-            self._stream = None
-
-
-class Span(io.RawIOBase):
-    """A range of bytes of a file, as a file of its own."""
-
-    def __init__(self, path: Path, start: int, length: int) -> None:
-        super().__init__()
-        self._file = path.open("rb", buffering=0)
-        self._start, self._length, self._at = start, length, 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a place in the range."""
-        self._at = max(0, offset + (0, self._at, self._length)[whence])
-        return self._at
-
-    def tell(self) -> int:
-        """Return the place in the range."""
-        return self._at
-
-    def seekable(self) -> bool:
-        """Allow reading from any place."""
-        return True
-
-    def readable(self) -> bool:
-        """Allow reading."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read bytes, none beyond the range."""
-        view = memoryview(buffer)[: max(0, self._length - self._at)]
-        self._file.seek(self._start + self._at)
-        done: int = self._file.readinto(view) or 0
-        self._at += done
-        return done
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
-
-
-def open_zip(path: Path, budget: Budget, span: tuple[int, int] | None = None) -> zipfile.ZipFile:
-    """Open a zip archive, or one in a range of a file, whose members are plain: no way out, no overlap, no bomb."""
-    size = path.stat().st_size if span is None else span[1]
-    with path.open("rb") if span is None else Span(path, *span) as stream, foreign(str(path)):
-        # The directory is read whole; an entry takes 46 bytes there and several hundred in memory.
-        end = zipfile._EndRecData(stream) if hasattr(zipfile, "_EndRecData") else None
-    if end is not None:
-        _check_begin(path, end)
-        budget.spend_objects(6 * (end[zipfile._ECD_SIZE] // 46), f"{path}: its directory")  # type: ignore[attr-defined]
-    with foreign(str(path)):
-        archive = zipfile.ZipFile(path if span is None else io.BufferedReader(Span(path, *span)))
-    infos = archive.infolist()
-    try:
-        for info in infos:
-            _check_member(path, info, budget)
-        if end is not None and end[zipfile._ECD_ENTRIES_TOTAL] != len(infos):  # type: ignore[attr-defined]
-            n = end[zipfile._ECD_ENTRIES_TOTAL]  # type: ignore[attr-defined]
-            msg = f"{path}: its directory lists {len(infos)} members where there should be {n}; it is damaged"
-            raise StoreError(msg)
-        if sum(info.compress_size for info in infos) > size or len({i.filename for i in infos}) != len(infos):
-            msg = f"{path}: members overlap or share a name; this looks like a bomb and is not read"
-            raise UnsafeInputError(msg)
-    except BaseException:
-        archive.close()
-        raise
-    return archive
-
-
-def _check_begin(path: Path, end: Any) -> None:
-    """Check that an archive begins with the file, by the place and size of its directory."""
-    begin = end[zipfile._ECD_LOCATION] - end[zipfile._ECD_SIZE] - end[zipfile._ECD_OFFSET]  # type: ignore[attr-defined]
-    if end[zipfile._ECD_SIGNATURE] == zipfile.stringEndArchive64:  # type: ignore[attr-defined]
-        begin -= zipfile.sizeEndCentDir64 + zipfile.sizeEndCentDir64Locator  # type: ignore[attr-defined]
-    if begin != 0:
-        msg = f"{path}: the directory of the archive is not where its last record says; the file is damaged"
-        raise StoreError(msg)
-
-
-def _check_member(path: Path, info: zipfile.ZipInfo, budget: Budget) -> None:
-    name = info.filename
-    where = f"{path}: member {shorten(name)}"
-    if ".." in name.replace("\\", "/").split("/") or name.startswith(("/", "\\")) or "\0" in name or ":" in name[:3]:
-        msg = f"{where} points out of its folder"
-        raise UnsafeInputError(msg)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        msg = f"{where} is encrypted or packed in an unusual way"
-        raise UnsafeInputError(msg)
-    if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-        msg = f"{where} is not compressed, yet has {info.compress_size} bytes for {info.file_size}; it is damaged"
-        raise StoreError(msg)
-    budget.spend_unpacked(info.file_size, info.compress_size, where)
-
-
-def read_member(archive: zipfile.ZipFile, path: Path, name: str, most: int) -> bytes:
-    """Unpack a member of at most `most` bytes."""
-    info = archive.getinfo(name)
-    if info.file_size > most:
-        msg = f"{path}: {shorten(name)} takes {info.file_size} bytes; at most {most} are read"
-        raise UnsafeInputError(msg)
-    with foreign(f"{path}: {shorten(name)}"):
-        return archive.read(info)
-
-
-class Verified:
-    """The checksum of an uncompressed member, compared with its bytes before the first of them is used."""
-
-    def __init__(self, path: Path, info: zipfile.ZipInfo, span: tuple[int, int] | None = None) -> None:
-        self.begin = member_offset(path, info, span)
-        self._path, self._info = path, info
-        self._lock, self._fine = threading.Lock(), False
-
-    def check(self) -> None:
-        """Read the member once from front to back."""
-        with self._lock:
-            if self._fine:
-                return
-            left, found = self._info.file_size, 0
-            with self._path.open("rb", buffering=0) as stream:
-                stream.seek(self.begin)
-                while left > 0 and (part := stream.read(min(left, 2**20))):
-                    found, left = zlib.crc32(part, found), left - len(part)
-            if left or found != self._info.CRC:
-                msg = (
-                    f"{self._path}: {shorten(self._info.filename)} does not agree with its checksum; the file is "
-                    "damaged, or was written without checksums"
-                )
-                raise StoreError(msg)
-            self._fine = True
-
-    def tensor(self, tensor: Tensor) -> Tensor:
-        """Let a tensor of this member be read after the check."""
-
-        def read(start: int, stop: int) -> np.ndarray:
-            self.check()
-            return tensor.read(start, stop)
-
-        return replace(tensor, read=read)
-
-
-def member_offset(path: Path, info: zipfile.ZipInfo, span: tuple[int, int] | None = None) -> int:
-    """Find where the data of an uncompressed member begin."""
-    base, length = span or (0, path.stat().st_size)
-    with path.open("rb") as stream:
-        stream.seek(base + info.header_offset)
-        header = stream.read(30)
-    if header[:4] != b"PK\x03\x04" or len(header) != 30:
-        msg = f"{path}: member {shorten(info.filename)} is damaged"
-        raise StoreError(msg)
-    name, extra = struct.unpack("<HH", header[26:30])
-    start = info.header_offset + 30 + name + extra
-    if start + info.file_size > length:
-        msg = f"{path}: member {shorten(info.filename)} ends beyond the file; it is truncated"
-        raise StoreError(msg)
-    return base + start

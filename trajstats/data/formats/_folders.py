@@ -70,10 +70,10 @@ def read_folder(path: Path, budget: Budget) -> Checkpoint:
     for name in WEIGHT_FILES:
         if name in names:
             return read_group(path / name, budget)
-    if (path / "default" / "_METADATA").is_file():
-        return _read_orbax(path / "default", budget)
-    if set(names) & set(ORBAX_MARKS):
+    if "_METADATA" in names:
         return _read_orbax(path, budget)
+    if set(names) & set(ORBAX_MARKS) or (path / "default" / "_METADATA").is_file():
+        return _read_items(path, budget)
     single = [n for n in names if n.endswith(SINGLE_FILES) and not is_training_state(n)]
     shards = _shard_groups(path, names)
     if len(shards) == 1 or len(single) == 1:
@@ -115,6 +115,30 @@ def read_index(path: Path, budget: Budget) -> Checkpoint:
         msg = f"{path}: tensor {shorten(lost[0])} and {len(lost) - 1} more of the index are in no shard"
         raise StoreError(msg)
     return found
+
+
+def _read_items(path: Path, budget: Budget) -> Checkpoint:
+    """Read the items of an orbax checkpoint, whatever they are called; those without arrays are passed over by name."""
+    folders = [entry for entry in sorted(path.iterdir(), key=lambda e: natural_key(e.name)) if entry.is_dir()]
+    items = [folder for folder in folders if (folder / "_METADATA").is_file()]
+    others = {folder.name: "an orbax item without arrays" for folder in folders if folder not in items}
+    if not items:
+        listed = f"; its items are {', '.join(list(others)[:5])}" if others else ""
+        msg = (
+            f"{path}: no item of this orbax checkpoint has a _METADATA that describes arrays{listed}. It was not "
+            "finished, holds no arrays, or was written by an orbax older than 0.5"
+        )
+        raise StoreError(msg)
+    if len(items) == 1:
+        found = _read_orbax(items[0], budget)
+        return Checkpoint(str(path), found.tensors, {**found.passed_over, **others}, containers=found.containers)
+    joined = Checkpoint(str(path), {}, others)
+    for item in items:
+        found = _read_orbax(item, budget)
+        joined.tensors |= {f"{item.name}.{name}": tensor for name, tensor in found.tensors.items()}
+        joined.passed_over |= {f"{item.name}.{name}": why for name, why in found.passed_over.items()}
+        joined.containers |= {item.name, *(f"{item.name}.{name}" for name in found.containers)}
+    return joined
 
 
 def _read_orbax(path: Path, budget: Budget) -> Checkpoint:

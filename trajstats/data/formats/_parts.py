@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def is_training_state(name: str) -> bool:
     )
 
 
+def is_tensorflow(file: Path) -> bool:
+    """Say whether a file is of a TensorFlow checkpoint or SavedModel."""
+    if file.name == "saved_model.pb" or re.search(r"\.data-[0-9]{5}-of-[0-9]{5}$", file.name):
+        return True
+    return file.suffix == ".index" and any(file.parent.glob(glob.escape(file.stem) + ".data-*-of-*"))
+
+
+def refuse_tensorflow(file: Path) -> None:
+    """Refuse a TensorFlow checkpoint, with a recipe."""
+    if is_tensorflow(file):
+        saved = file.name == "saved_model.pb"
+        prefix = (
+            str(file.parent / "variables" / "variables") if saved else re.sub(r"\.(?:index|data-.*)$", "", str(file))
+        )
+        msg = (
+            f"{file} is of a TensorFlow checkpoint, which is not read. Convert each where TensorFlow is installed:\n"
+            f"  reader = tf.train.load_checkpoint({str(prefix)!r})\n"
+            "  names = [n for n in reader.get_variable_to_shape_map() if n.endswith('VARIABLE_VALUE') and "
+            "'optimizer' not in n]\n"
+            "  np.savez('step100.npz', **{n.split('/.')[0].replace('/', '.'): reader.get_tensor(n) for n in names})"
+        )
+        raise UnsupportedError(msg)
+
+
 def shards_of(file: Path) -> list[Path]:
     """List the files of a checkpoint that is cut into ``-00001-of-00003``; empty if the file is not such a part."""
     match = _SHARD.fullmatch(file.name)
@@ -106,6 +131,7 @@ def ranks_of(file: Path) -> list[Path]:
 
 def read_group(file: Path, budget: Budget | None = None) -> Checkpoint:
     """List every tensor of a checkpoint by one of its files: the others of its shards or ranks are read too."""
+    refuse_tensorflow(file)
     if shards := shards_of(file):
         return read_shards(shards)
     if _RANK_FILE.fullmatch(file.name) and (layers := _beside(file, _LAYER_FILE)):

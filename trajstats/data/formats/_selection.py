@@ -92,6 +92,7 @@ STATISTICS_KEYS = frozenset(["batch_stats", "buffers"])  # next to the parameter
 MOMENTS = frozenset(
     ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"]
 )
+_VALUE = re.compile(r"\.(?:raw_)?value$")  # around every array of flax nnx
 _AVERAGED = re.compile(
     r"(?:^|_)(?:ema|average|averaged|avg|swa|shadow|teacher|target|momentum|best)(?:_|$)", re.IGNORECASE
 )
@@ -223,13 +224,23 @@ def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -
 
 def _split(path: str, tensors: Mapping[str, Tensor], passed: dict[str, str]) -> Checkpoint:
     """Separate parameters from buffers."""
-    keras = _keras_buffers(tensors)
+    known = _keras_buffers(tensors) | _statistics_of_norms(tensors)
     chosen = Checkpoint(path, {}, passed)
     for name, tensor in tensors.items():
-        plain = re.sub(r":\d+$", "", name)
-        buffer = tensor.dtype not in FLOATING or name in keras or is_buffer(plain, tensor.dtype, tensor.shape)
+        plain = _VALUE.sub("", re.sub(r":\d+$", "", name))
+        buffer = tensor.dtype not in FLOATING or name in known or is_buffer(plain, tensor.dtype, tensor.shape)
         (chosen.buffers if buffer else chosen.tensors)[name] = tensor
     return chosen
+
+
+def _statistics_of_norms(names: Iterable[str]) -> set[str]:
+    """List mean and variance that lie beside a scale or bias, as flax nnx keeps those of a BatchNorm."""
+    beside: dict[str, dict[str, str]] = {}
+    for name in names:
+        parent, _, leaf = _VALUE.sub("", name).rpartition(".")
+        beside.setdefault(parent, {})[leaf] = name
+    norms = [found for found in beside.values() if {"mean", "var"} <= found.keys() and {"scale", "bias"} & found.keys()]
+    return {found[leaf] for found in norms for leaf in ("mean", "var")}
 
 
 def _keras_buffers(names: Iterable[str]) -> set[str]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from trajstats.data._naming import natural_key
 from trajstats.data.formats._folders import is_checkpoint_folder, is_orbax_folder, is_unfinished_folder
-from trajstats.data.formats._parts import is_first_part, is_training_state
+from trajstats.data.formats._parts import is_first_part, is_tensorflow, is_training_state, refuse_tensorflow
 from trajstats.data.hub._cache import find_cache, read_revisions, revision_name
 from trajstats.data.safety._links import check_links
 from trajstats.errors import ArgumentError, StoreNotFoundError, UnsupportedError
@@ -100,6 +100,8 @@ def _find_in_folder(root: Path) -> Discovery:
     left_out: dict[str, str] = {}
     found = _search(root, root, 0, left_out)
     if not found:
+        for file in (entry for entry in root.rglob("*") if entry.suffix in (".index", ".pb")):
+            refuse_tensorflow(file)
         beside = f"; beside them: {', '.join(list(left_out)[:5])}" if left_out else ""
         msg = f"{root} holds no checkpoint of a known format ({', '.join(SUFFIXES)}, orbax or sharded folders){beside}"
         raise StoreNotFoundError(msg)
@@ -156,6 +158,8 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
         elif entry.is_dir():
             if depth < MAX_FOLDERS and not is_training_state(entry.name):
                 below += _search(entry, root, depth + 1, inner)
+        elif is_tensorflow(entry):
+            inner[_name(entry, root)] = "of a TensorFlow checkpoint, which is not read"
         elif entry.name.endswith((*SUFFIXES, *REFUSED_SUFFIXES)) and is_first_part(entry):
             if is_training_state(entry.name):
                 inner[_name(entry, root)] = "optimizer or trainer state"
@@ -188,6 +192,7 @@ def _without_copies(files: Sequence[Path], root: Path | None, left_out: dict[str
     targets = {os.path.realpath(file) for file in files if not file.is_symlink()}
     for file in files:
         name = _name(file, root) if root is not None else str(file)
+        refuse_tensorflow(file)
         if file.is_symlink() and os.path.realpath(file) in targets:
             left_out[name] = f"a link to {os.path.basename(os.path.realpath(file))}"
         elif is_training_state(file.name) and len(files) > 1:

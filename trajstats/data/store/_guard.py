@@ -203,6 +203,11 @@ def node_names(place: Place) -> list[str]:
 def check_array(where: str, node: Mapping[str, Any], *, lazy: bool, rows: int | None) -> int:
     """Check codecs, type and sizes in the metadata of one array, and return how many files of data they claim."""
     shape, chunk, codecs, kind = _parts(where, node)
+    if not isinstance(node.get("attributes", {}), dict):
+        msg = (
+            f"{where}: its attributes are {shorten(node['attributes'])}, not names with values; restore it from a copy"
+        )
+        raise UnsafeInputError(msg)
     if not isinstance(kind, str) or kind not in ITEM_BYTES:
         msg = f"{where}: data type {shorten(kind)} is not read; allowed: {', '.join(ITEM_BYTES)}"
         raise UnsafeInputError(msg)

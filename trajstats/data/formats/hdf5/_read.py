@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.formats._archives import MAX_JSON, Verified, open_zip, read_member
+from trajstats.data.formats._archives import MAX_JSON
 from trajstats.data.formats._boxes import Box, box_tensor
 from trajstats.data.formats._byte_cache import SHARED
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape
+from trajstats.data.formats._zip_files import Verified, open_zip, read_member
 from trajstats.data.formats.hdf5._chunks import COMPRESSORS, FILTERS, decode_chunk
 from trajstats.data.safety._budget import PROMISED_SIZE, Budget, shorten
 from trajstats.data.safety._children import Child

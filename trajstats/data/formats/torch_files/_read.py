@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstats.data.formats._archives import Verified, open_zip, read_member
 from trajstats.data.formats._tensor import RAW, Checkpoint, Tensor, check_shape, file_tensor, leaves, outer_mappings
+from trajstats.data.formats._zip_files import Verified, open_zip, read_member
 from trajstats.data.formats.torch_files._deepspeed import check_whole
 from trajstats.data.formats.torch_files._machine import _Machine, _run
 from trajstats.data.formats.torch_files._names import ClassName, Opaque, Storage, Unread, View
