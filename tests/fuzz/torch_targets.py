@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from targets import checked, target, unchecked, weights
 
+from trajstats.data.formats._open import open_checkpoint
 from trajstats.data.ingest.into_store import ingest
 
 
@@ -123,6 +124,25 @@ def make_distributed(folder: Path) -> None:
     save_as_ranks(folder / "names", 2)
     metadata = folder / "names" / ".metadata"
     metadata.write_bytes(pickle.dumps(pickle.loads(metadata.read_bytes()), 2))  # names in the plain form
+
+
+def read_rank(path: Path, out: Path) -> dict[str, np.ndarray]:
+    found = open_checkpoint(path / "model_world_size_2_rank_0.pt")
+    return {name: tensor.read(0, tensor.size) for name, tensor in found.tensors.items()}
+
+
+@target("files of ranks", read=read_rank)
+def make_files_of_ranks(folder: Path) -> None:
+    import torch
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    (folder / "a").mkdir()
+    for rank in range(2):
+        with ranks(rank, 2) as mesh:
+            state = dict(tensors())
+            for axis, name in enumerate(("layer.bias", "layer.weight")):
+                state[name] = distribute_tensor(state[name], mesh, [Shard(axis)], src_data_rank=None)
+            torch.save(state, folder / "a" / f"model_world_size_2_rank_{rank}.pt")
 
 
 def read_folder(path: Path, out: Path) -> dict[str, np.ndarray]:

@@ -217,6 +217,69 @@ def test_the_state_of_a_model_and_its_optimizer_in_one_object(tmp_path):
     check(found, {f"app.model.{name}": p.detach() for name, p in model.named_parameters()})
 
 
+# --- a file of each rank ----------------------------------------------------------------------------------------------
+
+
+def save_files_of_ranks(folder, n, places, change=lambda rank, state: state):
+    """Write what each rank would write with torch.save, as verl does."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import distribute_tensor
+
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    folder.mkdir(parents=True)
+    for rank in range(n):
+        dist.init_process_group("fake", rank=rank, world_size=n, store=fake.FakeStore())
+        try:
+            mesh = dist.device_mesh.init_device_mesh("cpu", (n,))
+            state = {
+                k: distribute_tensor(w, mesh, [places[k]], src_data_rank=None) if k in places else w
+                for k, w in values().items()
+            }
+            torch.save(change(rank, state), folder / f"model_world_size_{n}_rank_{rank}.pt")
+            torch.save({"state": {0: torch.ones(3)}}, folder / f"optim_world_size_{n}_rank_{rank}.pt")
+            torch.save({"rng": torch.ones(3)}, folder / f"extra_state_world_size_{n}_rank_{rank}.pt")
+        finally:
+            dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_a_file_of_each_rank(tmp_path, n):
+    from torch.distributed.tensor import Replicate, Shard
+
+    places = {"layers.0.weight": Shard(0), "layers.0.bias": Shard(0), "embedding": Shard(1), "cube": Shard(2)}
+    for step in (10, 20):
+        save_files_of_ranks(tmp_path / "in" / f"global_step_{step}" / "actor", n, {**places, "half": Replicate()})
+    file = tmp_path / "in" / "global_step_10" / "actor" / f"model_world_size_{n}_rank_0.pt"
+    check(open_checkpoint(file), values())
+    plan = ts.ingest(tmp_path / "in", tmp_path / "out.zarr", dry_run=True)
+    assert plan.steps == [10, 20]
+    assert list(plan.left_out.values()).count("optimizer or trainer state") >= 4
+    file.with_name(f"model_world_size_{n}_rank_1.pt").unlink()
+    with pytest.raises(ts.StoreNotFoundError, match=rf"rank_1\.pt does not exist: 1 of the {n} files"):
+        open_checkpoint(file)
+
+
+def test_files_of_ranks_that_do_not_fit_together(tmp_path):
+    from torch.distributed.tensor import Shard
+
+    def differ(rank, state):
+        return state | {"scale": torch.tensor(float(rank))}
+
+    save_files_of_ranks(tmp_path / "differ", 2, {"cube": Shard(0)}, differ)
+    with pytest.raises(ts.UnsupportedError, match=r"'scale' is another one in the files of the other 1 ranks"):
+        open_checkpoint(tmp_path / "differ" / "model_world_size_2_rank_0.pt")
+    save_files_of_ranks(tmp_path / "swapped", 2, {"cube": Shard(0)})
+    one, other = (tmp_path / "swapped" / f"model_world_size_2_rank_{k}.pt" for k in (0, 1))
+    one.rename(tmp_path / "x")
+    other.rename(one)
+    (tmp_path / "x").rename(other)
+    with pytest.raises(ts.StoreError, match=r"'cube': rank 0 of 2 holds .* as piece 0"):
+        open_checkpoint(one)
+    save_files_of_ranks(tmp_path / "names", 2, {"cube": Shard(0)}, lambda k, s: s | {f"x{k}": torch.ones(1)})
+    with pytest.raises(ts.StoreError, match="do not hold the same tensors"):
+        open_checkpoint(tmp_path / "names" / "model_world_size_2_rank_0.pt")
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 

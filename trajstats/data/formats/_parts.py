@@ -10,8 +10,9 @@ import numpy as np
 
 from trajstats.data._naming import natural_key
 from trajstats.data.formats._files import read_file
-from trajstats.data.formats._tensor import Checkpoint, Tensor
+from trajstats.data.formats._tensor import Checkpoint, Tensor, input_size
 from trajstats.data.formats.torch_files._deepspeed import ZERO
+from trajstats.data.formats.torch_files._ranks import join_ranks
 from trajstats.data.safety._budget import Budget
 from trajstats.errors import StoreError, StoreNotFoundError, UnsupportedError
 
@@ -22,6 +23,9 @@ _RANK_FILE = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?P<tail>(?:_[0-9]+)?_model_
 _ZERO_3 = re.compile(r"zero_pp_rank_(?P<part>[0-9]+)_mp_rank_[0-9]+(?:_[0-9]+)?_model_states\.pt")
 _LAYER_FILE = re.compile(r"layer_(?P<layer>[0-9]+)-model_(?P<part>[0-9]+)-model_states\.pt")
 _EXPERT_FILE = re.compile(r"(?:layer_[0-9]+_)?expert_[0-9]+_mp_rank_[0-9]+_model_states\.pt")
+_WORLD_FILE = re.compile(
+    r"(?P<head>.*?)world_size_(?P<count>[0-9]{1,4})_rank_(?P<part>[0-9]{1,4})(?P<tail>\.(?:pt|pth|bin))"
+)
 _RANK_FOLDER = re.compile(r"mp_rank_(?P<part>[0-9]{2})(?:_[0-9]+)*")
 _STATE_STARTS = (
     "optimizer",
@@ -35,6 +39,8 @@ _STATE_STARTS = (
     "trainingstate",
     "scaler",
     "gradscaler",
+    "optimworldsize",
+    "extrastateworldsize",
     "zeropprank",
     "bfzeropprank",
 )
@@ -105,6 +111,8 @@ def is_first_part(file: Path) -> bool:
     if _EXPERT_FILE.fullmatch(file.name) and _beside(file, _RANK_FILE):
         return False
     ranks = ranks_of(file)
+    if ranks and _WORLD_FILE.fullmatch(file.name):
+        return file == next((rank for rank in ranks if rank.exists()), file)
     return len(ranks) < 2 or file == ranks[0]
 
 
@@ -119,6 +127,9 @@ def ranks_of(file: Path) -> list[Path]:
         found = [f for f in file.parent.iterdir() if _CONSOLIDATED.fullmatch(f.name) and f.suffix == file.suffix]
     elif match := _RANK_FILE.fullmatch(file.name):
         found = [f for f in file.parent.iterdir() if (m := _RANK_FILE.fullmatch(f.name)) and m["tail"] == match["tail"]]
+    elif match := _WORLD_FILE.fullmatch(file.name):
+        name = f"{match['head']}world_size_{match['count']}_rank_{{}}{match['tail']}"
+        return [file.parent / name.format(k) for k in range(int(match["count"]))]
     elif pattern := next((p for p in (_ZERO_3, _LAYER_FILE, _EXPERT_FILE) if p.fullmatch(file.name)), None):
         return _beside(file, pattern)
     elif _RANK_FOLDER.fullmatch(file.parent.name):
@@ -139,6 +150,9 @@ def read_group(file: Path, budget: Budget | None = None) -> Checkpoint:
     if _LAYER_FILE.fullmatch(file.name):
         return read_layers(ranks_of(file))
     _check_deepspeed(file)
+    if _WORLD_FILE.fullmatch(file.name) and len(ranks := ranks_of(file)) > 1:
+        _check_all_there(ranks)
+        return join_ranks(ranks)
     if len(ranks := ranks_of(file)) > 1:
         return read_ranks(ranks)
     return read_file(file, budget)
@@ -171,16 +185,17 @@ def read_layers(files: list[Path]) -> Checkpoint:
         )
         raise UnsupportedError(msg)
     found = Checkpoint(str(files[0]), {})
+    budget = Budget.for_size(sum(input_size(file) for file in files))
     for file, match in zip(files, matches, strict=True):
-        part = read_file(file)
+        part = read_file(file, budget)
         layer = f"layer_{match['layer']}" if match else file.stem
         found.tensors.update({f"{layer}.{name}": tensor for name, tensor in part.tensors.items()})
         found.passed_over.update({f"{layer}.{name}": why for name, why in part.passed_over.items()})
     return found
 
 
-def read_shards(files: list[Path]) -> Checkpoint:
-    """Put the shards of a checkpoint together; all must be there, and no name may be in two of them."""
+def _check_all_there(files: list[Path]) -> None:
+    """Refuse a checkpoint of which some files are missing."""
     if lost := [file for file in files if not file.is_file()]:
         there = next((file for file in files if file.is_file()), files[0])
         msg = (
@@ -188,6 +203,11 @@ def read_shards(files: list[Path]) -> Checkpoint:
             "Download all of them"
         )
         raise StoreNotFoundError(msg)
+
+
+def read_shards(files: list[Path]) -> Checkpoint:
+    """Put the shards of a checkpoint together; all must be there, and no name may be in two of them."""
+    _check_all_there(files)
     found = Checkpoint(str(files[0]), {})
     for file in files:
         part = read_file(file)

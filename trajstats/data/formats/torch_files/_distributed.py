@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from trajstats.data.formats._boxes import Box, box_tensor
+from trajstats.data.formats._boxes import box_tensor, read_chunks
 from trajstats.data.formats._tensor import MAX_NAME, RAW, Checkpoint, Tensor, check_shape
 from trajstats.data.formats.torch_files._machine import _Machine, _run
 from trajstats.data.formats.torch_files._names import KNOWN, ClassName, Opaque
@@ -82,7 +82,7 @@ class _Chunk:
     lock: threading.Lock = field(default_factory=threading.Lock)
     opened: Tensor | None = None
 
-    def tensor(self, where: str) -> Tensor:
+    def open(self, where: str) -> Tensor:
         """Open what lies in the range, once; it must be the tensor that `.metadata` describes."""
         with self.lock:
             if self.opened is None:
@@ -132,7 +132,7 @@ def read_distributed(path: Path, budget: Budget) -> Checkpoint:
         budget.spend_objects(16 * len(parts) if isinstance(parts, list | tuple) else 0, where)
         chunks = _chunks(path, name, parts, kind, stored)
         _check_cover(where, shape, chunks, budget)
-        found.tensors[name] = box_tensor(shape, kind, partial(_read_box, where, kind, chunks))
+        found.tensors[name] = box_tensor(shape, kind, partial(read_chunks, where, kind, chunks))
     if objects:
         more = f" ({len(objects)} of them)" if len(objects) > 1 else ""
         found.passed_over[objects[0]] = f"an object that is saved as a pickle, which is not read{more}"
@@ -299,35 +299,6 @@ def _check_cover(where: str, shape: tuple[int, ...], chunks: list[_Chunk], budge
     if (cells != 1).any():
         msg = f"{where}: its chunks overlap or leave gaps; .metadata is damaged"
         raise UnsafeInputError(msg)
-
-
-def _read_box(where: str, kind: str, chunks: list[_Chunk], box: Box) -> np.ndarray:
-    """Put a box of a tensor together from the chunks that it touches."""
-    out = np.empty([s.stop - s.start for s in box], np.uint16 if kind == "bfloat16" else RAW[kind])
-    for chunk in chunks:
-        low = [max(s.start, at) for s, at in zip(box, chunk.offsets, strict=True)]
-        high = [min(s.stop, at + n) for s, at, n in zip(box, chunk.offsets, chunk.sizes, strict=True)]
-        if any(a >= b for a, b in zip(low, high, strict=True)):
-            continue
-        tensor = chunk.tensor(where)
-        inner = [(a - at, b - at) for a, b, at in zip(low, high, chunk.offsets, strict=True)]
-        strides = [math.prod(chunk.sizes[d + 1 :]) for d in range(len(inner))]
-        first = sum(a * s for (a, _), s in zip(inner, strides, strict=True))
-        last = sum((b - 1) * s for (_, b), s in zip(inner, strides, strict=True))
-        values = tensor.read(first, last + 1)
-        if kind == "bfloat16":
-            values = (values.view(np.uint32) >> 16).astype(np.uint16)
-        shape = [b - a for a, b in inner]
-        if values.size != math.prod(shape):
-            grid = sum(
-                np.arange(n).reshape([-1 if d == k else 1 for d in range(len(shape))]) * s
-                for k, (n, s) in enumerate(zip(shape, strides, strict=True))
-            )
-            values = values[grid]
-        out[tuple(slice(a - s.start, b - s.start) for a, b, s in zip(low, high, box, strict=True))] = values.reshape(
-            shape
-        )
-    return out
 
 
 def _containers(paths: Any) -> frozenset[str]:

@@ -152,6 +152,8 @@ class Unread:
 
     def __init__(self, why: str, parts: Any = (), *, is_part: bool = False) -> None:
         self.why, self.parts, self.is_part = why, parts, is_part
+        # The numbers of this rank, the shape of all, the axis along which the ranks follow each other, its place there
+        self.piece: tuple[View, tuple[Any, ...], int, int] | None = None
 
 
 class _Wrapper:
@@ -283,11 +285,19 @@ def _whole_distributed(data: _Wrapper, state: Any) -> Any:
     attributes = holder.attributes()
     local, spec = attributes.get("_local_tensor"), attributes.get("_spec")
     places = spec.attributes().get("placements") if isinstance(spec, Opaque) else None
-    kinds = [p.name.rpartition(".")[2] if isinstance(p, Opaque) else "?" for p in places or ()] or ["?"]
+    placed = [p for p in places if isinstance(p, Opaque)] if isinstance(places, list | tuple) else []
+    kinds = [p.name.rpartition(".")[2] for p in placed] if placed and len(placed) == len(places or ()) else ["?"]
     if isinstance(local, View) and local.shape == data.shape and _WHOLE_PLACEMENTS.issuperset(kinds):
         local.beside = state
         return local
-    return Unread(PART.format(f"DTensor, {', '.join(kinds[:8])}"), (local, state), is_part=True)
+    unread = Unread(PART.format(f"DTensor, {', '.join(kinds[:8])}"), (local, state), is_part=True)
+    mesh = spec.attributes().get("mesh") if isinstance(spec, Opaque) else None
+    if isinstance(local, View) and kinds == ["Shard"] and isinstance(mesh, Opaque):
+        axis, at = placed[0].attributes().get("dim"), mesh.attributes().get("_coordinate_on_dim")
+        number = at[0] if isinstance(at, list | tuple) and len(at) == 1 else None
+        if isinstance(axis, int) and isinstance(number, int) and 0 <= axis < len(data.shape):
+            local.beside, unread.piece = state, (local, data.shape, axis, number)
+    return unread
 
 
 _REBUILD = (_tensor, _tensor_of_bytes, _parameter, _from_cpu_tensor, _Wrapper)

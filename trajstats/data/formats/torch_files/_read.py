@@ -29,14 +29,25 @@ MAX_PICKLE = 64 * 2**20
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_torch(path: Path, budget: Budget) -> Checkpoint:
-    """Read a torch checkpoint, in the zip format of torch >= 1.6 or the one before it."""
+# name -> shape of the whole tensor, axis along which it is split, number of the piece
+Pieces = dict[str, tuple[tuple[int, ...], int, int]]
+
+
+def read_torch(path: Path, budget: Budget, pieces: Pieces | None = None) -> Checkpoint:
+    """Read a torch checkpoint, in the zip format of torch >= 1.6 or the one before it.
+
+    One rank's piece of a distributed tensor is an error, unless there are `pieces` to note it in.
+    """
     with path.open("rb") as stream:
         magic = stream.read(4)
-    return read_torch_zip(path, budget) if magic == b"PK\x03\x04" else _read_legacy(path, budget)
+    if magic == b"PK\x03\x04":
+        return read_torch_zip(path, budget, pieces=pieces)
+    return _read_legacy(path, budget, pieces)
 
 
-def read_torch_zip(path: Path, budget: Budget, span: tuple[int, int] | None = None) -> Checkpoint:
+def read_torch_zip(
+    path: Path, budget: Budget, span: tuple[int, int] | None = None, pieces: Pieces | None = None
+) -> Checkpoint:
     """Read what `torch.save` wrote to a file, or to a range of a file (start, length)."""
     with open_zip(path, budget, span) as archive:
         infos = {info.filename: info for info in archive.infolist()}
@@ -62,10 +73,10 @@ def read_torch_zip(path: Path, budget: Budget, span: tuple[int, int] | None = No
             members[storage.key] = Verified(path, info, span)
         return members[storage.key].begin, info.file_size, members[storage.key]
 
-    return _collect(path, tree, machine.storages, locate, budget)
+    return _collect(path, tree, machine.storages, locate, budget, pieces)
 
 
-def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
+def _read_legacy(path: Path, budget: Budget, pieces: Pieces | None) -> Checkpoint:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(min(size, MAX_PICKLE))
@@ -107,7 +118,7 @@ def _read_legacy(path: Path, budget: Budget) -> Checkpoint:
             raise StoreError(msg)
         return (*places[storage.key], None)
 
-    return _collect(path, tree, machine.storages, locate, budget)
+    return _collect(path, tree, machine.storages, locate, budget, pieces)
 
 
 def _collect(
@@ -116,6 +127,7 @@ def _collect(
     storages: Mapping[str, Storage],
     locate: Callable[[Storage], tuple[int, int, Verified | None]],
     budget: Budget,
+    pieces: Pieces | None,
 ) -> Checkpoint:
     found = Checkpoint(str(path), {})
     if not isinstance(tree, Mapping | list | tuple):
@@ -123,7 +135,11 @@ def _collect(
     check_whole(str(path), tree)
     found.containers = outer_mappings(tree)
     left_out = LeftOut(str(path), budget)
-    for name, leaf in leaves(tree, str(path), budget):
+    for name, value in leaves(tree, str(path), budget):
+        leaf = value
+        if isinstance(leaf, Unread) and leaf.piece is not None and pieces is not None:
+            leaf, shape, axis, number = leaf.piece
+            pieces[name] = check_shape(f"{path}: tensor {shorten(name)}", shape), axis, number
         if isinstance(leaf, Opaque | ClassName | Unread):
             left_out.add(name, leaf)
         if not isinstance(leaf, View):
