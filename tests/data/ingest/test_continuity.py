@@ -202,3 +202,47 @@ def test_several_runs_in_one_file_and_old_formats(tmp_path):
     old = xr.open_zarr(tmp_path / "old.zarr", consolidated=False)
     old.drop_encoding().to_zarr(tmp_path / "new.zarr", zarr_format=3, consolidated=False)
     assert ts.ingest(tmp_path / "new.zarr", tmp_path / "out.zarr", dims={"step": "time"}).steps == [0, 1]
+
+
+def tied(step, *, names=("embed.weight", "lm_head.weight"), prefix=""):
+    torch = pytest.importorskip("torch")
+    matrix = torch.full((4, 3), float(step)) + torch.arange(12.0).reshape(4, 3)
+    return {f"{prefix}layer.weight": torch.full((3, 3), float(step)), **{prefix + name: matrix for name in names}}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("embed.weight", "lm_head.weight"), ("embed.weight",)],
+        [("embed.weight", "lm_head.weight"), ("lm_head.weight",)],
+        [("lm_head.weight",), ("embed.weight", "lm_head.weight")],
+        [("embed.weight",), ("embed.weight", "lm_head.weight"), ("embed.weight",)],
+    ],
+)
+def test_tied_tensors_under_either_name_and_another_format(tmp_path, names, prefix):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    (tmp_path / "in").mkdir()
+    for step, kept in enumerate(names, 1):
+        state = tied(step, names=kept, prefix=prefix)
+        if len(kept) == 2:
+            torch.save(state, tmp_path / "in" / f"step{step}.bin")
+        else:
+            save_file(state, tmp_path / "in" / f"step{step}.safetensors")
+    plan = ts.ingest(tmp_path / "in", tmp_path / "run.zarr")
+    assert plan.steps == list(range(1, len(names) + 1))
+    run = ts.open_trajectory(tmp_path / "run.zarr")
+    assert run.sizes["layer"] == 2
+    for step, row in enumerate(run.weights.values[0], 1):
+        assert sorted(row) == sorted([*np.arange(12.0) + step, *np.full(9, step)])
+
+
+def test_names_that_were_never_tied_are_not_taken_for_one_tensor(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "in").mkdir()
+    for step, kept in ((1, ("embed.weight",)), (2, ("lm_head.weight",))):
+        torch.save(tied(step, names=kept), tmp_path / "in" / f"step{step}.bin")
+    with pytest.raises(ts.SchemaError, match="lm_head"):
+        ts.ingest(tmp_path / "in", tmp_path / "run.zarr")

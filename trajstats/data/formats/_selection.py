@@ -126,9 +126,15 @@ def choose_tensors(
         names = _named_parts(found, names, [part] if isinstance(part, str) else list(part), passed)
     elif not optimizer:
         names = _one_model(found, names, passed)
-    tensors = _without_twins(found, names, passed)
-    short = _unwrapped(list(tensors), found.containers, part if isinstance(part, str) else None)
-    return _split(found.path, {short[name]: tensor for name, tensor in tensors.items()}, passed)
+    tensors, twins = _without_twins(found, names, passed)
+    around = part if isinstance(part, str) else None
+    short = _unwrapped(list(tensors), found.containers, around)
+    chosen = _split(found.path, {short[name]: tensor for name, tensor in tensors.items()}, passed)
+    if twins:
+        every = _unwrapped([*tensors, *twins], found.containers, around)
+        same = all(every[name] == short[name] for name in tensors)
+        chosen.twins = {every[name]: every[kept] for name, kept in twins.items()} if same else {}
+    return chosen
 
 
 def _other_state(name: str, containers: frozenset[str]) -> str:
@@ -188,8 +194,11 @@ def _named_parts(found: Checkpoint, names: list[str], parts: list[str], passed: 
     return kept
 
 
-def _without_twins(found: Checkpoint, names: Iterable[str], passed: dict[str, str]) -> dict[str, Tensor]:
-    """Keep each stored tensor once; which of its names does not depend on their order in the file."""
+def _without_twins(
+    found: Checkpoint, names: Iterable[str], passed: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Keep each stored tensor once, by a name that does not depend on their order in the file; list its others."""
+    twins: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
     seen: dict[Any, str] = {}
     wanted = list(names)
@@ -198,11 +207,12 @@ def _without_twins(found: Checkpoint, names: Iterable[str], passed: dict[str, st
         key = (tensor.storage, tensor.shape)
         if tensor.storage is not None and key in seen:
             passed[name] = f"the same tensor as {seen[key]}"
+            twins[name] = seen[key]
             continue
         if tensor.storage is not None:
             seen[key] = name
         kept[name] = tensor
-    return {name: kept[name] for name in wanted if name in kept}
+    return {name: kept[name] for name in wanted if name in kept}, twins
 
 
 def _unwrapped(names: list[str], containers: frozenset[str], part: str | None) -> dict[str, str]:

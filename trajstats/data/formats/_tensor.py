@@ -57,6 +57,7 @@ class Checkpoint:
     buffers: dict[str, Tensor] = field(default_factory=dict)  # State that is not trained
     # Outermost mappings in the file: a name that begins with one and a dot lies in it
     containers: frozenset[str] = frozenset()
+    twins: dict[str, str] = field(default_factory=dict)  # Second names of tensors -> the names they are kept under
 
 
 def input_size(path: Path) -> int:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +36,23 @@ def align_wrappers(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
         {wanted.get(plain_name(name), name): why for name, why in checkpoint.passed_over.items()},
         {give[name]: tensor for name, tensor in checkpoint.buffers.items()},
         checkpoint.containers,
+        {wanted.get(plain_name(a), a): wanted.get(plain_name(b), b) for a, b in checkpoint.twins.items()},
     )
+
+
+def align_twins(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
+    """Call a tensor that has two names as the first checkpoint does, where one of both says that it is one tensor."""
+    given = {}
+    for a, b in [*first.twins.items(), *checkpoint.twins.items()]:
+        for wanted, other in ((a, b), (b, a)):
+            new = wanted in first.tensors and wanted not in checkpoint.tensors
+            if new and other in checkpoint.tensors and other not in first.tensors:
+                given[other] = wanted
+    if not given or len(set(given.values())) != len(given):
+        return checkpoint
+    tensors = {given.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
+    passed = {name: why for name, why in checkpoint.passed_over.items() if name not in given.values()}
+    return replace(checkpoint, tensors=tensors, passed_over=passed)
 
 
 def find_renames(
