@@ -44,6 +44,8 @@ def read_trainer_states(files: Sequence[Path], steps: Sequence[int]) -> TrainerS
             found.oddities.append((k, f"has no {NAME}, which others have"))
             continue
         state = _read(place)
+        if EPOCH not in state and not state.get("log_history"):
+            continue  # it says nothing
         if state.get("global_step") != step:
             said = state.get("global_step")
             found.oddities.append((k, f"its {NAME} is of step {said!r:.40}, its name says {step}; it is left out"))
