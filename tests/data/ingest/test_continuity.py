@@ -34,6 +34,8 @@ WRAPPERS = {
     "taken off again": ["module.", "_orig_mod.module.", ""],
     "sharded": ["", "_fsdp_wrapped_module.", "module._fsdp_wrapped_module."],
     "always": ["_orig_mod."] * 3,
+    "parallel inside": ["", lambda name: name.replace("blocks.0.", "blocks.0.module."), ""],
+    "model and state_dict": ["", "state_dict.model.", "model._orig_mod."],
     "inside": ["", lambda name: name.replace("blocks.", "blocks._checkpoint_wrapped_module."), ""],
 }
 
@@ -218,6 +220,8 @@ def tied(step, *, names=("embed.weight", "lm_head.weight"), prefix=""):
         [("embed.weight", "lm_head.weight"), ("lm_head.weight",)],
         [("lm_head.weight",), ("embed.weight", "lm_head.weight")],
         [("embed.weight",), ("embed.weight", "lm_head.weight"), ("embed.weight",)],
+        [("lm_head.weight",), ("embed.weight",), ("embed.weight", "lm_head.weight")],
+        [("head",), ("embed.weight", "lm_head.weight"), ("head", "embed.weight"), ("lm_head.weight",)],
     ],
 )
 def test_tied_tensors_under_either_name_and_another_format(tmp_path, names, prefix):
@@ -246,3 +250,21 @@ def test_names_that_were_never_tied_are_not_taken_for_one_tensor(tmp_path):
         torch.save(tied(step, names=kept), tmp_path / "in" / f"step{step}.bin")
     with pytest.raises(ts.SchemaError, match="lm_head"):
         ts.ingest(tmp_path / "in", tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_weights_that_are_tied_in_some_checkpoints_only_are_refused(tmp_path, turned):
+    torch = pytest.importorskip("torch")
+    apart = tied(2)
+    apart["lm_head.weight"] = apart["lm_head.weight"] + 1
+    for step, state in enumerate([tied(1), apart][:: -1 if turned else 1]):
+        torch.save(state, tmp_path / f"step{step}.bin")
+    with pytest.raises(ts.SchemaError, match="lm_head"):
+        ts.ingest(tmp_path, tmp_path / "run.zarr")
+
+
+def test_module_inside_names_is_left_out_only_where_that_decides():
+    rng = np.random.default_rng(0)
+    names = [["a.module.w", "a.w"], ["a.module.w", "a.module.module.w"]]
+    given = {k: {name: rng.standard_normal((3, 2)).astype("f4") for name in pair} for k, pair in enumerate(names)}
+    assert {f.kind for f in findings(given)} & {"missing", "extra", "renamed"}

@@ -19,7 +19,7 @@ from trajstats.data.ingest._in_memory import in_memory, is_path, take_apart
 from trajstats.data.ingest._trainer_state import read_trainer_states
 from trajstats.data.ingest._unchanged import Source
 from trajstats.data.ingest._whole_series import read_series
-from trajstats.data.ingest.names._renames import align_twins, align_wrappers, find_renames
+from trajstats.data.ingest.names._renames import align_twins, align_wrappers, find_renames, tied_names
 from trajstats.data.ingest.names._stages import STAGE, missing_steps, stages_of
 from trajstats.data.ingest.names._steps import steps_of, to_step
 from trajstats.data.ingest.names._tokens import read_number
@@ -223,7 +223,8 @@ def make_series(
     kinds = {name: tensor.dtype for name, tensor in first.tensors.items()}
     names = [*first.tensors, *first.buffers]
     chosen = [first, *(align_wrappers(checkpoint, names) for checkpoint in chosen[1:])]
-    chosen = [first, *(align_twins(checkpoint, first) for checkpoint in chosen[1:])]
+    tied = tied_names(chosen)
+    chosen = [first, *(align_twins(checkpoint, first, tied) for checkpoint in chosen[1:])]
     for before, checkpoint in zip(chosen, chosen[1:], strict=False):
         found += _compare(checkpoint, layers, kinds, first, before)
     every = {tensor.dtype for checkpoint in chosen for tensor in checkpoint.tensors.values()}

@@ -21,13 +21,19 @@ ALIKE = 0.7
 def align_wrappers(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
     """Call tensors as the series does, where the names differ in the marks of wrappers only."""
     have = [*checkpoint.tensors, *checkpoint.buffers]
-    if set(have) == set(names):
+    known = set(names)
+    if set(have) == known:
         return checkpoint
     wanted = {plain_name(name): name for name in names}
     plain = [plain_name(name) for name in have]
     if len(wanted) != len(names) or len(set(plain)) != len(have):
         return checkpoint
     give = {name: wanted.get(short, name) for name, short in zip(have, plain, strict=True)}
+    # "module" around a submodule may also be a name of its own, so it is left out only where that decides.
+    bare = {_bare_name(name): name for name in names}
+    lost = [name for name in have if give[name] not in known]
+    if lost and len(bare) == len(names):
+        give |= {name: bare[_bare_name(name)] for name in lost if _bare_name(name) in bare}
     if len(set(give.values())) != len(have):
         return checkpoint
     return Checkpoint(
@@ -40,15 +46,30 @@ def align_wrappers(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
     )
 
 
-def align_twins(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
-    """Call a tensor that has two names as the first checkpoint does, where one of both says that it is one tensor."""
-    given = {}
-    for a, b in [*first.twins.items(), *checkpoint.twins.items()]:
-        for wanted, other in ((a, b), (b, a)):
-            new = wanted in first.tensors and wanted not in checkpoint.tensors
-            if new and other in checkpoint.tensors and other not in first.tensors:
-                given[other] = wanted
-    if not given or len(set(given.values())) != len(given):
+def _bare_name(name: str) -> str:
+    """Take wrappers out of a name, and every "module" inside it."""
+    *inner, last = plain_name(name).split(".")
+    return ".".join([*(part for part in inner if part != "module"), last])
+
+
+def tied_names(checkpoints: Sequence[Checkpoint]) -> dict[str, set[str]]:
+    """List which names are one tensor in some checkpoint: name -> all names of that tensor."""
+    groups: dict[str, set[str]] = {}
+    for checkpoint in checkpoints:
+        for a, b in checkpoint.twins.items():
+            both = groups.get(a, {a}) | groups.get(b, {b})
+            groups |= dict.fromkeys(both, both)
+    return groups
+
+
+def align_twins(checkpoint: Checkpoint, first: Checkpoint, tied: Mapping[str, set[str]]) -> Checkpoint:
+    """Call a tensor that has several names as the first checkpoint does, if no other tensor here has one of them."""
+    given: dict[str, str] = {}
+    for name in first.tensors.keys() - checkpoint.tensors.keys():
+        here = [other for other in tied.get(name, ()) if other in checkpoint.tensors]
+        if len(here) == 1 and here[0] not in first.tensors:
+            given[here[0]] = name
+    if not given:
         return checkpoint
     tensors = {given.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     passed = {name: why for name, why in checkpoint.passed_over.items() if name not in given.values()}
