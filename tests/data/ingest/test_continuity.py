@@ -268,3 +268,11 @@ def test_module_inside_names_is_left_out_only_where_that_decides():
     names = [["a.module.w", "a.w"], ["a.module.w", "a.module.module.w"]]
     given = {k: {name: rng.standard_normal((3, 2)).astype("f4") for name in pair} for k, pair in enumerate(names)}
     assert {f.kind for f in findings(given)} & {"missing", "extra", "renamed"}
+
+
+def test_a_name_that_is_alike_with_other_values_is_not_proposed():
+    series = walk(2)
+    rng = np.random.default_rng(9)
+    other = {name: rng.standard_normal(w.shape).astype("f4") for name, w in series[10].items()}
+    series[10] = renamed(other, lambda name: name.replace("ln.weight", "ln.weights"))
+    assert sorted(f.kind for f in findings(series) if "ln" in f.tensor) == ["extra", "missing"]

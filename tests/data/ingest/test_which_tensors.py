@@ -407,3 +407,15 @@ def test_tensorflow_beside_a_series_is_named(tmp_path):
     plan = ts.ingest(folder, tmp_path / "run.zarr", dry_run=True)
     assert plan.steps == [1, 2]
     assert plan.left_out["ckpt-100.index"] == "of a TensorFlow checkpoint, which is not read"
+
+
+def test_links_to_a_folder_above_are_not_followed(tmp_path):
+    folder = tmp_path / "in"
+    for step in (1, 2):
+        (folder / f"step{step}").mkdir(parents=True)
+        np.savez(folder / f"step{step}" / "model.npz", w=np.arange(9.0) * step)
+    (folder / "step2" / "again").symlink_to(folder)
+    (folder / "here").symlink_to(folder)
+    plan = ts.ingest(folder, tmp_path / "run.zarr", dry_run=True)
+    assert plan.steps == [1, 2]
+    assert plan.left_out == dict.fromkeys(["here", "step2/again"], "a link to a folder above it")

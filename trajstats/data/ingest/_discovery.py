@@ -155,6 +155,8 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
             continue
         if _UNFINISHED.search(entry.name):
             inner[_name(entry, root)] = "not finished"
+        elif entry.is_symlink() and Path(os.path.realpath(entry)) in {root.resolve(), *_above(folder, root)}:
+            inner[_name(entry, root)] = "a link to a folder above it"
         elif entry.is_dir():
             if depth < MAX_FOLDERS and not is_training_state(entry.name):
                 below += _search(entry, root, depth + 1, inner)
@@ -180,6 +182,11 @@ def _search(folder: Path, root: Path, depth: int, left_out: dict[str, str]) -> l
                 files.remove(file)
     left_out |= inner
     return files + below
+
+
+def _above(folder: Path, root: Path) -> set[Path]:
+    """List a folder and those above it up to the root."""
+    return {place.resolve() for place in (folder, *folder.parents) if place == root or root in place.parents}
 
 
 def _name(path: Path, root: Path) -> str:

@@ -16,6 +16,7 @@ from trajstats.data.formats._tensor import Checkpoint
 SAMPLE = 4096
 MAX_COMPARED = 400  # names that are compared letter by letter
 ALIKE = 0.7
+CONTINUED = 0.5  # squared distance to the values before, relative to that of unrelated values
 
 
 def align_wrappers(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
@@ -94,7 +95,8 @@ def find_renames(
         old = _sample(before, m)
         rivals = [other for other in extra if after.tensors[other].shape == before.tensors[m].shape]
         distances = {other: float(np.sum((samples[other] - old) ** 2)) for other in rivals}
-        if distances[e] <= min(distances.values()):
+        apart = float(np.sum(samples[e] ** 2) + np.sum(old**2))  # about the distance of unrelated values
+        if distances[e] <= min(*distances.values(), CONTINUED * apart):
             confirmed[m] = (e, prefix)
     return confirmed
 
