@@ -367,6 +367,50 @@ def make_pickle_of_an_endless_byte_array(folder, mark):
     torch_zip(folder / "x.pt", b"\x80\x05}\x8c\x01a\x96" + struct.pack("<Q", 2**62) + bytes(2**20))
 
 
+def distributed(folder, chunks, entries=1):
+    """Write a `.metadata` whose tensors share one description with these chunks; chunk "c" is the first memo."""
+
+    def made(name, state):
+        return b"ctorch.distributed.checkpoint.metadata\n" + name + b"\n)\x81" + state + b"b"
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    chunk = made(b"ChunkStorageMetadata", b"}(" + text(b"offsets") + b"K\x00\x85" + text(b"sizes") + b"K\x02\x85u")
+    properties = made(b"TensorProperties", b"(ctorch\nfloat32\nN\x89N\x89t")
+    state = b"}(" + text(b"properties") + properties + text(b"size") + b"K\x02\x85" + text(b"chunks") + chunks + b"u"
+    tensor = made(b"TensorStorageMetadata", state)
+    names = b"".join(text(b"%06x" % k) + b"h\x01" for k in range(entries))
+    listed = b"}(" + text(b"state_dict_metadata") + b"}(" + names + b"u" + text(b"storage_data") + b"}u"
+    (folder / "step1").mkdir()
+    head = b"\x80\x02" + chunk + b"q\x000" + tensor + b"q\x010"
+    (folder / "step1" / ".metadata").write_bytes(head + made(b"Metadata", listed) + b".")
+    (folder / "step1" / "__0_0.distcp").write_bytes(bytes(100))
+
+
+def make_dcp_of_chunks_that_are_stored_nowhere(folder, mark):
+    distributed(folder, b"]h\x00a")
+
+
+def make_dcp_of_many_equal_chunks(folder, mark):
+    distributed(folder, b"(" + b"h\x00" * 440_000 + b"l")
+
+
+def make_dcp_of_many_tensors_with_one_description(folder, mark):
+    distributed(folder, b"]", 60_000)
+
+
+def make_dcp_of_chunks_that_hold_themselves(folder, mark):
+    distributed(folder, b"]q\x02h\x02a")
+
+
+def make_dcp_with_a_link(folder, mark):
+    distributed(folder, b"]h\x00a")
+    (folder / "step1" / "__0_0.distcp").unlink()
+    (folder.parent / "secret").write_bytes(bytes(100))
+    (folder / "step1" / "__0_0.distcp").symlink_to(folder.parent / "secret")
+
+
 def make_msgpack_of_nils(folder, mark):
     (folder / "x.msgpack").write_bytes(b"\xdd" + struct.pack(">I", 4_000_000) + b"\xc0" * 4_000_000)
 
