@@ -217,6 +217,53 @@ def test_the_state_of_a_model_and_its_optimizer_in_one_object(tmp_path):
     check(found, {f"app.model.{name}": p.detach() for name, p in model.named_parameters()})
 
 
+def write_by_hand(folder, name, whole, pieces):
+    """Write one tensor in several chunks and files, with torch's own classes."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks, places = [], {}
+    for k, (offsets, sizes) in enumerate(pieces):
+        part = whole[tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True))].clone()
+        file = folder / f"__{k % 2}_0.distcp"
+        first = file.stat().st_size if file.exists() else 0
+        torch.save(part, folder / "one")
+        with file.open("ab") as stream:
+            stream.write((folder / "one").read_bytes())
+        length = (folder / "one").stat().st_size
+        (folder / "one").unlink()
+        chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+        places[MetadataIndex(name, torch.Size(offsets), k)] = _StorageInfo(file.name, first, length)
+    entry = TensorStorageMetadata(TensorProperties(dtype=whole.dtype), whole.shape, chunks)
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({name: entry}, storage_data=places)))
+
+
+GRIDS = {
+    "rows": [((0, 0, 0), (2, 5, 4)), ((2, 0, 0), (3, 5, 4)), ((5, 0, 0), (1, 5, 4))],
+    "columns": [((0, 0, 0), (6, 5, 3)), ((0, 0, 3), (6, 5, 1))],
+    "grid": [((0, 0, 0), (4, 2, 4)), ((4, 0, 0), (2, 2, 4)), ((0, 2, 0), (4, 3, 4)), ((4, 2, 0), (2, 3, 4))],
+    "uneven": [((0, 0, 0), (6, 1, 4)), ((0, 1, 0), (2, 4, 4)), ((2, 1, 0), (4, 4, 2)), ((2, 1, 2), (4, 4, 2))],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_chunks_in_several_files(tmp_path, grid, dtype):
+    whole = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    write_by_hand(tmp_path / "x", "w", whole, GRIDS[grid])
+    tensor = open_checkpoint(tmp_path / "x").tensors["w"]
+    flat = whole.float().numpy().ravel()
+    for start, stop in [(0, 120), (0, 1), (7, 8), (3, 77), (19, 20), (119, 120), (40, 40)]:
+        np.testing.assert_array_equal(tensor.read(start, stop), flat[start:stop])
+
+
 # --- a file of each rank ----------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,7 @@ OBJECTS = {
     "deque": collections.deque([1, 2]),
     "datetime": datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
     "enum": Color.RED,
+    "error": ValueError("no"),
     "config": Config(lr=1.0, inner=Config(sizes=[1, 2]), color=Color.RED),
     "settings": Settings(a=1, b=Settings(c=2)),
     "slotted": Slotted(Slotted(3)),
@@ -217,7 +218,17 @@ def test_kinds_that_are_read(tmp_path, tensor):
 
 
 class Strange(torch.Tensor):
-    """A tensor whose numbers may mean anything."""
+    """A tensor of a class of its own."""
+
+
+def scaled(tensor):
+    tensor.scale = torch.ones(3)
+    return tensor
+
+
+def test_floating_numbers_of_a_class_of_its_own_are_read(tmp_path):
+    found, _ = one(tmp_path, torch.arange(3.0).as_subclass(Strange))
+    assert found.read(0, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +242,8 @@ class Strange(torch.Tensor):
         (lambda: torch.ones(4).to(torch.float8_e4m3fn), "type float8_e4m3fn"),
         (lambda: torch.complex(torch.ones(3), torch.ones(3)).conj().imag, "stored negative"),
         (lambda: torch.complex(torch.ones(3), torch.ones(3)), "not a tensor of numbers"),
-        (lambda: torch.ones(3).as_subclass(Strange), "class .*Strange, which may mean something else"),
+        (lambda: torch.arange(3).as_subclass(Strange), "class .*Strange, which may mean something else"),
+        (lambda: scaled(torch.ones(3).as_subclass(Strange)), "class .*Strange, which may mean something else"),
         (lambda: np.ones(3), "NumPy array"),
     ],
 )

@@ -253,6 +253,7 @@ def check_key(key: Any) -> None:
         raise ValueError(msg)
 
 
+_FLOATING = frozenset(["float32", "float64", "float16", "bfloat16"])
 _PLAIN_TENSORS = frozenset(["torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"])
 _DISTRIBUTED = "DTensor"
 SHARDED = "ShardedTensor"
@@ -273,9 +274,17 @@ def _from_type(function: Any, kind: Any, arguments: Any, state: Any = None, *_: 
     last = name.rpartition(".")[2]
     if last == _DISTRIBUTED and isinstance(data, _Wrapper):
         return _whole_distributed(data, state)
-    if isinstance(data, View) and name not in _PLAIN_TENSORS:
+    if isinstance(data, View) and name not in _PLAIN_TENSORS and not _means_its_numbers(data, state):
         return Unread(f"a tensor of class {name}, which may mean something else than its numbers", (data, state))
     return data if isinstance(data, View | Unread) else Unread(f"a tensor of class {name}", (data, state))
+
+
+def _means_its_numbers(data: View, state: Any) -> bool:
+    """Say of a tensor of a class that is not known: floating numbers without a scale or the like beside them."""
+    holder = Opaque("")
+    holder.given.append(state)
+    beside = any(isinstance(value, View | Unread) for value in holder.attributes().values())
+    return getattr(data.storage, "dtype", "") in _FLOATING and not beside
 
 
 def _whole_distributed(data: _Wrapper, state: Any) -> Any:
@@ -350,7 +359,7 @@ def is_refused(module: str, name: str) -> bool:
     """Say whether a name can run code or reach files; nothing of what is left is ever imported either."""
     parts = module.split(".")
     if module in _BUILTINS:
-        return name not in _HARMLESS_BUILTINS
+        return name not in _HARMLESS_BUILTINS and not name.endswith(("Error", "Exception", "Warning"))
     whole = f"{module}.{name}"
     inner = [*parts[1:], *name.split(".")]
     return (
