@@ -191,3 +191,17 @@ def test_coordinates_of_layers_along_something_else(tmp_path, name):
     run.to_zarr(tmp_path / "run.zarr", consolidated=False)
     with pytest.raises(ts.SchemaError, match=f"{name} has dims"):
         ts.open_trajectory(tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("attributes", [[], [1], "x", 3])
+def test_attributes_of_an_array_that_are_no_mapping(tmp_path, attributes):
+    path = tmp_path / "run.zarr"
+    with ts.TrajectoryWriter(path, {"w": (3,)}, buffers={"n": ((), "int64")}) as writer:
+        writer.append(0, np.zeros(3), buffers={"n": np.int64(1)})
+    file = path / "buffer_bytes" / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attributes": attributes}))
+    calls = [ts.open_trajectory, lambda p: ts.TrajectoryWriter(p, {"w": (3,)}, buffers={"n": ((), "int64")})]
+    for call in calls:
+        with pytest.raises(ts.TrajstatsError, match=r"run\.zarr") as caught:
+            call(path)
+        assert len(str(caught.value)) < 1000
